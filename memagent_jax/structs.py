@@ -1,0 +1,52 @@
+"""The axis legend and the structs that every layer passes to the next.
+
+An array's name ends in its axes:
+
+    B documents           G rollouts per document   N rows of a batch (B*G)
+    C chunk slots         K chunk tokens            Q question tokens
+    M memory tokens       R response tokens         W any shared row width
+    T query positions of one forward pass           P prompt tokens
+    S cache slots         V vocab                   E embed
+    H query heads         J kv heads                D head dim
+    F mlp                 L layers
+
+Padding is known by length, never by token value: of row n of `ids_NxW` the
+first `length_N[n]` tokens are real, and what follows is arbitrary.
+"""
+
+from flax import struct
+import jax
+
+EOS = 0  # the row sampled a control id
+LENGTH = 1  # the row reached its token cap
+SKIPPED = 2  # the row had nothing to read: its memory was kept, nothing sampled
+FINISH_REASONS = ('eos', 'length', 'skipped')
+
+
+class Tokens(struct.PyTreeNode):
+  """Right-padded rows of token ids."""
+
+  ids_NxW: jax.Array  # int32
+  length_N: jax.Array  # int32, tokens
+
+
+class Response(struct.PyTreeNode):
+  """What `decode.generate` sampled for each row."""
+
+  ids_NxR: jax.Array  # int32; the control id that ended the row included
+  logprob_NxR: jax.Array  # float32; of the distribution that was sampled from
+  length_N: jax.Array  # int32; sampled tokens, the ending control id included
+  finish_N: jax.Array  # int32; EOS, LENGTH or SKIPPED
+
+
+class Turns(struct.PyTreeNode):
+  """The memory turns of a window of C chunk slots.
+
+  Every field has a leading axis C. `memory` is what each turn left behind: the
+  response without its control id and without a thinking span, or the previous
+  memory where the row was skipped.
+  """
+
+  response: Response
+  memory: Tokens
+  thought_CxN: jax.Array  # int32; thinking tokens that were stripped
