@@ -73,7 +73,7 @@ def _spec(mesh, name, axes, shape) -> PartitionSpec:
         f'{name}: axis {axis!r} has no rule; known: {sorted(PARAM_RULES)}.'
       )
     target = PARAM_RULES[axis]
-    if target is not None and mesh.shape[target] > 1:
+    if target is not None:
       if target in used:
         raise ValueError(
           f'{name}: axes {used[target]!r} and {axis!r} are both split over '

@@ -39,6 +39,8 @@ _SCALARS = {
   12: 'd',
 }
 _STRING, _ARRAY = 8, 9
+# A longer string or array of numbers is a damaged length field.
+_MAX_VALUE_BYTES = 1 << 30
 _TOP = {
   'model.embed_tokens.weight': 'token_embd.weight',
   'model.norm.weight': 'output_norm.weight',
@@ -100,12 +102,14 @@ class GGUFModel:
   def read(self, name: str) -> np.ndarray:
     """The tensor of a Hugging Face name, float32, in Hugging Face's order."""
     entry = self._entries[_gguf_name(name)]
+    # As rows, which `gguf` dequantises a few at a time.
+    rows = entry.shape[0] if len(entry.shape) > 1 else 1
     data = np.memmap(
       self.path,
       dtype=np.uint8,
       mode='r',
       offset=entry.offset_bytes,
-      shape=(entry.size_bytes,),
+      shape=(rows, entry.size_bytes // rows),
     )
     type_ = gguf.GGMLQuantizationType[entry.type_name]
     tensor = gguf.dequantize(data, type_).reshape(entry.shape)
@@ -326,13 +330,21 @@ def _entry(path, size, name, shape, code, offset) -> _Entry:
   return _Entry(type_name, shape, offset, bytes_)
 
 
+def _take(f: BinaryIO, count: int) -> bytes:
+  """Exactly `count` bytes; struct.error where the file has fewer."""
+  data = f.read(min(count, _MAX_VALUE_BYTES))
+  if len(data) != count:
+    raise struct.error(f'{count} bytes expected, {len(data)} there')
+  return data
+
+
 def _scalar(f: BinaryIO, code: str) -> Any:
-  (value,) = struct.unpack(f'<{code}', f.read(struct.calcsize(f'<{code}')))
+  (value,) = struct.unpack(f'<{code}', _take(f, struct.calcsize(f'<{code}')))
   return value
 
 
 def _string(f: BinaryIO) -> str:
-  return f.read(_scalar(f, 'Q')).decode('utf-8')
+  return _take(f, _scalar(f, 'Q')).decode('utf-8')
 
 
 def _value(f: BinaryIO, code: int) -> Any:
@@ -342,8 +354,8 @@ def _value(f: BinaryIO, code: int) -> Any:
   if code == _ARRAY:
     item, count = _scalar(f, 'I'), _scalar(f, 'Q')
     if item in _SCALARS:
-      layout = f'<{count}{_SCALARS[item]}'
-      return list(struct.unpack(layout, f.read(struct.calcsize(layout))))
+      data = _take(f, count * struct.calcsize(f'<{_SCALARS[item]}'))
+      return list(struct.unpack(f'<{count}{_SCALARS[item]}', data))
     return [_value(f, item) for _ in range(count)]
   if code not in _SCALARS:
     raise struct.error(f'unknown metadata type {code}')

@@ -21,7 +21,12 @@ import numpy as np
 
 from memagent_jax.models import configs, safetensors_io, tensor_layout
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.models.safetensors_io import INDEX, SINGLE, read_json
+from memagent_jax.models.safetensors_io import (
+  INDEX,
+  SINGLE,
+  read_json,
+  shorten,
+)
 from memagent_jax.models.tensor_layout import Param
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -125,6 +130,19 @@ def load_params(
   """The params tree of a directory's safetensors; see `params_from_tensors`.
 
   Raises:
+    ValueError: see `open_tensors`.
+  """
+  return params_from_tensors(
+    config, open_tensors(directory, config), shardings, dtype
+  )
+
+
+def open_tensors(
+  directory: str | os.PathLike, config: ModelConfig
+) -> Callable[[str], np.ndarray]:
+  """Reader of a directory's tensors by name, memory-mapped one at a time.
+
+  Raises:
     ValueError: a tensor is missing, unexpected or of the wrong shape; a file is
       missing, truncated or damaged.
   """
@@ -134,7 +152,7 @@ def load_params(
   missing = [name for name in expected if name not in entries]
   if missing:
     raise ValueError(
-      f'{directory}: {len(missing)} tensors missing: {safetensors_io.shorten(missing)}; '
+      f'{directory}: {len(missing)} tensors missing: {shorten(missing)}; '
       f'{len(expected)} are expected, {len(entries)} are there.'
     )
   extra = [
@@ -144,14 +162,12 @@ def load_params(
   ]
   if extra:
     raise ValueError(
-      f'{directory}: {len(extra)} unexpected tensors: {safetensors_io.shorten(extra)}; the model '
-      'has parts that this decoder does not compute.'
+      f'{directory}: {len(extra)} unexpected tensors: {shorten(extra)}; the '
+      'model has parts that this decoder does not compute.'
     )
   for name, shape in expected.items():
     _check_shape(f'{name} in {entries[name].path}', entries[name].shape, shape)
-  return params_from_tensors(
-    config, lambda name: entries[name].read(), shardings, dtype
-  )
+  return lambda name: entries[name].read()
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
@@ -184,13 +200,7 @@ def save_model(
   """
   check_dtype(dtype)
   directory = Path(directory)
-  if directory.exists() and (
-    not directory.is_dir() or any(directory.iterdir())
-  ):
-    raise ValueError(
-      f'{directory}: exists and is not an empty directory; remove it or name '
-      'another.'
-    )
+  check_free(directory)
   # Built beside its place and renamed: a killed export leaves nothing that
   # looks like a model.
   partial = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
@@ -203,6 +213,17 @@ def save_model(
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
     raise
+
+
+def check_free(directory: Path) -> None:
+  """Raises ValueError unless the directory is absent or empty."""
+  if directory.exists() and (
+    not directory.is_dir() or any(directory.iterdir())
+  ):
+    raise ValueError(
+      f'{directory}: exists and is not an empty directory; remove it or name '
+      'another.'
+    )
 
 
 def _write_weights(

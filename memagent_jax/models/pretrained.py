@@ -20,9 +20,10 @@ import zipfile
 
 from absl import logging
 from jax.sharding import Mesh
+import numpy as np
 
 from memagent_jax import sharding
-from memagent_jax.models import huggingface, transformer
+from memagent_jax.models import configs, huggingface, transformer
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.tokenizer import Tokenizer
 
@@ -73,37 +74,50 @@ def load_model(
     ValueError: unknown name, unsupported or damaged model; says what to do.
   """
   path = resolve(name_or_dir, report)
+  report(f'loading {path}')
+  config, tokenizer, read = open_model(path)
+  shardings = None
+  if mesh is not None:
+    shardings = sharding.param_shardings(
+      mesh, transformer.abstract_params(config)
+    )
+  params = huggingface.params_from_tensors(config, read, shardings, dtype)
+  return Model(str(name_or_dir), config, params, tokenizer)
+
+
+def open_model(
+  path: Path,
+) -> tuple[ModelConfig, Tokenizer, Callable[[str], np.ndarray]]:
+  """Config, tokenizer and a reader of tensors by their Hugging Face name.
+
+  Args:
+    path: a model directory or .gguf file.
+
+  Raises:
+    ValueError: unsupported or damaged; see `huggingface`, `gguf`, `tokenizer`.
+  """
   if path.suffix == '.gguf':
+    # The package behind it is slow to import, and directories do not need it.
     from memagent_jax.models import gguf
 
     source = gguf.GGUFModel(path)
-    config, tokenizer = source.config, Tokenizer.from_gguf(path)
+    config, read = source.config, source.read
+    tokenizer = Tokenizer.from_gguf(source.metadata, str(path))
   else:
     config = huggingface.read_config(path)
+    read = huggingface.open_tensors(path, config)
     tokenizer = Tokenizer.from_directory(path)
   if tokenizer.vocab_size > config.vocab_size:
     raise ValueError(
       f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the embedding '
       f'{config.vocab_size} rows; they do not belong together.'
     )
-  shardings = None
-  if mesh is not None:
-    shardings = sharding.param_shardings(
-      mesh, transformer.abstract_params(config)
-    )
-  report(f'loading {path}')
-  if path.suffix == '.gguf':
-    params = huggingface.params_from_tensors(
-      config, source.read, shardings, dtype
-    )
-  else:
-    params = huggingface.load_params(path, config, shardings, dtype)
-  return Model(str(name_or_dir), config, params, tokenizer)
+  return config, tokenizer, read
 
 
-def default_model_dir() -> Path:
+def default_model_dir(report: Callable[[str], None] = logging.info) -> Path:
   """Directory of the default model, which is obtained if it is not there."""
-  return resolve(DEFAULT_MODEL)
+  return resolve(DEFAULT_MODEL, report)
 
 
 def resolve(
@@ -124,8 +138,8 @@ def resolve(
     return path
   raise ValueError(
     f'model {str(name_or_dir)!r}: no such name or path; expected one of the '
-    f'names {", ".join(NAMES)}, a Hugging Face model directory, or a .gguf '
-    'file.'
+    f'names {", ".join(NAMES)}, a Hugging Face model directory or a .gguf file '
+    f'(supported: {", ".join(configs.ARCHITECTURES)}).'
   )
 
 

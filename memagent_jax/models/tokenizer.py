@@ -83,8 +83,8 @@ class Tokenizer:
       ValueError: the directory has no tokenizer that transformers can read.
     """
     import tokenizers
-    import transformers
 
+    transformers = _import_transformers()
     directory = Path(directory)
     try:
       hf = transformers.AutoTokenizer.from_pretrained(
@@ -105,18 +105,18 @@ class Tokenizer:
     return cls(backend, hf, _eos_of_configs(directory))
 
   @classmethod
-  def from_gguf(cls, path: str | os.PathLike) -> 'Tokenizer':
-    """Tokenizer of a GGUF file, built from its metadata.
+  def from_gguf(cls, metadata: Mapping[str, Any], source: str) -> 'Tokenizer':
+    """Tokenizer built from a GGUF file's metadata.
+
+    Args:
+      metadata: `gguf.GGUFModel.metadata`.
+      source: where it came from, for error messages.
 
     Raises:
       ValueError: not a byte-level BPE with one of GGUF_PRE_TOKENIZERS.
     """
-    import transformers
-
-    from memagent_jax.models import gguf
-
-    metadata = gguf.GGUFModel(path).metadata
-    backend = _backend_of_gguf(metadata, str(path))
+    transformers = _import_transformers()
+    backend = _backend_of_gguf(metadata, source)
     names = {}
     tokens = metadata['tokenizer.ggml.tokens']
     for role, key in (
@@ -220,6 +220,14 @@ class Tokenizer:
     (directory / 'tokenizer_config.json').write_text(
       json.dumps(config, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )
+
+
+def _import_transformers():
+  """The transformers module, imported without its advice to install torch."""
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+  import transformers
+
+  return transformers
 
 
 def _eos_of_configs(directory: Path) -> list[int]:

@@ -1,0 +1,62 @@
+"""Fixtures that several test files share."""
+
+import pytest
+
+from memagent_jax.models import pretrained
+
+# A chat format with everything ours must handle: control tokens, a system
+# message, and a thinking switch as Qwen3 has it.
+CHAT_TEMPLATE = (
+  "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content"
+  " + '<|im_end|>\\n' }}{% endfor %}"
+  "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+  "{%- if enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}"
+  '{%- endif %}{% endif %}'
+)
+
+
+@pytest.fixture(scope='session')
+def smollm2_dir():
+  """Directory of the default model; skips where it cannot be obtained."""
+  try:
+    return pretrained.default_model_dir()
+  except ValueError as e:
+    pytest.skip(f'the default model cannot be obtained: {e}')
+
+
+@pytest.fixture(scope='session')
+def tiny_tokenizer():
+  """A byte-level tokenizer of 269 ids: 256 bytes, 6 merges, 7 added tokens.
+
+  Added: 262 <|endoftext|> (pad), 263 <|im_start|>, 264 <|im_end|> (eos), and
+  not special: 265 <think>, 266 </think>, 267 <tool_call>, 268 </tool_call>.
+  """
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers
+  import transformers
+
+  from memagent_jax.models.tokenizer import Tokenizer
+
+  merges = [('h', 'e'), ('l', 'l'), ('Ġ', 't'), ('he', 'll'), ('<', '|')]
+  merges.append(('|', '>'))
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  vocab = {
+    token: i for i, token in enumerate([*alphabet, *(a + b for a, b in merges)])
+  }
+  backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.add_special_tokens(['<|endoftext|>', '<|im_start|>', '<|im_end|>'])
+  backend.add_tokens(
+    [
+      tokenizers.AddedToken(text, special=False, normalized=False)
+      for text in ('<think>', '</think>', '<tool_call>', '</tool_call>')
+    ]
+  )
+  hf = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend,
+    eos_token='<|im_end|>',
+    pad_token='<|endoftext|>',
+  )
+  hf.chat_template = CHAT_TEMPLATE
+  return Tokenizer(backend, hf)
