@@ -18,12 +18,12 @@ import transformers
 
 HERE = Path(__file__).parent
 # Tokens of a case's rows: one row inside the window of `dynamic`, two beyond.
-ROW_TOKENS = (3, 9, 17)
+ROW_TOKENS = (3, 9, 14)
 
 SHAPE = {
   'vocab_size': 64,
   'hidden_size': 32,
-  'intermediate_size': 40,
+  'intermediate_size': 32,
   'num_hidden_layers': 2,
   'num_attention_heads': 4,
   'num_key_value_heads': 2,
@@ -52,7 +52,7 @@ WEIGHTS = {
   ),
 }
 # Rotary settings -> max_position_embeddings and rope_parameters. A base of 100
-# lets all dimensions turn visibly within 17 tokens.
+# lets all dimensions turn visibly within 14 tokens.
 ROPES = {
   'default': (64, {'rope_type': 'default'}),
   'linear': (64, {'rope_type': 'linear', 'factor': 4.0}),
@@ -218,8 +218,8 @@ def make_models():
 
 
 PROMPTS = (
-  'The old lighthouse keeper climbed the stairs every evening, and on the last '
-  'evening of the year he found',
+  'The lighthouse keeper climbed the long stairs every evening, and on the '
+  'last evening of the year he found',
   '<|im_start|>user\nWhy does the moon look larger when it is close to the '
   'horizon?<|im_end|>\n<|im_start|>assistant\n',
   'To bake a plain loaf of bread you need four things: flour, water, salt and '

@@ -42,9 +42,7 @@ def test_goldens_tell_a_plain_byte_level_pre_tokenizer_apart(smollm2_dir):
     if '<' not in g['text']
     and backend.encode(g['text'], add_special_tokens=False).ids != g['ids']
   ]
-  assert 'a  12' in wrong
-  assert '\n1' in wrong
-  assert '٣' in wrong or 'سنة ٢٠٢٦' in wrong
+  assert {'a  12', 'a\n\n12', ' ²3', ' ٣٤'} <= set(wrong)
 
 
 def test_smollm2_facts(smollm2):
@@ -97,22 +95,15 @@ def test_no_post_processor_in_either_encoder(tiny_tokenizer):
   assert tokenizer.encode_template('he') == [256]
 
 
-@settings(deadline=None)
-@given(st.text(max_size=40))
-def test_decode_undoes_encode_and_offsets_cover_the_text(text):
-  ids, ends = _TINY.encode_with_offsets(text)
-  assert ids == _TINY.encode(text)
-  assert _TINY.decode(ids) == text
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(max_size=40))
+def test_decode_undoes_encode_and_offsets_cover_the_text(tiny_tokenizer, text):
+  ids, ends = tiny_tokenizer.encode_with_offsets(text)
+  assert ids == tiny_tokenizer.encode(text)
+  assert tiny_tokenizer.decode(ids) == text
   assert ends == sorted(ends)
   assert len(ids) == len(ends)
   assert (ends[-1] if ends else 0) == len(text)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _tiny(tiny_tokenizer):
-  # hypothesis does not take function arguments from fixtures of this scope.
-  global _TINY
-  _TINY = tiny_tokenizer
 
 
 def test_offsets_of_a_split_character_end_after_it(tiny_tokenizer):

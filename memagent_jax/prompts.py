@@ -1,0 +1,264 @@
+r"""The only copy of the templates, tokenised once, and their assembly on device.
+
+A template's two turns go through the model's chat format, are split at their
+fields and tokenised; `memory_prompt` and `answer_prompt` then join pieces and
+ids under jit. Nothing is decoded and encoded again: memory moves as ids.
+
+    <|im_start|>user ... {question} ... {memory} ... {chunk} ... assistant
+    `----- ids ----'     ids_NxQ        ids_NxM      ids_NxK     ids ----'
+
+Fields are `{question}`, `{memory}` and `{chunk}`; other braces, `\boxed{}`
+among them, are text.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import os
+from pathlib import Path
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax.structs import Tokens
+
+_FIELD = re.compile(r'\{([A-Za-z_]\w*)\}')
+_TURN_FIELDS: Mapping[str, tuple[str, ...]] = {
+  'memory_turn': ('question', 'memory', 'chunk'),
+  'answer_turn': ('question', 'memory'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """Wording of the two turns, and of the memory before the first chunk.
+
+  Raises ValueError where a turn lacks a field, repeats one or has another.
+  """
+
+  memory_turn: str  # with {question}, {memory} and {chunk}, once each
+  answer_turn: str  # with {question} and {memory}, once each
+  empty_memory: str  # plain text
+
+  def __post_init__(self):
+    for turn, expected in _TURN_FIELDS.items():
+      got = _FIELD.findall(getattr(self, turn))
+      for field in expected:
+        if got.count(field) != 1:
+          raise ValueError(
+            f'template: {turn} has {{{field}}} {got.count(field)} times; '
+            'expected once.'
+          )
+      unknown = sorted(set(got) - set(expected))
+      if unknown:
+        raise ValueError(
+          f'template: {turn} has unknown fields {unknown}; known: '
+          f'{list(expected)}.'
+        )
+    if not self.empty_memory.strip():
+      raise ValueError('template: empty_memory is blank; expected some text.')
+
+
+def read_template(path: str | os.PathLike) -> Template:
+  """Template of a JSON file with exactly the fields of `Template`.
+
+  Raises:
+    ValueError: not readable, not JSON, or a field missing, unknown, not text.
+  """
+  try:
+    spec = json.loads(Path(path).read_text(encoding='utf-8'))
+  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+    raise ValueError(f'template {path}: {e}') from e
+  fields = [f.name for f in dataclasses.fields(Template)]
+  if not isinstance(spec, dict) or sorted(spec) != sorted(fields):
+    got = sorted(spec) if isinstance(spec, dict) else type(spec).__name__
+    raise ValueError(f'template {path}: got {got}; expected {sorted(fields)}.')
+  for name, text in spec.items():
+    if not isinstance(text, str):
+      raise ValueError(
+        f'template {path}: {name} is {type(text).__name__}; expected text.'
+      )
+  return Template(**spec)
+
+
+DEFAULT_TEMPLATE = Template(
+  memory_turn=(
+    'You are reading a long document one section at a time and keep a short '
+    'memory of what helps to answer a question.\n\n'
+    'Question: {question}\n\n'
+    'Memory so far: {memory}\n\n'
+    'Section:\n{chunk}\n\n'
+    'Write the new memory: keep what the old memory knows about the question, '
+    'and add every fact from this section that helps to answer it. Write only '
+    'the memory.'
+  ),
+  answer_turn=(
+    'Answer the question from your memory of a long document.\n\n'
+    'Question: {question}\n\n'
+    'Memory: {memory}\n\n'
+    'Give the short final answer inside \\boxed{}.'
+  ),
+  empty_memory='nothing yet',
+)
+
+# A piece of a turn: token ids, or the name of a field.
+Piece = tuple[int, ...] | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """A template tokenised for one model; hashable, so static under jit."""
+
+  memory_turn: tuple[Piece, ...]
+  answer_turn: tuple[Piece, ...]
+  empty_memory: tuple[int, ...]
+
+  @property
+  def memory_turn_tokens(self) -> int:
+    """Tokens of a memory turn's prompt beside question, memory and chunk."""
+    return _literal_tokens(self.memory_turn)
+
+  @property
+  def answer_turn_tokens(self) -> int:
+    """Tokens of an answer turn's prompt beside question and memory."""
+    return _literal_tokens(self.answer_turn)
+
+
+def _literal_tokens(pieces: Sequence[Piece]) -> int:
+  return sum(len(p) for p in pieces if not isinstance(p, str))
+
+
+def compile_template(template: Template, tokenizer) -> Prompts:
+  """The template inside the model's chat format, as pieces of token ids.
+
+  Args:
+    template: the wording.
+    tokenizer: a `models.tokenizer.Tokenizer`.
+
+  Raises:
+    ValueError: the chat format loses or repeats a field.
+  """
+  return Prompts(
+    memory_turn=_pieces(template.memory_turn, 'memory_turn', tokenizer),
+    answer_turn=_pieces(template.answer_turn, 'answer_turn', tokenizer),
+    empty_memory=tuple(tokenizer.encode(template.empty_memory)),
+  )
+
+
+def _pieces(text: str, turn: str, tokenizer) -> tuple[Piece, ...]:
+  # Fields pass through the chat format under names that no format touches.
+  for field in _TURN_FIELDS[turn]:
+    text = text.replace(f'{{{field}}}', f'@@memagent:{field}@@')
+  chat = tokenizer.render([{'role': 'user', 'content': text}])
+  parts = re.split(r'@@memagent:(\w+)@@', chat)
+  if sorted(parts[1::2]) != sorted(_TURN_FIELDS[turn]):
+    raise ValueError(
+      f'template: the chat format turns the fields of {turn} into '
+      f'{parts[1::2]}; expected {list(_TURN_FIELDS[turn])}.'
+    )
+  pieces: list[Piece] = []
+  for i, part in enumerate(parts):
+    if i % 2:
+      pieces.append(part)
+    elif part:
+      pieces.append(tuple(tokenizer.encode_template(part)))
+  return tuple(pieces)
+
+
+def memory_prompt(
+  prompts: Prompts, question: Tokens, memory: Tokens, chunk: Tokens
+) -> Tokens:
+  """Prompt of a memory turn; its width is the sum of all caps."""
+  fields = {'question': question, 'memory': memory, 'chunk': chunk}
+  return _assemble(prompts.memory_turn, fields)
+
+
+def answer_prompt(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
+  """Prompt of an answer turn; its width is the sum of all caps."""
+  return _assemble(
+    prompts.answer_turn, {'question': question, 'memory': memory}
+  )
+
+
+def _assemble(pieces: Sequence[Piece], fields: Mapping[str, Tokens]) -> Tokens:
+  rows = fields['question'].length_N.shape[0]
+  parts = [
+    fields[piece] if isinstance(piece, str) else repeat_ids(piece, rows)
+    for piece in pieces
+  ]
+  return concatenate(parts)
+
+
+def repeat_ids(ids: Sequence[int], rows: int) -> Tokens:
+  """The same ids in every row."""
+  ids_W = jnp.asarray(ids, jnp.int32)
+  return Tokens(
+    jnp.broadcast_to(ids_W, (rows, len(ids))),
+    jnp.full((rows,), len(ids), jnp.int32),
+  )
+
+
+def concatenate(parts: Sequence[Tokens]) -> Tokens:
+  """Rows joined end to end without gaps; as wide as all parts together."""
+  rows = parts[0].length_N.shape[0]
+  width = sum(p.ids_NxW.shape[1] for p in parts)
+  ids_NxW = jnp.zeros((rows, width), jnp.int32)
+  end_N = jnp.zeros((rows,), jnp.int32)
+  slot_1xW = jnp.arange(width)[None]
+  for part in parts:
+    source_NxW = slot_1xW - end_N[:, None]
+    inside_NxW = (source_NxW >= 0) & (source_NxW < part.length_N[:, None])
+    last = part.ids_NxW.shape[1] - 1
+    taken_NxW = jnp.take_along_axis(
+      part.ids_NxW, jnp.clip(source_NxW, 0, last), axis=1
+    )
+    ids_NxW = jnp.where(inside_NxW, taken_NxW, ids_NxW)
+    end_N = end_N + part.length_N
+  return Tokens(ids_NxW, end_N)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], width: int) -> Tokens:
+  """Host lists of ids as right-padded rows of the given width.
+
+  Raises:
+    ValueError: a row is longer than the width.
+  """
+  ids_NxW = np.zeros((len(rows), width), np.int32)
+  for n, row in enumerate(rows):
+    if len(row) > width:
+      raise ValueError(f'row {n} has {len(row)} tokens; the cap is {width}.')
+    ids_NxW[n, : len(row)] = row
+  lengths = np.asarray([len(row) for row in rows], np.int32)
+  return Tokens(jnp.asarray(ids_NxW), jnp.asarray(lengths))
+
+
+def drop_tokens(tokens: Tokens, gone_NxW: jax.Array) -> Tokens:
+  """Rows without the marked tokens; what stays keeps its order."""
+  slot_1xW = jnp.arange(tokens.ids_NxW.shape[1])[None]
+  kept_NxW = (slot_1xW < tokens.length_N[:, None]) & ~gone_NxW
+  order_NxW = jnp.argsort(~kept_NxW, axis=1, stable=True)
+  return Tokens(
+    jnp.take_along_axis(tokens.ids_NxW, order_NxW, axis=1),
+    kept_NxW.sum(axis=1).astype(jnp.int32),
+  )
+
+
+def thinking_span(tokens: Tokens, think_ids: tuple[int, int]) -> jax.Array:
+  """bool [N, W]: tokens inside `<think> ... </think>`, the marks included.
+
+  A span that never closes reaches to the end: its row was cut while thinking.
+  """
+  opens, closes = think_ids
+  slot_NxW = jnp.broadcast_to(
+    jnp.arange(tokens.ids_NxW.shape[1]), tokens.ids_NxW.shape
+  )
+  real_NxW = slot_NxW < tokens.length_N[:, None]
+  is_open = real_NxW & (tokens.ids_NxW == opens)
+  is_close = real_NxW & (tokens.ids_NxW == closes)
+  opened = jax.lax.cummax(jnp.where(is_open, slot_NxW, -1), axis=1)
+  closed = jax.lax.cummax(jnp.where(is_close, slot_NxW, -1), axis=1)
+  # The close mark itself is part of the span: compare with closes before it.
+  closed_before = jnp.pad(closed[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  return real_NxW & ((opened > closed_before) | is_close)

@@ -1,0 +1,197 @@
+"""The method: a model reads chunk after chunk and rewrites a bounded memory.
+
+`read` scans a window of C chunk slots under jit, carrying (memory ids, memory
+lengths); `answer` asks from the memory alone. Every turn is a conversation of
+its own with a fresh KV cache, so device memory depends neither on the document
+nor on how many windows it takes.
+
+    memory_0 -> [chunk_1] -> memory_1 -> [chunk_2] -> memory_2 ... -> answer
+
+Source: MemAgent, arXiv 2507.02259, section 3.
+"""
+
+import dataclasses
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from memagent_jax import decode, prompts as prompts_lib
+from memagent_jax.decode import SamplingConfig
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.prompts import Prompts
+from memagent_jax.structs import EOS, SKIPPED, Response, Tokens, Turns
+
+# The answer's turn number in its sampling key; memory turns count from 0.
+ANSWER_TURN = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+  """All that is static in a rollout; hashable."""
+
+  model: ModelConfig
+  prompts: Prompts
+  # Ids that end a turn and never enter a memory.
+  control_ids: tuple[int, ...]
+  # `<think>` and `</think>`, or None.
+  think_ids: tuple[int, int] | None
+  # memory.max_tokens is the memory's cap M.
+  memory: SamplingConfig
+  answer: SamplingConfig
+  # Caps of the chunk and of the question in tokens.
+  chunk_tokens: int
+  question_tokens: int
+
+  def __post_init__(self):
+    if len(self.prompts.empty_memory) > self.memory.max_tokens:
+      raise ValueError(
+        f'the first memory has {len(self.prompts.empty_memory)} tokens; '
+        f'memory_tokens is {self.memory.max_tokens}.'
+      )
+    for name, value in (
+      ('chunk_tokens', self.chunk_tokens),
+      ('question_tokens', self.question_tokens),
+    ):
+      if value < 1:
+        raise ValueError(f'{name} is {value}; expected at least 1.')
+    turns = {
+      'memory turn': {
+        'template': self.prompts.memory_turn_tokens,
+        'question_tokens': self.question_tokens,
+        'memory_tokens': self.memory.max_tokens,
+        'chunk_tokens': self.chunk_tokens,
+        'new memory': self.memory.max_tokens,
+      },
+      'answer turn': {
+        'template': self.prompts.answer_turn_tokens,
+        'question_tokens': self.question_tokens,
+        'memory_tokens': self.memory.max_tokens,
+        'answer_tokens': self.answer.max_tokens,
+      },
+    }
+    for turn, parts in turns.items():
+      total = sum(parts.values())
+      if total > self.model.max_positions:
+        terms = ' + '.join(f'{v} ({k})' for k, v in parts.items())
+        raise ValueError(
+          f'a {turn} needs {terms} = {total} tokens; the model sees '
+          f'{self.model.max_positions}. Lower one of the caps.'
+        )
+
+
+def first_memory(agent: AgentConfig, rows: int) -> Tokens:
+  """The template's "no memory yet" text in every row, M wide."""
+  ids = agent.prompts.empty_memory
+  memory = prompts_lib.repeat_ids(ids, rows)
+  spare = agent.memory.max_tokens - len(ids)
+  return memory.replace(ids_NxW=jnp.pad(memory.ids_NxW, ((0, 0), (0, spare))))
+
+
+def carried_memory(
+  agent: AgentConfig, response: Response, memory: Tokens
+) -> tuple[Tokens, jax.Array]:
+  """The state transition: what a response leaves in memory.
+
+  The ending control id and a thinking span are dropped; a skipped row keeps
+  its memory.
+
+  Returns:
+    the new memory, and the thinking tokens that were dropped, int32 [N].
+  """
+  ended_N = response.finish_N == EOS
+  fresh = Tokens(response.ids_NxR, response.length_N - ended_N)
+  thought_N = jnp.zeros_like(response.length_N)
+  if agent.think_ids is not None:
+    gone_NxM = prompts_lib.thinking_span(fresh, agent.think_ids)
+    thought_N = gone_NxM.sum(axis=1).astype(jnp.int32)
+    fresh = prompts_lib.drop_tokens(fresh, gone_NxM)
+  kept_N = response.finish_N == SKIPPED
+  return (
+    Tokens(
+      jnp.where(kept_N[:, None], memory.ids_NxW, fresh.ids_NxW),
+      jnp.where(kept_N, memory.length_N, fresh.length_N),
+    ),
+    thought_N,
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read(
+  agent: AgentConfig,
+  params,
+  question: Tokens,
+  memory: Tokens,
+  chunks: Tokens,
+  key_N: jax.Array,
+  first_turn_N: jax.Array,
+) -> tuple[Tokens, Turns]:
+  """The memory after a window of chunks, and every turn on the way.
+
+  Args:
+    agent: static configuration.
+    params: the model's.
+    question: N rows, Q wide.
+    memory: N rows, M wide.
+    chunks: with a leading axis C: ids CxNxK and lengths CxN; an empty chunk
+      leaves its row's memory as it is, and a slot that is empty in every row
+      costs nothing.
+    key_N: typed keys of the rows, from `decode.row_keys`.
+    first_turn_N: int32, the turn number of the window's first slot in each row.
+  """
+
+  def turn(memory, chunk, turn_N):
+    prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)
+    response = decode.generate(
+      agent.model,
+      params,
+      prompt,
+      agent.memory,
+      agent.control_ids,
+      jax.vmap(jax.random.fold_in)(key_N, turn_N),
+      active_N=chunk.length_N > 0,
+    )
+    new_memory, thought_N = carried_memory(agent, response, memory)
+    return new_memory, Turns(response, new_memory, thought_N)
+
+  def skip(memory, chunk, turn_N):
+    n, r = chunk.length_N.shape[0], agent.memory.max_tokens
+    nothing_N = jnp.zeros((n,), jnp.int32)
+    response = Response(
+      ids_NxR=jnp.zeros((n, r), jnp.int32),
+      logprob_NxR=jnp.zeros((n, r), jnp.float32),
+      length_N=nothing_N,
+      finish_N=jnp.full((n,), SKIPPED, jnp.int32),
+    )
+    return memory, Turns(response, memory, nothing_N)
+
+  def slot(carry, chunk):
+    memory, turn_N = carry
+    memory, turns = lax.cond(
+      jnp.any(chunk.length_N > 0), turn, skip, memory, chunk, turn_N
+    )
+    return (memory, turn_N + 1), turns
+
+  (memory, _), turns = lax.scan(slot, (memory, first_turn_N), chunks)
+  return memory, turns
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def answer(
+  agent: AgentConfig,
+  params,
+  question: Tokens,
+  memory: Tokens,
+  key_N: jax.Array,
+) -> Response:
+  """The answer of every row, from its memory alone."""
+  prompt = prompts_lib.answer_prompt(agent.prompts, question, memory)
+  return decode.generate(
+    agent.model,
+    params,
+    prompt,
+    agent.answer,
+    agent.control_ids,
+    jax.vmap(jax.random.fold_in, (0, None))(key_N, ANSWER_TURN),
+  )
