@@ -1,0 +1,23 @@
+"""A language model that reads documents of any length with a bounded memory.
+
+`load_model` and `Reader` are the Python door; they are loaded when first used,
+so that importing the package costs nothing.
+"""
+
+import importlib
+
+_EXPORTS = {
+  'Answer': 'reader',
+  'Reader': 'reader',
+  'ReadingConfig': 'reader',
+  'Turn': 'reader',
+  'load_model': 'models.pretrained',
+}
+__all__ = ['Answer', 'Reader', 'ReadingConfig', 'Turn', 'load_model']
+
+
+def __getattr__(name: str) -> object:
+  if name not in _EXPORTS:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(f'{__name__}.{_EXPORTS[name]}')
+  return getattr(module, name)

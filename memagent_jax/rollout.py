@@ -17,7 +17,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from memagent_jax import decode, prompts as prompts_lib
+from memagent_jax import decode
+from memagent_jax import prompts as prompts_lib
 from memagent_jax.decode import SamplingConfig
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.prompts import Prompts

@@ -202,4 +202,5 @@ def write_file(
       tensors, shapes.items(), strict=True
     ):
       assert (name, tensor.shape) == (expected, shape), (name, expected)
-      f.write(np.ascontiguousarray(tensor, jnp.dtype(dtype)).data.cast('B'))
+      # As plain bytes: bfloat16 has no buffer format.
+      f.write(np.ascontiguousarray(tensor, jnp.dtype(dtype)).view(np.uint8))

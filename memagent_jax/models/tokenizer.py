@@ -158,6 +158,21 @@ class Tokenizer:
     ids = [int(i) for i in ids if int(i) not in self._control]
     return self._backend.decode(ids, skip_special_tokens=False)
 
+  def token_text(self, token_id: int) -> str:
+    """The text of one token, its leading white space included.
+
+    Bytes that are no whole character come out as replacement characters. A
+    control token is its own name.
+    """
+    token = self._backend.id_to_token(int(token_id))
+    if token is None:
+      return ''
+    # Sentencepiece vocabularies write a space as this mark; their decoder
+    # drops it where it leads.
+    if token.startswith('\u2581'):
+      return token.replace('\u2581', ' ')
+    return self._backend.decode([int(token_id)], skip_special_tokens=False)
+
   def render(self, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
     """The chat as a prompt that the model's answer follows; thinking is off.
 

@@ -233,7 +233,7 @@ PROMPTS = (
   '<|im_start|>system\nYou answer in one paragraph.<|im_end|>\n'
   '<|im_start|>user\nA farmer has 17 sheep. She buys 8 more at the market, '
   'sells 5 to a neighbour, and three lambs are born in spring. How many sheep '
-  'does she have at the end, and how did you work it out?<|im_end|>\n'
+  'does she have at the end?<|im_end|>\n'
   '<|im_start|>assistant\n',
   'Dear Anna,\n\nThank you for your letter of the third of May. We arrived in '
   'the village on a wet Tuesday, and for a week we saw nothing of the '
@@ -254,7 +254,7 @@ PROMPTS = (
   'it and lost in deep water, so that behind the walls the land slowly sinks, '
   'while the sea, for reasons of its own, rises. Engineers have begun to cut '
   'openings on purpose, and to let the river',
-  'def mean(values):\n  """The arithmetic mean of a list of numbers."""\n',
+  'import math\n\n\ndef mean(values):\n  """The arithmetic mean of a list of numbers."""\n',
 )
 
 PASSAGE = (

@@ -1,0 +1,151 @@
+"""Text to chunks of token ids: streaming encoding, and where a chunk ends.
+
+    text pieces -> StreamEncoder -> ids -> ChunkCutter -> chunks
+
+The chunks, joined, are exactly the ids of the whole text encoded at once.
+"""
+
+from collections.abc import Sequence
+import functools
+
+CUTS = ('sentence', 'token')
+_CLOSERS = '"\')]}\u201d\u2019\u00bb*_'
+_ENDERS = ('.', '!', '?', '\u2026', '\u3002', '\uff01', '\uff1f')
+# Characters around a candidate cut that are encoded to prove it safe.
+_PROBE_CHARS = 64
+# Held back by `feed`: the last word may go on in the next piece of text.
+_HOLD_CHARS = 256
+
+
+class StreamEncoder:
+  """Encodes a text that arrives in pieces, to the ids of the whole.
+
+  Text is cut only between a letter and " letter", and only where encoding
+  both sides apart gives the ids of encoding them together. A tokenizer without
+  such places (one that adds a prefix space) is given the whole text at the end.
+  """
+
+  def __init__(self, tokenizer, tail: str = ''):
+    self._tokenizer = tokenizer
+    self._tail = tail
+
+  @property
+  def tail(self) -> str:
+    """Text that was fed and not yet encoded."""
+    return self._tail
+
+  def feed(self, text: str) -> list[int]:
+    """Ids that the text so far has settled."""
+    self._tail += text
+    limit = len(self._tail) - _HOLD_CHARS
+    cut = self._safe_cut(limit)
+    if cut is None:
+      return []
+    head, self._tail = self._tail[:cut], self._tail[cut:]
+    return self._tokenizer.encode(head)
+
+  def peek(self) -> list[int]:
+    """Ids of the text not yet encoded, as if the document ended here."""
+    return self._tokenizer.encode(self._tail) if self._tail else []
+
+  def finish(self) -> list[int]:
+    """Ids of the rest; the encoder is empty afterwards."""
+    ids, self._tail = self.peek(), ''
+    return ids
+
+  def _safe_cut(self, limit: int) -> int | None:
+    """The last safe cut at or before `limit`; None where there is none."""
+    text = self._tail
+    tries = 0
+    for cut in range(limit, 0, -1):
+      if not (
+        text[cut] == ' ' and text[cut - 1].isalpha() and text[cut + 1].isalpha()
+      ):
+        continue
+      left = text[max(0, cut - _PROBE_CHARS) : cut]
+      right = text[cut : cut + _PROBE_CHARS]
+      encode = self._tokenizer.encode
+      if encode(left) + encode(right) == encode(left + right):
+        return cut
+      tries += 1
+      if tries == 8:
+        return None
+    return None
+
+
+class ChunkCutter:
+  """Decides where chunks end.
+
+  `sentence`: at the last sentence end within the budget, else at the last word
+  end, else at the budget. `token`: at the budget, as in the paper.
+  """
+
+  def __init__(self, tokenizer, chunk_tokens: int, cut: str = 'sentence'):
+    """Makes a cutter.
+
+    Args:
+      tokenizer: a `models.tokenizer.Tokenizer`.
+      chunk_tokens: budget of a chunk in tokens.
+      cut: one of CUTS.
+
+    Raises:
+      ValueError: an unknown cut or a budget below one token.
+    """
+    if cut not in CUTS:
+      raise ValueError(
+        f'chunk_cut is {cut!r}; expected one of {", ".join(CUTS)}.'
+      )
+    if chunk_tokens < 1:
+      raise ValueError(f'chunk_tokens is {chunk_tokens}; expected at least 1.')
+    self._tokenizer = tokenizer
+    self._chunk_tokens = chunk_tokens
+    self._cut = cut
+    # A token's text does not depend on its neighbours, so it is looked up once.
+    self._text = functools.lru_cache(maxsize=65536)(self._token_text)
+
+  def length(self, ids: Sequence[int]) -> int:
+    """Tokens of the first chunk of `ids`, which go on past the budget."""
+    budget = min(self._chunk_tokens, len(ids))
+    if self._cut == 'token' or budget == len(ids):
+      return budget
+    word_end = 0
+    for end in range(budget, 0, -1):
+      if not self._starts_word(ids[end]) and not self._is_break(ids[end - 1]):
+        continue
+      if self._ends_sentence(ids, end):
+        return end
+      word_end = word_end or end
+    return word_end or budget
+
+  def split(self, ids: Sequence[int]) -> list[list[int]]:
+    """All chunks of a document; joined they are `ids`."""
+    chunks = []
+    start = 0
+    while start < len(ids):
+      # One token beyond the budget shows whether a word ends there.
+      window = ids[start : start + self._chunk_tokens + 1]
+      size = self.length(window)
+      chunks.append(list(window[:size]))
+      start += size
+    return chunks
+
+  def _token_text(self, token_id: int) -> str:
+    return self._tokenizer.token_text(token_id)
+
+  def _starts_word(self, token_id: int) -> bool:
+    return self._text(token_id)[:1].isspace()
+
+  def _is_break(self, token_id: int) -> bool:
+    return self._text(token_id)[-1:].isspace()
+
+  def _ends_sentence(self, ids: Sequence[int], end: int) -> bool:
+    """Whether ids[:end] ends with a sentence mark or a blank line."""
+    text = ''
+    for token_id in reversed(ids[max(0, end - 8) : end]):
+      text = self._text(token_id) + text
+      bare = text.rstrip().rstrip(_CLOSERS)
+      if text.endswith('\n\n'):
+        return True
+      if bare:
+        return bare.endswith(_ENDERS)
+    return False
