@@ -81,7 +81,12 @@ class Answer:
 
 
 class Reader:
-  """Reads text as it comes and answers from a bounded memory at any moment."""
+  """Reads text as it comes and answers from a bounded memory at any moment.
+
+  Attributes:
+    config: the reading's settings; do not change them.
+    on_turn: called with every memory turn; may be replaced at any time.
+  """
 
   def __init__(
     self,
@@ -105,16 +110,16 @@ class Reader:
         model's window does not hold.
     """
     self._model = model
-    self._config = ReadingConfig() if config is None else config
+    self.config = ReadingConfig() if config is None else config
     self._template = prompts.DEFAULT_TEMPLATE if template is None else template
-    self._on_turn = on_turn
+    self.on_turn = on_turn
     self._questions = (
       [questions] if isinstance(questions, str) else list(questions)
     )
     question_ids = self._encode_questions()
     width = max(map(len, question_ids))
     width = min(
-      -(-width // _QUESTION_STEP) * _QUESTION_STEP, self._config.question_tokens
+      -(-width // _QUESTION_STEP) * _QUESTION_STEP, self.config.question_tokens
     )
     self._agent = self._make_agent(width)
     self._question = prompts.pad_rows(question_ids, width)
@@ -124,12 +129,12 @@ class Reader:
       for q in self._questions
     ]
     self._key_N = decode.row_keys(
-      self._config.seed,
+      self.config.seed,
       jnp.asarray(np.asarray(examples, np.uint32)),
       jnp.zeros(len(examples), jnp.int32),
     )
     self._cutter = ChunkCutter(
-      model.tokenizer, self._config.chunk_tokens, self._config.chunk_cut
+      model.tokenizer, self.config.chunk_tokens, self.config.chunk_cut
     )
     self._encoder = StreamEncoder(model.tokenizer)
     self._pending: list[int] = []
@@ -144,7 +149,7 @@ class Reader:
       ids = self._model.tokenizer.encode(question)
       if not question.strip() or not ids:
         raise ValueError(f'question {question!r} is blank.')
-      cap = self._config.question_tokens
+      cap = self.config.question_tokens
       if len(ids) > cap:
         raise ValueError(
           f'question {question[:60]!r}... has {len(ids)} tokens; the cap, '
@@ -154,7 +159,7 @@ class Reader:
     return encoded
 
   def _make_agent(self, question_tokens: int) -> rollout.AgentConfig:
-    c, tokenizer = self._config, self._model.tokenizer
+    c, tokenizer = self.config, self._model.tokenizer
     return rollout.AgentConfig(
       model=self._model.config,
       prompts=prompts.compile_template(self._template, tokenizer),
@@ -190,23 +195,24 @@ class Reader:
     """Document tokens that the memories have seen."""
     return self._tokens_read
 
+  def count_chunks(self, text: str) -> int:
+    """Chunks that a document of this text makes; reads nothing."""
+    return len(self._cutter.split(self._model.tokenizer.encode(text)))
+
   def feed(self, text: str) -> list[Turn]:
     """Reads on; returns the turns of the chunks that became complete."""
     self._pending += self._encoder.feed(text)
     turns = []
-    while len(self._pending) > self._config.chunk_tokens:
-      size = self._cutter.length(self._pending[: self._config.chunk_tokens + 1])
-      chunk, self._pending = self._pending[:size], self._pending[size:]
-      turns += self._read(chunk)
+    while len(self._pending) > self.config.chunk_tokens:
+      size = self._cutter.length(self._pending[: self.config.chunk_tokens + 1])
+      turns += self._read(self._pending[:size])
     return turns
 
   def finish(self) -> list[Turn]:
     """Reads the tail as the document's last chunk; returns its turns."""
     self._pending += self._encoder.finish()
-    chunks = self._cutter.split(self._pending)
     turns = []
-    for chunk in chunks:
-      self._pending = self._pending[len(chunk) :]
+    for chunk in self._cutter.split(self._pending):
       turns += self._read(chunk)
     return turns
 
@@ -238,10 +244,13 @@ class Reader:
     ]
 
   def _read(self, chunk: list[int]) -> list[Turn]:
-    """Reads one chunk into the memories."""
+    """Reads the chunk that `_pending` starts with into the memories.
+
+    Nothing changes before the turn is over: an interrupt loses no text.
+    """
     start = time.perf_counter()
-    self._memory, turns = self._step(self._memory, chunk, self._chunks_read)
-    memories = _rows(self._memory)
+    memory, turns = self._step(self._memory, chunk, self._chunks_read)
+    memories = _rows(memory)
     response = jax.tree.map(lambda x: np.asarray(x[0]), turns.response)
     seconds = time.perf_counter() - start
     text = self._model.tokenizer.decode(chunk)
@@ -260,17 +269,18 @@ class Reader:
       )
       for n, ids in enumerate(memories)
     ]
+    self._memory, self._pending = memory, self._pending[len(chunk) :]
     self._chunks_read += 1
     self._tokens_read += len(chunk)
-    if self._on_turn is not None:
+    if self.on_turn is not None:
       for record in records:
-        self._on_turn(record)
+        self.on_turn(record)
     return records
 
   def _step(self, memory: Tokens, chunk: list[int], index: int):
     """One chunk slot for every question: the new memories and the turns."""
     rows = len(self._questions)
-    tokens = prompts.pad_rows([chunk] * rows, self._config.chunk_tokens)
+    tokens = prompts.pad_rows([chunk] * rows, self.config.chunk_tokens)
     return rollout.read(
       self._agent,
       self._model.params,
@@ -290,7 +300,7 @@ class Reader:
       'version': _STATE_VERSION,
       'tokenizer': self._model.tokenizer.fingerprint,
       'questions': self._questions,
-      'config': dataclasses.asdict(self._config),
+      'config': dataclasses.asdict(self.config),
       'template': dataclasses.asdict(self._template),
       'memory_ids': _rows(self._memory),
       'chunks_read': self._chunks_read,
@@ -330,7 +340,7 @@ class Reader:
         on_turn,
       )
       reader._memory = prompts.pad_rows(
-        state['memory_ids'], reader._config.memory_tokens
+        state['memory_ids'], reader.config.memory_tokens
       )
       reader._chunks_read = int(state['chunks_read'])
       reader._tokens_read = int(state['tokens_read'])

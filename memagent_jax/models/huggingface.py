@@ -82,18 +82,13 @@ def params_from_tensors(
     tensors = [read(name) for name in param.names]
     for name, tensor in zip(param.names, tensors, strict=True):
       _check_shape(name, tensor.shape, param.tensor_shape)
-    # Copied, never aliased: a buffer that numpy owns cannot be donated.
-    shards = [
-      jax.device_put(
-        param.cut(tensors, index, jnp.dtype(dtype)), device, may_alias=False
-      ).block_until_ready()
-      for device, index in sharding.addressable_devices_indices_map(
-        param.shape
-      ).items()
-    ]
-    return jax.make_array_from_single_device_arrays(
-      param.shape, sharding, shards
+    array = jax.make_array_from_callback(
+      param.shape,
+      sharding,
+      lambda index: param.cut(tensors, index, jnp.dtype(dtype)),
     )
+    # A running transfer would keep its host copy while the next is made.
+    return array.block_until_ready()
 
   return jax.tree.map(
     build, table, shardings, is_leaf=lambda x: isinstance(x, Param)

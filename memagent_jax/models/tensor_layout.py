@@ -8,6 +8,7 @@ bit for bit.
 from collections.abc import Iterator
 import functools
 import math
+import mmap
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -84,17 +85,16 @@ class Param(NamedTuple):
     parts = [
       (t.T if self.inputs else t).reshape(self.part_shape) for t in tensors
     ]
-    if self.stack_axis is None:
-      return np.array(parts[0][index], dtype, order='C')
     axis = self.stack_axis
+    if axis is None:
+      source = parts[0][index]
+      out = _fresh(source.shape, dtype)
+      out[...] = source
+      return out
     index, picked = index[:axis] + index[axis + 1 :], index[axis]
     shards = [part[index] for part in parts[picked]]
-    out_shape = (
-      *shards[0].shape[:axis],
-      len(shards),
-      *shards[0].shape[axis:],
-    )
-    out = np.empty(out_shape, dtype)
+    shape = shards[0].shape
+    out = _fresh((*shape[:axis], len(shards), *shape[axis:]), dtype)
     for i, shard in enumerate(shards):
       out[(slice(None),) * axis + (i,)] = shard
     return out
@@ -109,6 +109,20 @@ class Param(NamedTuple):
         self.tensor_shape[::-1] if self.inputs else self.tensor_shape
       )
       yield name, np.ascontiguousarray(tensor.T if self.inputs else tensor)
+
+
+def _fresh(shape: tuple[int, ...], dtype) -> np.ndarray:
+  """An array on pages of its own, which go back to the system when it dies.
+
+  From malloc, the buffers of one model leave holes as large as half the model.
+  """
+  count = math.prod(shape)
+  pages = mmap.mmap(
+    -1,
+    max(1, count * np.dtype(dtype).itemsize),
+    flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+  )
+  return np.frombuffer(pages, dtype, count).reshape(shape)
 
 
 # Tracing the decoder for its shapes takes a second for 30 layers.

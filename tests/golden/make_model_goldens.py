@@ -220,8 +220,9 @@ def make_models():
 PROMPTS = (
   'The lighthouse keeper climbed the long stairs every evening, and on the '
   'last evening of the year he found',
-  '<|im_start|>user\nWhy does the moon look larger when it is close to the '
-  'horizon?<|im_end|>\n<|im_start|>assistant\n',
+  # Ends its turn after a few tokens; the golden goes on behind <|im_end|>.
+  '<|im_start|>user\nAnswer in one word: what is the capital city of the '
+  'country of France?<|im_end|>\n<|im_start|>assistant\n',
   'To bake a plain loaf of bread you need four things: flour, water, salt and '
   'yeast. First mix the flour and the salt in a large bowl. Then stir the '
   'yeast into warm water and wait until it foams. After that',
@@ -232,8 +233,8 @@ PROMPTS = (
   'to go faster was',
   '<|im_start|>system\nYou answer in one paragraph.<|im_end|>\n'
   '<|im_start|>user\nA farmer has 17 sheep. She buys 8 more at the market, '
-  'sells 5 to a neighbour, and three lambs are born in spring. How many sheep '
-  'does she have at the end?<|im_end|>\n'
+  'sells 5 to a neighbour, and three lambs are born in spring. At the end '
+  'of the spring, how many sheep does she have?<|im_end|>\n'
   '<|im_start|>assistant\n',
   'Dear Anna,\n\nThank you for your letter of the third of May. We arrived in '
   'the village on a wet Tuesday, and for a week we saw nothing of the '

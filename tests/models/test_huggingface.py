@@ -489,8 +489,8 @@ def test_no_second_copy_in_host_memory(tmp_path):
   out = run_python(MEMORY, str(tmp_path), str(tmp_path / 'copy'))
   size, loading, saving = map(float, out.split())
   assert size > 120  # MB
-  # All tensors first, then the params: loading would be 2 x size, and saving
-  # through a dict of tensors 1 x size. One layer's gate_up is 20 MB: here it is
-  # once mapped and once in its place, or once split.
-  assert size * 0.9 < loading < size + 40
+  # All tensors first, then the params: loading would be 2 x size; saving by way
+  # of a dict of tensors 1 x size. One layer's gate_up is 20 MB: beside the
+  # params it is mapped once for loading, and split once for saving.
+  assert size * 0.9 < loading < size + 30
   assert saving < 40
