@@ -49,6 +49,9 @@ _TEMPLATE_FILE = flags.DEFINE_string(
   None,
   'JSON with memory_turn, answer_turn and empty_memory: another wording.',
 )
+_MAX_CHARACTERS = flags.DEFINE_integer(
+  'max_characters', None, 'Read only so much of the document.'
+)
 _ENCODING = flags.DEFINE_string(
   'encoding', 'utf-8', 'Encoding of the document.'
 )

@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
+import gzip
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,8 @@ def read_pieces(
 ) -> Iterator[str]:
   """The text of a file or a binary stream, in pieces of at most 64 KB.
 
-  A byte-order mark is dropped. A `.pdf` file gives the text of its pages.
+  A byte-order mark is dropped. A `.gz` file is decompressed, a `.pdf` file gives
+  the text of its pages.
 
   Args:
     source: a path, or a stream that is read to its end.
@@ -37,8 +39,12 @@ def read_pieces(
     if path.suffix.lower() == '.pdf':
       yield from _pdf_pages(path)
       return
-    with path.open('rb') as stream:
-      yield from _decoded(stream, decoder, str(path), encoding)
+    opener = gzip.open if path.suffix.lower() == '.gz' else open
+    with opener(path, 'rb') as stream:
+      try:
+        yield from _decoded(stream, decoder, str(path), encoding)
+      except (gzip.BadGzipFile, EOFError) as e:
+        raise ValueError(f'document {path}: not a whole gzip file: {e}') from e
   else:
     yield from _decoded(source, decoder, 'standard input', encoding)
 

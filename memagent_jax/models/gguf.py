@@ -59,6 +59,16 @@ _LAYER = {
   'mlp.up_proj': 'ffn_up',
   'mlp.down_proj': 'ffn_down',
 }
+_FACTOR = 'rope.scaling.factor'
+# Keys of `rope.scaling`: with a field in Hugging Face's form, without meaning
+# for inference, and supported at the value that changes nothing.
+_YARN_FIELDS = {
+  'original_context_length': 'original_max_position_embeddings',
+  'yarn_beta_fast': 'beta_fast',
+  'yarn_beta_slow': 'beta_slow',
+}
+_IGNORED = ('factor', 'finetuned')
+_NEUTRAL = {'attn_factor': 1.0, 'yarn_attn_factor': 1.0, 'yarn_ext_factor': 1.0}
 _ROPE_FREQS = 'rope_freqs.weight'
 
 
@@ -172,27 +182,29 @@ class GGUFModel:
 
   def _rope_scaling(self) -> dict[str, Any] | None:
     """Hugging Face's `rope_scaling` of the metadata."""
-    kind = self._get('rope.scaling.type', 'none')
+    prefix = f'{self.metadata["general.architecture"]}.rope.scaling.'
+    given = {
+      key.removeprefix(prefix): value
+      for key, value in self.metadata.items()
+      if key.startswith(prefix)
+    }
+    kind = given.pop('type', 'none')
     if kind == 'none':
       return None
     if kind not in ('linear', 'yarn'):
       raise ValueError(
         f'{self.path}: rope scaling {kind!r}; supported: none, linear, yarn.'
       )
-    scaling = {
-      'rope_type': kind,
-      'factor': _decimal(self._get('rope.scaling.factor')),
-    }
-    for key, field in (
-      ('original_context_length', 'original_max_position_embeddings'),
-      ('yarn_beta_fast', 'beta_fast'),
-      ('yarn_beta_slow', 'beta_slow'),
-    ):
-      value = self.metadata.get(
-        f'{self.metadata["general.architecture"]}.rope.scaling.{key}'
-      )
-      if value is not None and kind == 'yarn':
-        scaling[field] = value
+    scaling = {'rope_type': kind, 'factor': _decimal(self._get(_FACTOR))}
+    for key, value in given.items():
+      if key in _YARN_FIELDS:
+        if kind == 'yarn':
+          scaling[_YARN_FIELDS[key]] = value
+      elif key not in _IGNORED and value != _NEUTRAL.get(key):
+        raise ValueError(
+          f'{self.path}: {prefix}{key} is {value}; supported beside type and '
+          f'factor: {", ".join(_YARN_FIELDS)}.'
+        )
     return scaling
 
   def _with_rope_freqs(self, config: ModelConfig) -> ModelConfig:

@@ -8,99 +8,14 @@ import gguf as gguf_package
 import numpy as np
 import pytest
 
-from memagent_jax.models import gguf, huggingface, rope, tensor_layout
-from memagent_jax.models.configs import ModelConfig, RopeConfig
+from memagent_jax.models import gguf, huggingface, rope
+from memagent_jax.models.configs import RopeConfig
+from tests.models.gguf_files import LLAMA, tensors_of, write
 
-LLAMA = ModelConfig(
-  architecture='llama',
-  vocab_size=40,
-  embed_dim=32,
-  num_layers=2,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=16,
-  mlp_dim=64,
-  max_positions=128,
-  norm_epsilon=1e-5,
-  rope=RopeConfig(rope_theta=100_000.0),
-)
 QWEN2 = dataclasses.replace(
   LLAMA, architecture='qwen2', attention_bias=True, tie_embeddings=False
 )
 QWEN3 = dataclasses.replace(LLAMA, architecture='qwen3', qk_norm=True)
-F32 = gguf_package.GGMLQuantizationType.F32
-
-
-def tensors_of(config):
-  """Random float32 tensors by their Hugging Face names."""
-  rng = np.random.default_rng(0)
-  return {
-    name: rng.standard_normal(shape).astype(np.float32)
-    for name, shape in tensor_layout.tensor_shapes(config).items()
-  }
-
-
-def permute(tensor, heads):
-  """llama.cpp's order of a head's rows: first and second half interleaved."""
-  rows = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1)
-  return np.stack([rows[:, 0], rows[:, 1]], axis=2).reshape(tensor.shape)
-
-
-def stored_names(config):
-  """Hugging Face name -> GGUF name, as convert_hf_to_gguf writes them."""
-  kind = {
-    'llama': gguf_package.MODEL_ARCH.LLAMA,
-    'qwen2': gguf_package.MODEL_ARCH.QWEN2,
-    'qwen3': gguf_package.MODEL_ARCH.QWEN3,
-  }[config.architecture]
-  names = gguf_package.get_tensor_name_map(kind, config.num_layers)
-  return {
-    name: names.get_name(name, try_suffixes=('.weight', '.bias'))
-    for name in tensor_layout.tensor_shapes(config)
-  }
-
-
-def write(path, config, tensors, quantised=None, metadata=None, extra=None):
-  """A GGUF file by the gguf package.
-
-  Args:
-    path: the file.
-    config: whose metadata to write.
-    tensors: by Hugging Face name, in Hugging Face's order of rows.
-    quantised: (Hugging Face name, raw bytes [rows, bytes], type): replaces one.
-    metadata: function of the writer that adds keys.
-    extra: more tensors, by GGUF name.
-  """
-  writer = gguf_package.GGUFWriter(path, config.architecture)
-  writer.add_context_length(config.max_positions)
-  writer.add_embedding_length(config.embed_dim)
-  writer.add_block_count(config.num_layers)
-  writer.add_feed_forward_length(config.mlp_dim)
-  writer.add_head_count(config.num_heads)
-  writer.add_head_count_kv(config.num_kv_heads)
-  writer.add_key_length(config.head_dim)
-  writer.add_value_length(config.head_dim)
-  writer.add_layer_norm_rms_eps(config.norm_epsilon)
-  writer.add_rope_freq_base(config.rope.rope_theta)
-  if metadata is not None:
-    metadata(writer)
-  names = stored_names(config)
-  for name, tensor in tensors.items():
-    if quantised is not None and name == quantised[0]:
-      writer.add_tensor(names[name], quantised[1], raw_dtype=quantised[2])
-      continue
-    if config.architecture == 'llama' and 'self_attn.q_proj' in name:
-      tensor = permute(tensor, config.num_heads)
-    if config.architecture == 'llama' and 'self_attn.k_proj' in name:
-      tensor = permute(tensor, config.num_kv_heads)
-    writer.add_tensor(names[name], tensor)
-  for name, tensor in (extra or {}).items():
-    writer.add_tensor(name, tensor)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return path
 
 
 @pytest.mark.parametrize(
@@ -219,10 +134,10 @@ def test_a_truncated_file_names_tensor_and_bytes(tmp_path):
   path = write(tmp_path / 'm.gguf', LLAMA, tensors_of(LLAMA))
   size = path.stat().st_size
   os.truncate(path, size - 200)
-  # The last tensor: down_proj of layer 1, [32, 64] float32.
+  # The last tensors: ffn_up, [64, 32] float32, and ffn_norm, 128 bytes.
   with pytest.raises(
     ValueError,
-    match=r'm\.gguf: truncated: tensor blk\.1\.ffn_down\.weight has \d+ bytes, '
+    match=r'm\.gguf: truncated: tensor blk\.1\.ffn_up\.weight has 8120 bytes, '
     rf'expected 8192; the file has {size - 200} bytes',
   ):
     gguf.GGUFModel(path)

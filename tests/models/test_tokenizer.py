@@ -10,6 +10,7 @@ import tokenizers
 import transformers
 
 from memagent_jax.models.tokenizer import Tokenizer
+from tests.models.gguf_files import tokenizer_metadata
 
 GOLDENS = json.loads(
   (Path(__file__).parent.parent / 'golden/tokenizer_smollm2.json').read_text()
@@ -204,21 +205,6 @@ def test_an_unsupported_tokenizer_model_is_refused():
     Tokenizer(backend, hf)
 
 
-def gguf_metadata(pre, **fields):
-  """Metadata of a byte-level GGUF tokenizer with a control token and `<think>`."""
-  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-  tokens = [*alphabet, '12', '123', '<|end|>', '<think>', '[PAD260]']
-  return {
-    'tokenizer.ggml.model': 'gpt2',
-    'tokenizer.ggml.pre': pre,
-    'tokenizer.ggml.tokens': tokens,
-    'tokenizer.ggml.token_type': [1] * 258 + [3, 4, 5],
-    'tokenizer.ggml.merges': ['1 2', '12 3'],
-    'tokenizer.ggml.eos_token_id': 258,
-    **fields,
-  }
-
-
 @pytest.mark.parametrize(
   ('pre', 'pieces'),
   [
@@ -229,14 +215,14 @@ def gguf_metadata(pre, **fields):
   ],
 )
 def test_gguf_pre_tokenizers_cut_digits(pre, pieces):
-  metadata = gguf_metadata(pre)
+  metadata = tokenizer_metadata(pre)
   tokenizer = Tokenizer.from_gguf(metadata, 'x.gguf')
   tokens = metadata['tokenizer.ggml.tokens']
   assert [tokens[i] for i in tokenizer.encode('1234')] == pieces
 
 
 def test_gguf_qwen2_cuts_as_the_published_regex():
-  tokenizer = Tokenizer.from_gguf(gguf_metadata('qwen2'), 'x.gguf')
+  tokenizer = Tokenizer.from_gguf(tokenizer_metadata('qwen2'), 'x.gguf')
   pieces = tokenizer._backend.pre_tokenizer.pre_tokenize_str(
     "Don't  stop\n\n2026 (now)!\n"
   )
@@ -257,7 +243,7 @@ def test_gguf_qwen2_cuts_as_the_published_regex():
 
 
 def test_gguf_token_types():
-  tokenizer = Tokenizer.from_gguf(gguf_metadata('qwen2'), 'x.gguf')
+  tokenizer = Tokenizer.from_gguf(tokenizer_metadata('qwen2'), 'x.gguf')
   assert tokenizer.control_ids == (258,)
   assert tokenizer.eos_ids == (258,)
   assert tokenizer.encode_template('<think><|end|>') == [259, 258]
@@ -266,13 +252,15 @@ def test_gguf_token_types():
 
 
 def test_gguf_end_of_turn_id_ends_a_turn():
-  metadata = gguf_metadata('llama-bpe', **{'tokenizer.ggml.eot_token_id': 259})
+  metadata = tokenizer_metadata(
+    'llama-bpe', **{'tokenizer.ggml.eot_token_id': 259}
+  )
   assert Tokenizer.from_gguf(metadata, 'x.gguf').eos_ids == (258, 259)
 
 
 @pytest.mark.parametrize('fields', [('gpt2', 'deepseek-llm'), ('llama', None)])
 def test_gguf_unknown_pre_tokenizer_is_refused(fields):
   model, pre = fields
-  metadata = gguf_metadata(pre, **{'tokenizer.ggml.model': model})
+  metadata = tokenizer_metadata(pre, **{'tokenizer.ggml.model': model})
   with pytest.raises(ValueError, match=r'x\.gguf.*smollm, qwen2, llama-bpe'):
     Tokenizer.from_gguf(metadata, 'x.gguf')
