@@ -90,6 +90,8 @@ def _run() -> int:
 
   source = sys.stdin.buffer if _DOCUMENT.value == '-' else _DOCUMENT.value
   pieces = text_lib.read_pieces(source, _ENCODING.value)
+  if _MAX_CHARACTERS.value is not None:
+    pieces = text_lib.head(pieces, _MAX_CHARACTERS.value)
   # The first piece comes before the model: a wrong path fails at once.
   first = next(pieces, '')
   saved = _load_state()
@@ -366,11 +368,16 @@ def _expected_chunks(reader, first):
   """(chunks, whether that is exact) of the document; None for a pipe."""
   if _DOCUMENT.value == '-' or _DOCUMENT.value.lower().endswith('.pdf'):
     return None
+  from memagent_jax.data import text as text_lib
+
   seen_bytes = len(first.encode(_ENCODING.value, errors='replace'))
-  share = os.path.getsize(_DOCUMENT.value) / max(seen_bytes, 1)
+  total_bytes = text_lib.text_bytes(_DOCUMENT.value)
+  limit = _MAX_CHARACTERS.value
+  if limit is not None and limit <= len(first):
+    total_bytes = seen_bytes
   chunks = reader.count_chunks(first)
-  exact = share < 1.01
-  return (chunks if exact else round(chunks * share)), exact
+  exact = total_bytes <= seen_bytes + 3  # a byte-order mark is not text
+  return (chunks if exact else round(chunks * total_bytes / seen_bytes)), exact
 
 
 if __name__ == '__main__':

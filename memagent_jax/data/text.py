@@ -1,7 +1,7 @@
 """Documents as text, piece by piece: plain text, Markdown, PDF, or a pipe."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import gzip
 import os
 from pathlib import Path
@@ -47,6 +47,26 @@ def read_pieces(
         raise ValueError(f'document {path}: not a whole gzip file: {e}') from e
   else:
     yield from _decoded(source, decoder, 'standard input', encoding)
+
+
+def head(pieces: Iterable[str], characters: int) -> Iterator[str]:
+  """The first `characters` of the text."""
+  for piece in pieces:
+    yield piece[:characters]
+    characters -= len(piece)
+    if characters <= 0:
+      return
+
+
+def text_bytes(path: str | os.PathLike) -> int:
+  """Bytes of the file's text; of a `.gz` file, of what is inside (mod 4 GiB)."""
+  path = Path(path)
+  if path.suffix.lower() != '.gz':
+    return path.stat().st_size
+  with path.open('rb') as stream:
+    # A gzip file ends with the size of its content.
+    stream.seek(-4, os.SEEK_END)
+    return int.from_bytes(stream.read(4), 'little')
 
 
 def _decoded(stream, decoder, name: str, encoding: str) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """Documents as text: encodings, pipes, and what is said when they are wrong."""
 
+import gzip
 import io
 
 import pytest
 
-from memagent_jax.data.text import read_pieces
+from memagent_jax.data.text import head, read_pieces, text_bytes
 
 
 def _read(path, **kwargs):
@@ -61,3 +62,18 @@ def test_pdf_pages_are_text(tmp_path):
   path.write_bytes(b'no pdf at all')
   with pytest.raises(ValueError, match='not a readable PDF'):
     _read(path)
+
+
+def test_gzip_is_text_and_its_size_is_known(tmp_path):
+  path = tmp_path / 'a.txt.gz'
+  path.write_bytes(gzip.compress(b'hello ' * 50_000))
+  assert _read(path) == 'hello ' * 50_000
+  assert text_bytes(path) == 300_000
+  path.write_bytes(path.read_bytes()[:-20])
+  with pytest.raises(ValueError, match='not a whole gzip file'):
+    _read(path)
+
+
+def test_head_cuts_at_the_character():
+  assert list(head(['abc', 'def', 'ghi'], 5)) == ['abc', 'de']
+  assert list(head(['abc', 'def'], 3)) == ['abc']

@@ -42,7 +42,7 @@ def test_imports_gguf_then_its_own_output(tmp_path, gguf_path, dtype):
     )
   # 2 layers of 9 tensors, embedding and norm.
   parameters = sum(t.size for t in tensors_of(WITH_TOKENIZER).values())
-  (summary,) = [line for line in lines if 'tensors' in line]
+  (summary,) = [line for line in lines if ' tensors, ' in line]
   assert f'llama, 20 tensors, {parameters:,} parameters, {dtype}' in summary
   assert any('260 tokens' in line for line in lines)
   sha = pretrained.sha256(first / 'model.safetensors')

@@ -1,5 +1,6 @@
 """Names, paths and the cached default model, with a small stand-in for it."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 
 import jax
@@ -215,33 +217,35 @@ def test_without_a_network_the_error_says_what_to_place_where(
     assert part in str(e.value)
 
 
-def test_two_processes_at_once_import_once(cache):
-  # Each child reports the moment it starts importing; the second finds it done.
-  code = f"""
-import sys
-from memagent_jax.models import pretrained
-pretrained._GGUF_SHA256 = {pretrained._GGUF_SHA256!r}
-pretrained._WHEEL_SHA256 = {pretrained._WHEEL_SHA256!r}
-print('ready', flush=True)
-sys.stdin.readline()
-pretrained.resolve('smollm2-135m', print)
-print(pretrained.load_model('smollm2-135m').config.vocab_size)
-"""
-  children = [
-    subprocess.Popen(
-      [sys.executable, '-c', code],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      cwd=Path(__file__).parents[2],
-    )
-    for _ in range(2)
-  ]
-  for child in children:
-    assert child.stdout.readline() == 'ready\n'
-  for child in children:
-    child.stdin.write('go\n')
-    child.stdin.flush()
-  outs = [child.communicate(timeout=60)[0] for child in children]
-  assert [out.splitlines()[-1] for out in outs] == ['300', '300']
-  assert sum('obtaining' in out for out in outs) == 1
+def test_two_at_once_import_once(cache):
+  # Threads stand for processes: the lock belongs to an open file, not to one.
+  lines, barrier = [], threading.Barrier(2)
+
+  def resolve(_):
+    barrier.wait()
+    return pretrained.resolve('smollm2-135m', lines.append)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    assert set(pool.map(resolve, range(2))) == {cache / 'smollm2-135m'}
+  assert len(lines) == 1
+
+
+def test_a_killed_process_leaves_no_lock(cache):
+  code = (
+    'import fcntl, sys; f = open(sys.argv[1], "w");'
+    'fcntl.flock(f, fcntl.LOCK_EX); print("locked", flush=True); input()'
+  )
+  holder = subprocess.Popen(
+    [sys.executable, '-c', code, str(cache / 'smollm2-135m.lock')],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert holder.stdout.readline() == 'locked\n'
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    waiting = pool.submit(pretrained.default_model_dir)
+    with pytest.raises(TimeoutError):
+      waiting.result(timeout=0.5)
+    holder.kill()
+    holder.communicate()
+    assert waiting.result(timeout=60) == cache / 'smollm2-135m'
