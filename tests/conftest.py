@@ -60,3 +60,20 @@ def tiny_tokenizer():
   )
   hf.chat_template = CHAT_TEMPLATE
   return Tokenizer(backend, hf)
+
+
+@pytest.fixture(scope='session')
+def tiny_model_dir(tiny_tokenizer, tmp_path_factory):
+  """A Hugging Face directory of a random one-layer Qwen3 with that tokenizer."""
+  import jax
+
+  from memagent_jax.models import huggingface, transformer
+  from memagent_jax.models.configs import ModelConfig, RopeConfig
+
+  config = ModelConfig(
+    'qwen3', 269, 16, 1, 2, 1, 8, 24, 2048, 1e-5, RopeConfig(), qk_norm=True
+  )
+  params = transformer.init_params(config, jax.random.key(0))
+  directory = tmp_path_factory.mktemp('model') / 'tiny'
+  huggingface.save_model(directory, config, params, tiny_tokenizer)
+  return directory

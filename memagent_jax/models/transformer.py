@@ -12,6 +12,8 @@ prompt of 5 tokens in 8 prompt slots and the 3rd decode step of 6:
     response  r r R . . .          slot `step` is written by this call
 """
 
+import functools
+
 from flax import linen as nn
 from flax import struct
 import jax
@@ -275,6 +277,7 @@ class Decoder(nn.Module):
     )
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_params(config: ModelConfig):
   """The params tree as `LogicallyPartitioned` boxes of ShapeDtypeStructs.
 
