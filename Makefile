@@ -1,13 +1,25 @@
-# The venv is made once, and again when setup.py changes.
+# The venv is made once, and brought up to date when setup.py changes.
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+OUT := demo_output
 
-.PHONY: test test-slow lint
+.PHONY: demo test test-slow lint
+
+demo: $(INSTALLED)
+	@echo '== demo: a language model reads the start of a novel, chunk by chunk'
+	@mkdir -p $(OUT)
+	$(PY) -m experiments.ask \
+	  --document=experiments/data/adventures_of_sherlock_holmes.txt.gz \
+	  --max_characters=20000 \
+	  --question='Under what name does the masked visitor come to Holmes?' \
+	  --chunk_tokens=1024 --memory_tokens=96 --answer_tokens=64 \
+	  --output=$(OUT)/reading.json --trace=$(OUT)/reading.html
+	@echo '== the life of the memory: $(OUT)/reading.html'
 
 test: $(INSTALLED)
-	@echo '== tests (slow ones: make test-slow)'
+	@echo '== tests (the slow ones: make test-slow)'
 	$(PY) -m pytest
 
 test-slow: $(INSTALLED)
@@ -19,8 +31,8 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 
 $(INSTALLED): setup.py
-	@echo '== installing into $(VENV) (a few minutes the first time)'
+	@echo '== installing into $(VENV); the first time takes a few minutes'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --upgrade pip
-	$(PY) -m pip install -q -e '.[dev]'
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --editable '.[dev]'
 	@touch $@

@@ -33,6 +33,7 @@ setup(
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
     'parity': ['torch>=2.5'],
-    'dev': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.9'],
+    'pdf': ['pypdf>=5'],
+    'dev': ['pytest>=8', 'hypothesis>=6.100', 'pypdf>=5', 'ruff>=0.9'],
   },
 )

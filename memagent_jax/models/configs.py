@@ -209,6 +209,11 @@ def _rope_from_hf(hf: Mapping[str, Any], source: str) -> RopeConfig:
     )
   # None in the file means "not given": the field keeps its own default.
   given = {k: v for k, v in scaling.items() if v is not None}
+  if kind in ROPE_KINDS and kind != 'default' and 'factor' not in given:
+    raise ValueError(
+      f'{source}: rope_type {kind} without a factor; expected a number >= 1 '
+      '(the window it was extended to / the original window).'
+    )
   try:
     return RopeConfig(rope_theta=float(theta), rope_type=kind, **given)
   except ValueError as e:

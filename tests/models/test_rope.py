@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from memagent_jax import decode
-from memagent_jax.models import rope, transformer
+from memagent_jax.models import configs, rope, transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.structs import Tokens
 
@@ -117,6 +117,15 @@ def test_yarn_betas_move_the_ramp():
     [[1, 1e-1 * (1 / 2 + 1 / 2 / 4), 1e-2 / 4, 1e-3 / 4]],
     rtol=1e-5,
   )
+
+
+@pytest.mark.parametrize('kind', ['linear', 'dynamic', 'llama3', 'yarn'])
+@pytest.mark.parametrize('factor', [{}, {'factor': None}])
+def test_scaling_without_a_factor_is_an_error(kind, factor):
+  hf = configs.to_hf_config(model())
+  hf['rope_parameters'] = {'rope_type': kind, 'rope_theta': 1e4} | factor
+  with pytest.raises(ValueError, match=f'here: rope_type {kind} without a fac'):
+    configs.from_hf_config(hf, 'here')
 
 
 @pytest.mark.parametrize(
