@@ -127,7 +127,7 @@ def _run() -> int:
     'seconds': round(time.perf_counter() - start, 1),
     'interrupted': interrupted,
   }
-  _write(header, [dataclasses.asdict(a) for a in answers])
+  _write(log.path, header, [dataclasses.asdict(a) for a in answers])
   for answer in answers:
     print(f'\nQ: {answer.question}\nA: {answer.answer.strip()}')
   if interrupted:
@@ -266,8 +266,16 @@ def _turns_path():
   return Path(path)
 
 
-def _write(header, answers):
-  pass
+def _write(log_path, header, answers):
+  """JSON and page, from the turns that were logged."""
+  from memagent_jax import trace
+
+  if _OUTPUT.value is not None:
+    trace.write_json(_OUTPUT.value, header, answers, trace.read_turns(log_path))
+  if _TRACE.value is not None:
+    trace.write_page(_TRACE.value, header, answers, trace.read_turns(log_path))
+  if _OUTPUT.value is None:
+    log_path.unlink()
 
 
 class _Display:
