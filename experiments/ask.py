@@ -15,7 +15,7 @@ from pathlib import Path
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _DOCUMENT = flags.DEFINE_string(
   'document', None, 'File to read (text, Markdown, PDF), or - for a pipe.'
@@ -77,6 +77,8 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not _DOCUMENT.value or not _QUESTION.value:
     raise app.UsageError('--document and --question are needed.')
+  # jax reports every accelerator that it looked for and did not find.
+  logging.set_verbosity(logging.WARNING)
   try:
     sys.exit(_run())
   except (ValueError, OSError) as e:

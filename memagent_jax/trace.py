@@ -249,7 +249,7 @@ def _turn(turn: Turn, before: str) -> str:
     f'<article><h3>Chunk {turn["chunk_index"] + 1}</h3>'
     f'<p class="quiet">{facts}</p><div class="pair">'
     f'<div class="memory"><h4>Memory</h4><p>{shown}</p></div>'
-    f'<details class="chunk"><summary>Text of the chunk</summary>'
+    f'<details class="chunk" open><summary>Text of the chunk</summary>'
     f'<p>{_marked(turn["chunk"], turn["memory"])}</p></details>'
     '</div></article>\n'
   )
@@ -332,7 +332,7 @@ article { background: var(--card); border: 1px solid var(--line);
 article > .quiet { margin: .1rem 0 .8rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; }
 .pair p { margin: 0; }
-.chunk p { white-space: pre-wrap; font-size: .9rem; max-height: 22rem;
+.chunk p { white-space: pre-wrap; font-size: .9rem; max-height: 13rem;
   overflow: auto; margin-top: .5rem; }
 summary { cursor: pointer; font-size: .75rem; color: var(--soft);
   text-transform: uppercase; letter-spacing: .06em; font-weight: 700; }
