@@ -184,7 +184,23 @@ def generate(
   key_N: jax.Array,
   active_N: jax.Array | None = None,
 ) -> Response:
-  """Samples a response to every prompt; jit-able with static config arguments.
+  """Samples a response to every prompt: `prefill`, then `respond`."""
+  prefilled = prefill(config, params, prompt)
+  return respond(
+    config, params, prefilled, sampling, control_ids, key_N, active_N
+  )
+
+
+def respond(
+  config: ModelConfig,
+  params,
+  prefilled: Prefilled,
+  sampling: SamplingConfig,
+  control_ids: tuple[int, ...],
+  key_N: jax.Array,
+  active_N: jax.Array | None = None,
+) -> Response:
+  """Samples a response to every prompt that was read.
 
   Control ids are sampled like any other token (nothing is masked, so log-probs
   are the model's), and end their row.
@@ -192,7 +208,7 @@ def generate(
   Args:
     config: the model; static.
     params: its params.
-    prompt: right-padded prompts.
+    prefilled: the prompts, read.
     sampling: how to draw, and the cap R; static.
     control_ids: the ids that end a row; static.
     key_N: typed keys, one per row and turn; unused when greedy.
@@ -201,11 +217,10 @@ def generate(
   Returns:
     the Response, R = sampling.max_tokens wide.
   """
-  n, r = prompt.length_N.shape[0], sampling.max_tokens
+  n, r = prefilled.length_N.shape[0], sampling.max_tokens
   controls = jnp.asarray(control_ids, jnp.int32)
   if active_N is None:
     active_N = jnp.ones((n,), bool)
-  prefilled = prefill(config, params, prompt)
 
   def record(loop: _Loop, logits_NxV, position) -> _Loop:
     """Draws the token of slot `position` for the rows that are not done."""
