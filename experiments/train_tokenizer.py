@@ -16,7 +16,7 @@ _TEXTS = flags.DEFINE_string(
   str(Path(__file__).parent / 'data' / 'adventures_of_sherlock_holmes.txt.gz'),
   'File or folder of texts to learn merges from.',
 )
-_VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 4096, 'Ids, all together.')
+_VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 2048, 'Ids, all together.')
 _NUM_KEYS = flags.DEFINE_integer(
   'num_keys', 20_000, 'Needle keys to learn from.'
 )
@@ -35,7 +35,7 @@ def main(argv):
   from tokenizers import decoders, models, pre_tokenizers, trainers
   import transformers
 
-  from memagent_jax.data import haystack, words
+  from memagent_jax.data import haystack, ruler, words
   from memagent_jax.data.examples import seeded
   from memagent_jax.models.tokenizer import Tokenizer
 
@@ -45,7 +45,11 @@ def main(argv):
     sys.exit(f'error: {e}')
   rng = seeded('tokenizer')
   keys = [words.word_key(rng) for _ in range(_NUM_KEYS.value)]
-  needles = [f' numbers for {key} is: {words.number(rng)}.' for key in keys]
+  needles = []
+  for key in keys:
+    kind = rng.choice(('number', 'uuid'))
+    needles.append(ruler.needle(kind, key, words.number(rng)))
+    needles.append(ruler.needle_question(kind, key))
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.Sequence(
     [

@@ -9,7 +9,7 @@ import importlib
 _EXPORTS = {
   'Answer': 'reader',
   'Reader': 'reader',
-  'ReadingConfig': 'reader',
+  'ReadingConfig': 'rollout',
   'Turn': 'reader',
   'load_model': 'models.pretrained',
 }

@@ -307,7 +307,8 @@ def policy_loss(
     the loss, and means over the tokens that count: `ratio` and `approx_kl` (k3)
     to the old policy, the fractions at each clip, and, where they can be
     computed, `reference_kl` (k3), `entropy`, `sampler_gap` (mean |log-prob
-    difference|, old to sampler, nats) and `importance_weight`.
+    difference| to the sampler, nats: before the first update of a batch, how far
+    sampler and trainer are apart) and `importance_weight`.
 
   Raises:
     ValueError: an argument is missing that the config needs.
@@ -347,9 +348,10 @@ def policy_loss(
   if config.dual_clip:
     metrics['dual_clip_fraction'] = (advantage < 0) & (ratio > config.dual_clip)
   if sampler_logprob_NxR is not None:
-    gap = old_logprob - constant(sampler_logprob_NxR)
-    metrics['sampler_gap'] = jnp.abs(gap)
+    sampler_logprob = constant(sampler_logprob_NxR)
+    metrics['sampler_gap'] = jnp.abs(logprob - sampler_logprob)
     if config.importance_cap:
+      gap = old_logprob - sampler_logprob
       weight = jnp.minimum(_bounded_exp(gap), config.importance_cap)
       metrics['importance_weight'] = weight
       loss = weight * loss

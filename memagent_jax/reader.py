@@ -20,34 +20,13 @@ import numpy as np
 
 from memagent_jax import decode, prompts, rollout
 from memagent_jax.data.chunks import ChunkCutter, StreamEncoder
-from memagent_jax.decode import SamplingConfig
 from memagent_jax.prompts import Template
+from memagent_jax.rollout import ReadingConfig
 from memagent_jax.structs import EOS, FINISH_REASONS, Response, Tokens
 
 # Question rows are padded to a multiple of this, so that programs recur.
 _QUESTION_STEP = 32
 _STATE_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadingConfig:
-  """How a reader reads. The paper's caps are 5000, 1024, 1024 and 1024."""
-
-  # Budget of a chunk.
-  chunk_tokens: int = 1024
-  # Cap on the memory.
-  memory_tokens: int = 256
-  # Cap on the answer.
-  answer_tokens: int = 128
-  # Longest question that is accepted.
-  question_tokens: int = 1024
-  # 0 is greedy.
-  temperature: float = 0.0
-  top_p: float = 1.0
-  # With a temperature above 0: same seed, same samples.
-  seed: int = 0
-  # Where a chunk ends: `sentence`, or `token` as in the paper.
-  chunk_cut: str = 'sentence'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +100,9 @@ class Reader:
     width = min(
       -(-width // _QUESTION_STEP) * _QUESTION_STEP, self.config.question_tokens
     )
-    self._agent = self._make_agent(width)
+    self._agent = rollout.make_agent(
+      model, self._template, self.config, question_tokens=width
+    )
     self._question = prompts.pad_rows(question_ids, width)
     self._memory = rollout.first_memory(self._agent, len(self._questions))
     examples = [
@@ -157,23 +138,6 @@ class Reader:
         )
       encoded.append(ids)
     return encoded
-
-  def _make_agent(self, question_tokens: int) -> rollout.AgentConfig:
-    c, tokenizer = self.config, self._model.tokenizer
-    return rollout.AgentConfig(
-      model=self._model.config,
-      prompts=prompts.compile_template(self._template, tokenizer),
-      control_ids=tokenizer.control_ids,
-      think_ids=tokenizer.think_ids,
-      memory=SamplingConfig(
-        c.memory_tokens, temperature=c.temperature, top_p=c.top_p
-      ),
-      answer=SamplingConfig(
-        c.answer_tokens, temperature=c.temperature, top_p=c.top_p
-      ),
-      chunk_tokens=c.chunk_tokens,
-      question_tokens=question_tokens,
-    )
 
   @property
   def questions(self) -> list[str]:

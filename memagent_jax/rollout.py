@@ -21,7 +21,8 @@ from memagent_jax import decode
 from memagent_jax import prompts as prompts_lib
 from memagent_jax.decode import SamplingConfig
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.prompts import Prompts
+from memagent_jax.models.pretrained import Model
+from memagent_jax.prompts import Prompts, Template
 from memagent_jax.structs import EOS, SKIPPED, Response, Tokens, Turns
 
 # The answer's turn number in its sampling key; memory turns count from 0.
@@ -80,6 +81,64 @@ class AgentConfig:
           f'a {turn} needs {terms} = {total} tokens; the model sees '
           f'{self.model.max_positions}. Lower one of the caps.'
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingConfig:
+  """How a document is read. The paper's caps are 5000, 1024, 1024 and 1024."""
+
+  # Budget of a chunk.
+  chunk_tokens: int = 1024
+  # Cap on the memory.
+  memory_tokens: int = 256
+  # Cap on the answer.
+  answer_tokens: int = 128
+  # Longest question that is accepted.
+  question_tokens: int = 1024
+  # 0 is greedy.
+  temperature: float = 0.0
+  top_p: float = 1.0
+  # With a temperature above 0: same seed, same samples.
+  seed: int = 0
+  # Where a chunk ends: `sentence`, or `token` as in the paper.
+  chunk_cut: str = 'sentence'
+
+
+def make_agent(
+  model: Model,
+  template: Template,
+  config: ReadingConfig,
+  *,
+  question_tokens: int | None = None,
+) -> AgentConfig:
+  """What a model needs to read as `config` says.
+
+  Args:
+    model: its config and tokenizer are used, not its params.
+    template: wording of the turns.
+    config: caps and sampling.
+    question_tokens: width of the question rows; None: the config's cap.
+
+  Raises:
+    ValueError: the caps together exceed the model's window.
+  """
+  tokenizer = model.tokenizer
+  if question_tokens is None:
+    question_tokens = config.question_tokens
+  memory, answer = (
+    SamplingConfig(cap, temperature=config.temperature, top_p=config.top_p)
+    for cap in (config.memory_tokens, config.answer_tokens)
+  )
+  return AgentConfig(
+    model=model.config,
+    prompts=prompts_lib.compile_template(template, tokenizer),
+    control_ids=tokenizer.control_ids,
+    think_ids=tokenizer.think_ids,
+    memory=memory,
+    answer=answer,
+    chunk_tokens=config.chunk_tokens,
+    question_tokens=question_tokens,
+  )
 
 
 def first_memory(agent: AgentConfig, rows: int) -> Tokens:

@@ -92,12 +92,16 @@ def init_state(config: OptimizerConfig, params: dict) -> TrainState:
 
 
 def apply_gradients(
-  config: OptimizerConfig, state: TrainState, gradients: dict
+  config: OptimizerConfig,
+  state: TrainState,
+  gradients: dict,
+  anything: jax.Array | bool = True,
 ) -> tuple[TrainState, jax.Array]:
   """The state after one update, and the gradients' global norm.
 
   A norm that is not finite leaves parameters and optimizer as they were; it is
-  counted in `skipped`.
+  counted in `skipped`. So does `anything` False, uncounted: no row had a weight,
+  and momentum alone must not move the parameters.
   """
   norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(norm)
@@ -107,7 +111,9 @@ def apply_gradients(
   params = optax.apply_updates(state.params, updates)
 
   def chosen(new, old):
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    return jax.tree.map(
+      lambda a, b: jnp.where(finite & anything, a, b), new, old
+    )
 
   return TrainState(
     step=state.step + 1,

@@ -1,164 +1,205 @@
-"""Training, read from top to bottom: rows -> update -> log -> evaluate -> checkpoint.
+"""Training, read from top to bottom: experience -> update -> log -> evaluate ->
+checkpoint.
 
-`warm_up` learns the two turns from demonstrations. Everything it needs is an
-argument; gin binds the arguments in `experiments/train.py` and is not known here.
+Reinforcement and supervised warm-up are one loop over two sources (`experience`).
+Everything it needs is an argument; gin binds the arguments in `experiments/train.py`
+and is not known here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import functools
 import os
 from pathlib import Path
 import time
 
+from absl import logging
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from memagent_jax import decode, demonstrations, prompts, train_state
+from memagent_jax import train_state
 from memagent_jax import update as update_lib
 from memagent_jax.checkpoint import Checkpoints
-from memagent_jax.data import haystack
-from memagent_jax.data.skills import SkillConfig
-from memagent_jax.decode import SamplingConfig
-from memagent_jax.demonstrations import Curriculum, Stage
+from memagent_jax.experience import Source
 from memagent_jax.metric_log import MetricLog
-from memagent_jax.models import huggingface, transformer
-from memagent_jax.models.configs import ModelConfig
-from memagent_jax.models.tokenizer import Tokenizer
-from memagent_jax.prompts import Template
-from memagent_jax.structs import Tokens
-from memagent_jax.train_state import OptimizerConfig
+from memagent_jax.models import huggingface
+from memagent_jax.models.pretrained import Model
+from memagent_jax.train_state import OptimizerConfig, TrainState
 
-# Prompts are padded to a multiple of this, so that programs recur.
-_PROMPT_STEP = 64
 # Updates that may be skipped for not being finite before a run stops.
 _MAX_SKIPPED = 20
+# Steps in a row without any difference between rewards before a warning.
+_DULL_STEPS = 20
+_SHOWN = (
+  'reward/mean',
+  'reward/metric',
+  'groups/degenerate',
+  'loss',
+  'entropy',
+  'grad_norm',
+  'memory/length_p50',
+  'tokens_per_second',
+)
+
+# (params, step) -> metrics; what it writes beside them is its own business.
+Evaluator = Callable[[dict, int], Mapping[str, float]]
 
 
-def warm_up(
+def train(
   *,
   workdir: str | os.PathLike,
-  model: ModelConfig,
-  tokenizer_directory: str,
-  template: Template,
-  stages: Sequence[Stage],
+  model: Model,
+  source: Callable[[Model], Source],
   optimizer: OptimizerConfig,
-  essays: Sequence[str],
-  evaluated: Mapping[str, SkillConfig],
-  micro_batches: int = 1,
-  seed: int = 0,
-  evaluate_every_steps: int = 200,
-  evaluate_count: int = 512,
-  checkpoint_every_steps: int = 200,
+  evaluators: Sequence[Callable[[Model, Path], Evaluator]] = (),
+  num_steps: int | None = None,
+  evaluate_every_steps: int = 50,
+  checkpoint_every_steps: int = 50,
   stop_at_step: int | None = None,
+  stop_when: Mapping[str, float] | None = None,
   config_text: str = '',
 ) -> dict[str, float]:
-  """Trains a model from scratch on demonstrations; resumes where it stopped.
+  """Trains a model on what its source gives; resumes where it stopped.
 
   Args:
-    workdir: gets `checkpoints/`, `metrics.jsonl`, TensorBoard events, and at the
-      end `model_STEP/`, a Hugging Face directory.
-    model: of the new model.
-    tokenizer_directory: its tokenizer.
-    template: wording of the turns.
-    stages: the curriculum.
-    optimizer: of all stages together.
-    essays: files or folders of filler text; repeated sentences come with them.
-    evaluated: skills to measure, by name.
-    micro_batches: parts of a batch that are computed one after the other.
-    seed: of parameters and demonstrations.
-    evaluate_every_steps: between measurements; the last step is measured too.
-    evaluate_count: demonstrations of one measurement.
+    workdir: gets `checkpoints/`, `metrics.jsonl`, TensorBoard events, what the
+      evaluators write, and at the end `model/`, a Hugging Face directory.
+    model: to start from.
+    source: makes the source of experience for the model.
+    optimizer: of all steps.
+    evaluators: each makes, for the model and the workdir, what measures params
+      before the first step, then every so many steps, and after the last.
+    num_steps: steps of the run; None: as many as the source has.
+    evaluate_every_steps: between measurements.
     checkpoint_every_steps: between checkpoints; the last step is kept too.
-    stop_at_step: end before this step instead of after the last stage.
+    stop_at_step: end before this step and let a later call go on.
+    stop_when: end early once every named metric of a measurement is at least
+      this.
     config_text: kept in the checkpoints; another one is refused on resuming.
 
   Returns:
     the last measurement.
 
   Raises:
-    ValueError: a workdir of another run, or too many updates that were not
-      finite.
+    ValueError: a workdir of another run, no number of steps, or too many updates
+      that were not finite.
   """
   workdir = Path(workdir)
 
-  # --- data -----------------------------------------------------------------
-  tokenizer = Tokenizer.from_directory(tokenizer_directory)
-  fillers = (haystack.noise(), *map(haystack.essays, essays))
-  curriculum = Curriculum(stages, template, tokenizer, fillers, seed)
-  last_step = curriculum.num_steps
-  if stop_at_step is not None:
-    last_step = min(last_step, stop_at_step)
-
-  # --- state ----------------------------------------------------------------
-  params = transformer.init_params(model, jax.random.key(seed))
-  state = train_state.init_state(optimizer, params)
+  # --- state ------------------------------------------------------------------
+  experience_source = source(model)
+  if num_steps is None:
+    num_steps = experience_source.num_steps
+  if num_steps is None:
+    raise ValueError('num_steps is None and the source has no end; give it.')
   checkpoints = Checkpoints(workdir / 'checkpoints')
   checkpoints.check_same_run(config_text)
+  state = train_state.init_state(optimizer, model.params)
+  first_step, dull_steps = 0, 0
   restored = checkpoints.restore(state)
   if restored is not None:
-    state = restored.state
-  first_step = int(state.step)
-  respond = functools.partial(_respond, model, tokenizer.control_ids)
-  measured: dict[str, float] = {}
+    state, first_step = restored.state, restored.step
+    dull_steps = restored.extras['dull_steps']
+    experience_source.restore(restored.extras['source'])
+  measure = _Measure([make(model, workdir) for make in evaluators])
+  last_step = num_steps if stop_at_step is None else stop_at_step
+  warned: set[str] = set()
 
   with (
     checkpoints,
-    MetricLog(
-      workdir,
-      first_step=first_step,
-      shown=('loss', 'grad_norm', 'rows_seconds', 'update_seconds'),
-    ) as log,
+    MetricLog(workdir, first_step=first_step, shown=_SHOWN) as log,
   ):
-    for step in range(first_step, last_step):
-      # --- rows ---------------------------------------------------------------
+    if first_step == 0:
+      measure(state.params, 0)
+    for step in range(first_step, min(last_step, num_steps)):
       begun = time.perf_counter()
-      stage = curriculum.stage(step)
-      rows = curriculum.rows(step)
+
+      # --- experience: rollout, verify, advantages; or demonstrations -----------
+      experience = experience_source.next(step, state.params)
       made = time.perf_counter()
 
-      # --- update -------------------------------------------------------------
-      objective = _imitation(model, stage.response_tokens)
-      state, metrics = update_lib.update(
-        objective, optimizer, micro_batches, state, rows
-      )
-      logged = {name: float(m.mean()) for name, m in metrics.items()}
+      # --- update ---------------------------------------------------------------
+      state, metrics = _apply(optimizer, state, experience)
       updated = time.perf_counter()
       _stop_if_broken(int(state.skipped), step)
 
-      # --- evaluate -----------------------------------------------------------
-      last = step + 1 == last_step
-      if last or (step + 1) % evaluate_every_steps == 0:
-        measured = _measure(
-          functools.partial(respond, state.params),
-          curriculum,
-          evaluated,
-          evaluate_count,
+      # --- log ------------------------------------------------------------------
+      metrics |= dict(experience.metrics)
+      metrics |= {f'seconds/{k}': v for k, v in experience.seconds.items()}
+      metrics |= {
+        'skipped_updates': float(state.skipped),
+        'learning_rate': float(
+          train_state.learning_rate(optimizer)(state.step - 1)
+        ),
+        'trained_tokens': experience.trained_tokens,
+        'seconds/update': updated - made,
+        'seconds/step': updated - begun,
+        'tokens_per_second': experience.trained_tokens / (updated - begun),
+      }
+      dull = metrics.get('groups/degenerate') == 1.0
+      dull_steps = dull_steps + 1 if dull else 0
+      for warning in experience.warnings:
+        _warn_once(warned, step, warning)
+      if dull_steps == _DULL_STEPS:
+        logging.warning(
+          'step %d: for %d steps all rollouts of every document had the same '
+          'reward, so nothing is learned: the task is too easy or too hard, or '
+          'the verifier does not see the answers.',
+          step,
+          dull_steps,
         )
-        shown = '  '.join(f'{k} {v:.3f}' for k, v in measured.items())
-        print(f'after step {step}: {shown}', flush=True)
-        logged |= measured
 
-      # --- log ----------------------------------------------------------------
-      tokens = int((rows.prompt_length_N + rows.response_length_N).sum())
-      log.write(
-        step,
-        logged
-        | {
-          'skipped_updates': float(state.skipped),
-          'rows_seconds': made - begun,
-          'update_seconds': updated - made,
-          'tokens_per_second': tokens / (updated - begun),
-        },
-      )
+      # --- evaluate -------------------------------------------------------------
+      last = step + 1 == num_steps
+      if last or (step + 1) % evaluate_every_steps == 0:
+        metrics |= measure(state.params, step + 1)
+        last = last or _reached(stop_when, measure.latest)
+      log.write(step, metrics)
 
-      # --- checkpoint ---------------------------------------------------------
-      if last or (step + 1) % checkpoint_every_steps == 0:
-        checkpoints.save(step + 1, state, {'seed': seed}, config_text)
-  exported = workdir / f'model_{last_step}'
-  if not exported.exists():
-    huggingface.save_model(exported, model, state.params, tokenizer)
-  return measured
+      # --- checkpoint -----------------------------------------------------------
+      stops = last or step + 1 == last_step
+      if stops or (step + 1) % checkpoint_every_steps == 0:
+        extras = {'source': experience_source.state(), 'dull_steps': dull_steps}
+        checkpoints.save(step + 1, state, extras, config_text)
+      if last:
+        break
+  huggingface.save_model(
+    workdir / 'model', model.config, state.params, model.tokenizer
+  )
+  return measure.latest
+
+
+class _Measure:
+  """All evaluators as one, which remembers what it measured."""
+
+  def __init__(self, evaluators: Sequence[Evaluator]):
+    self._evaluators = evaluators
+    self.latest: dict[str, float] = {}
+
+  def __call__(self, params: dict, step: int) -> dict[str, float]:
+    begun = time.perf_counter()
+    self.latest = {}
+    for evaluator in self._evaluators:
+      self.latest |= evaluator(params, step)
+    shown = '  '.join(f'{k} {v:.3f}' for k, v in self.latest.items())
+    print(f'after {step} steps: {shown}', flush=True)
+    return self.latest | {'seconds/evaluate': time.perf_counter() - begun}
+
+
+def _apply(
+  optimizer: OptimizerConfig, state: TrainState, experience
+) -> tuple[TrainState, dict[str, float]]:
+  """One optimizer step a mini-batch; metrics are means over all of them."""
+  found = []
+  for batches in experience.mini_batches:
+    state, metrics = update_lib.update(
+      experience.objective, optimizer, state, batches
+    )
+    found.append(metrics)
+  total = jax.tree.map(lambda *x: sum(x), *found)
+  is_mean = lambda x: hasattr(x, 'mean')  # noqa: E731
+  means = jax.tree.map(lambda m: float(m.mean()), total, is_leaf=is_mean)
+  if 'sampler_gap' in means:
+    # Before the first update sampler and trainer have the same params.
+    means['sampler_gap'] = float(found[0]['sampler_gap'].mean())
+  return state, means
 
 
 def _stop_if_broken(skipped: int, step: int) -> None:
@@ -169,65 +210,18 @@ def _stop_if_broken(skipped: int, step: int) -> None:
     )
 
 
-@functools.cache
-def _imitation(
-  model: ModelConfig, response_tokens: int
-) -> update_lib.Objective:
-  """The same object for the same arguments, so that nothing compiles twice."""
-  return functools.partial(update_lib.imitation, model, response_tokens)
+def _warn_once(warned: set[str], step: int, warning: str) -> None:
+  # Numbers differ from step to step; what is wrong does not.
+  kind = ''.join(c for c in warning if not c.isdigit())
+  if kind not in warned:
+    warned.add(kind)
+    logging.warning('step %d: %s', step, warning)
 
 
-def _measure(
-  respond: Callable[[list[list[int]]], list[list[int]]],
-  curriculum: Curriculum,
-  evaluated: Mapping[str, SkillConfig],
-  count: int,
-) -> dict[str, float]:
-  """Accuracy of every skill, as `name` and `name_present`."""
-  measured = {}
-  for name, config in evaluated.items():
-    found = demonstrations.accuracy(respond, curriculum, config, count)
-    measured[f'accuracy/{name}'] = found['all']
-    measured[f'accuracy/{name}_present'] = found['present']
-  return measured
-
-
-def _respond(
-  model: ModelConfig,
-  control_ids: tuple[int, ...],
-  params,
-  prompt_ids: list[list[int]],
-  *,
-  rows: int = 128,
-  response_tokens: int = 64,
-) -> list[list[int]]:
-  """Greedy responses, the ending control id included, in batches of one shape."""
-  width = max(map(len, prompt_ids))
-  width = -(-width // _PROMPT_STEP) * _PROMPT_STEP
-  responses = []
-  for start in range(0, len(prompt_ids), rows):
-    part = prompt_ids[start : start + rows]
-    # The last batch is filled with its first row.
-    full = part + part[:1] * (rows - len(part))
-    response = _generate(
-      model,
-      SamplingConfig(response_tokens),
-      control_ids,
-      params,
-      prompts.pad_rows(full, width),
-    )
-    ids, lengths = np.asarray(response.ids_NxR), np.asarray(response.length_N)
-    responses += [
-      row[:n].tolist()
-      for row, n in zip(ids[: len(part)], lengths, strict=False)
-    ]
-  return responses
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(model, sampling, control_ids, params, prompt: Tokens):
-  n = prompt.length_N.shape[0]
-  keys = decode.row_keys(
-    0, jnp.arange(n, dtype=jnp.uint32), jnp.zeros(n, jnp.int32)
+def _reached(
+  stop_when: Mapping[str, float] | None, measured: Mapping[str, float]
+) -> bool:
+  return bool(stop_when) and all(
+    measured.get(name, float('-inf')) >= least
+    for name, least in stop_when.items()
   )
-  return decode.generate(model, params, prompt, sampling, control_ids, keys)

@@ -4,10 +4,13 @@
       + response -> one row;  C memory turns and the answer -> (C+1) rows
     Demonstration -> one row
 
-A row's ids are its prompt and its response without a gap.
+A row's ids are its prompt and its response without a gap. `micro_batches` sorts
+rows by length into a few widths and cuts each width into micro-batches of a token
+budget: shapes are static, however ragged the turns are.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from flax import struct
 import jax
@@ -26,6 +29,85 @@ class TurnRows(struct.PyTreeNode):
   ids_NxS: jax.Array  # int32
   prompt_length_N: jax.Array  # int32
   response_length_N: jax.Array  # int32, the ending control id included
+
+
+class PolicyRows(struct.PyTreeNode):
+  """Turn rows with all that `grpo.policy_loss` wants to know of them."""
+
+  turns: TurnRows
+  sampler_logprob_NxR: jax.Array  # float32, as recorded while sampling
+  old_logprob_NxR: jax.Array  # float32, of the policy before the update
+  reference_logprob_NxR: jax.Array | None  # float32; None without a reference
+  advantage_N: jax.Array  # float32
+  weight_N: jax.Array  # float32; 0 for turns that do not count
+
+
+class MicroBatches(struct.PyTreeNode):
+  """Rows of one width, split; only the first `count` micro-batches are used."""
+
+  rows: Any  # TurnRows or PolicyRows, with axes [micro-batch, row, ...]
+  count: jax.Array  # int32
+
+
+def response_mask(turns: TurnRows, response_tokens: int) -> jax.Array:
+  """bool [N, R]: the tokens of the responses."""
+  return jnp.arange(response_tokens)[None] < turns.response_length_N[:, None]
+
+
+def micro_batches(
+  rows: TurnRows | PolicyRows,
+  *,
+  widths: Sequence[int],
+  micro_tokens: int,
+  capacity: int,
+) -> tuple[MicroBatches, ...]:
+  """Rows sorted into widths and cut into micro-batches, on the host.
+
+  Rows without a response, and those of weight 0, change nothing and are left
+  out. Shapes depend on the arguments beside `rows` alone.
+
+  Args:
+    rows: N rows of NumPy arrays.
+    widths: slots of a row, rising; the last is as wide as the rows.
+    micro_tokens: a micro-batch of width w has micro_tokens // w rows, 1 at
+      least.
+    capacity: most rows that can ever come.
+
+  Returns:
+    one MicroBatches per width; their dummies have no prompt and no response.
+
+  Raises:
+    ValueError: more rows than `capacity`, or widths that do not rise to the
+      rows' own.
+  """
+  turns = rows.turns if isinstance(rows, PolicyRows) else rows
+  full = turns.ids_NxS.shape[1]
+  if list(widths) != sorted(set(widths)) or not widths or widths[-1] != full:
+    raise ValueError(f'widths are {widths}; expected rising ones up to {full}.')
+  counts_N = turns.response_length_N > 0
+  if isinstance(rows, PolicyRows):
+    counts_N = counts_N & (rows.weight_N > 0)
+  if counts_N.sum() > capacity:
+    raise ValueError(f'{counts_N.sum()} rows; the capacity is {capacity}.')
+  length_N = turns.prompt_length_N + turns.response_length_N
+  width_N = np.searchsorted(np.asarray(widths), length_N)
+  result = []
+  for w, width in enumerate(widths):
+    size = max(1, micro_tokens // width)
+    chosen = np.flatnonzero(counts_N & (width_N == w))
+    slots = -(-capacity // size)
+
+    def split(x, chosen=chosen, size=size, slots=slots, width=width):
+      x = np.asarray(x)[chosen]
+      if x.ndim == 2 and x.shape[1] == full:
+        x = x[:, :width]
+      padded = np.zeros((slots * size, *x.shape[1:]), x.dtype)
+      padded[: len(x)] = x
+      return padded.reshape(slots, size, *x.shape[1:])
+
+    count = np.int32(-(-len(chosen) // size))
+    result.append(MicroBatches(jax.tree.map(split, rows), count))
+  return tuple(result)
 
 
 def demonstration_rows(
@@ -112,28 +194,3 @@ def _flat(tree):
 
 def _widen(x_NxW: jax.Array, width: int) -> jax.Array:
   return jnp.pad(x_NxW, ((0, 0), (0, width - x_NxW.shape[1])))
-
-
-def demonstration_row(
-  prompts: Prompts, tokenizer, end_id: int, demonstration
-) -> tuple[list[int], list[int]]:
-  """(prompt ids, response ids with the ending control id) of one turn.
-
-  Args:
-    prompts: the compiled template.
-    tokenizer: of the model.
-    end_id: control id that ends a turn.
-    demonstration: a `data.skills.Demonstration`.
-  """
-  d = demonstration
-  response = [*tokenizer.encode(d.response), end_id]
-  if not d.question:
-    # Plain text: all of it is learned but the first token, which has no prompt.
-    return response[:1], response[1:]
-  fields = {'question': d.question, 'memory': d.memory, 'chunk': d.chunk}
-  ids = {name: tokenizer.encode(text) for name, text in fields.items() if text}
-  turn = prompts.answer_turn if d.chunk is None else prompts.memory_turn
-  prompt: list[int] = []
-  for piece in turn:
-    prompt += ids.get(piece, []) if isinstance(piece, str) else piece
-  return prompt, response

@@ -1,7 +1,7 @@
 """One optimizer step over turn rows, in micro-batches whose split changes nothing.
 
-TurnRows -> micro-batches -> sums of loss and gradient -> one division
-  -> optimizer -> TrainState
+MicroBatches -> sums of loss and gradient -> one division -> optimizer
+  -> TrainState
 """
 
 from collections.abc import Callable
@@ -16,77 +16,97 @@ from memagent_jax.log_probs import response_log_probs
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.structs import WeightedMean
 from memagent_jax.train_state import OptimizerConfig, TrainState
-from memagent_jax.turn_rows import TurnRows
+from memagent_jax.turn_rows import MicroBatches
 
-# (params, rows) -> loss, metrics; all as sums with their weights.
-Objective = Callable[
-  [dict, TurnRows], tuple[WeightedMean, dict[str, WeightedMean]]
-]
+# (params, rows) -> loss, metrics; see `objectives`.
+Objective = Callable[..., tuple[WeightedMean, dict[str, WeightedMean]]]
 
 
-def imitation(
-  model: ModelConfig, response_tokens: int, params: dict, rows: TurnRows
-) -> tuple[WeightedMean, dict[str, WeightedMean]]:
-  """Negative log-likelihood of the responses: advantage 1, no ratio."""
-  logprob_NxR, _ = response_log_probs(
-    model,
-    params,
-    rows.ids_NxS,
-    rows.prompt_length_N,
-    rows.response_length_N,
-    response_tokens=response_tokens,
-    temperature=0.0,
-  )
-  tokens = rows.response_length_N.sum().astype(jnp.float32)
-  loss = WeightedMean(-logprob_NxR.sum(), tokens)
-  return loss, {'nll': loss}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def update(
   objective: Objective,
   optimizer: OptimizerConfig,
-  micro_batches: int,
   state: TrainState,
-  rows: TurnRows,
+  batches: tuple[MicroBatches, ...],
 ) -> tuple[TrainState, dict[str, WeightedMean]]:
   """One step on the mean loss of all rows.
 
   Args:
-    objective: hashable, such as a partial of `imitation`; static.
+    objective: hashable, such as those of `objectives`; static.
     optimizer: static.
-    micro_batches: parts that are computed one after the other; static.
     state: donated.
-    rows: N divisible by micro_batches.
+    batches: rows by width, from `turn_rows.micro_batches`.
 
   Returns:
-    the new state, and metrics with `grad_norm` among them.
+    the new state, and metrics with `loss` and `grad_norm` among them. Where no
+    row has any weight, parameters and optimizer stay as they are.
   """
-
-  def part(total, micro):
-    def loss_sum(params):
-      loss, metrics = objective(params, micro)
-      return loss.sum, (loss, metrics)
-
-    (_, found), gradients = jax.value_and_grad(loss_sum, has_aux=True)(
-      state.params
-    )
-    return jax.tree.map(jnp.add, total, (gradients, *found)), None
-
-  split = jax.tree.map(
-    lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows
-  )
-  first = jax.tree.map(lambda x: x[0], split)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(lambda: (state.params, *objective(state.params, first))),
-  )
-  (gradients, loss, metrics), _ = lax.scan(part, zeros, split)
+  gradients, loss, metrics = gradient_sums(objective, state.params, batches)
   weight = jnp.where(loss.weight > 0.0, loss.weight, 1.0)
   gradients = jax.tree.map(lambda g: g / weight, gradients)
-  state, norm = train_state.apply_gradients(optimizer, state, gradients)
+  state, norm = train_state.apply_gradients(
+    optimizer, state, gradients, anything=loss.weight > 0.0
+  )
   metrics = metrics | {
     'loss': loss,
     'grad_norm': WeightedMean(norm, jnp.float32(1)),
   }
   return state, metrics
+
+
+def gradient_sums(
+  objective: Objective, params: dict, batches: tuple[MicroBatches, ...]
+) -> tuple[dict, WeightedMean, dict[str, WeightedMean]]:
+  """Gradient of the loss' sum, loss and metrics, added over micro-batches."""
+
+  def one(total, rows):
+    def loss_sum(params):
+      loss, metrics = objective(params, rows)
+      return loss.sum, (loss, metrics)
+
+    (_, found), gradients = jax.value_and_grad(loss_sum, has_aux=True)(params)
+    return jax.tree.map(jnp.add, total, (gradients, *found))
+
+  total = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(
+      lambda: (params, *objective(params, _at(batches[0].rows, 0)))
+    ),
+  )
+  for batch in batches:
+    total = lax.fori_loop(
+      0,
+      batch.count,
+      lambda i, total, rows=batch.rows: one(total, _at(rows, i)),
+      total,
+    )
+  return total
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def log_probs(
+  model: ModelConfig, temperature: float, params: dict, batch: MicroBatches
+) -> jax.Array:
+  """float32 log-probs of the responses of PolicyRows, [micro-batch, row, R]."""
+
+  def one(i, logprobs):
+    turns = _at(batch.rows.turns, i)
+    logprob_NxR, _ = response_log_probs(
+      model,
+      params,
+      turns.ids_NxS,
+      turns.prompt_length_N,
+      turns.response_length_N,
+      response_tokens=logprobs.shape[-1],
+      temperature=temperature,
+    )
+    return lax.dynamic_update_index_in_dim(logprobs, logprob_NxR, i, 0)
+
+  zeros = jnp.zeros_like(batch.rows.old_logprob_NxR)
+  return lax.fori_loop(0, batch.count, one, zeros)
+
+
+def _at(rows, i):
+  return jax.tree.map(
+    lambda x: lax.dynamic_index_in_dim(x, i, 0, keepdims=False), rows
+  )

@@ -5,8 +5,6 @@
 
 `extract` reads a needle from one chunk with an empty memory, `answer` reads a
 value from a given memory, `keep` holds a memory over a chunk without the needle.
-`recall` is none of the two turns but where copying starts: many records in a row,
-asked for again, with loss on every token.
 """
 
 import dataclasses
@@ -15,9 +13,9 @@ import random
 from memagent_jax.data import haystack, ruler, words
 from memagent_jax.data.haystack import Filler
 
-EXTRACT, ANSWER, KEEP, RECALL = 'extract', 'answer', 'keep', 'recall'
-SKILLS = (EXTRACT, ANSWER, KEEP, RECALL)
-_MAX_DISTRACTORS = 4
+EXTRACT, ANSWER, KEEP = 'extract', 'answer', 'keep'
+SKILLS = (EXTRACT, ANSWER, KEEP)
+_FIRST_CHUNK_SHARE = 0.125
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +33,8 @@ class SkillConfig:
   near_miss_share: float = 0.3
   # Share of values that are UUIDs; the others have seven digits.
   uuid_share: float = 0.2
-  # Records of a `recall` row.
-  records: int = 6
+  # Most needles with other keys in a chunk; how many is drawn uniformly.
+  max_distractors: int = 4
   # What a memory says that knows nothing; the template's empty memory.
   nothing: str = 'none'
 
@@ -56,10 +54,7 @@ class SkillConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-  """One turn and the response to learn; a turn without chunk is an answer.
-
-  Without question it is plain text: `response` alone, every token learned.
-  """
+  """One turn and the response to learn; a turn without chunk is an answer."""
 
   question: str
   memory: str
@@ -73,8 +68,6 @@ def demonstrate(
   """One random demonstration."""
   names, shares = zip(*config.shares, strict=True)
   (skill,) = rng.choices(names, shares)
-  if skill == RECALL:
-    return _recall(config, rng)
   what, make = 'number', words.number
   if rng.random() < config.uuid_share:
     what, make = 'uuid', words.random_uuid
@@ -90,7 +83,7 @@ def demonstrate(
     return Demonstration(question, note, None, _boxed(value))
   hidden = [
     (_distractor_key(key, config, rng), make(rng))
-    for _ in range(rng.randrange(_MAX_DISTRACTORS + 1))
+    for _ in range(rng.randint(0, config.max_distractors))
   ]
   if skill == EXTRACT and not absent:
     hidden.append((key, value))
@@ -128,12 +121,6 @@ def _chunk(config, fillers, records, what, rng) -> str:
   room = rng.randint(config.min_chunk_chars, config.max_chunk_chars)
   room -= sum(len(text) + 1 for _, text, _ in needles)
   text, _ = rng.choice(fillers).cut(max(room, 0), rng)
-  return haystack.hide(text, needles)[0]
-
-
-def _recall(config: SkillConfig, rng: random.Random) -> Demonstration:
-  """Records, then all of them again in another order: plain text."""
-  keys = words.distinct(words.word_key, config.records, rng)
-  lines = [f' for {key} is: {words.number(rng)}.' for key in keys]
-  again = rng.sample(lines, len(lines))
-  return Demonstration('', '', None, ''.join(lines + again))
+  chunk = haystack.hide(text, needles)[0]
+  # Only a document's first chunk does not begin behind a space.
+  return chunk if rng.random() < _FIRST_CHUNK_SHARE else ' ' + chunk

@@ -1,0 +1,95 @@
+"""RULER's needle tasks as an endless seqio mixture of documents of few chunks.
+
+ruler.example -> as many chunks as asked for -> GeneratedRows -> seqio.Mixture
+"""
+
+from collections.abc import Mapping, Sequence
+
+import seqio
+
+from memagent_jax.data import haystack, ruler, tasks
+from memagent_jax.data.chunks import ChunkCutter
+from memagent_jax.data.examples import Example
+from memagent_jax.data.row_source import GeneratedRows
+from memagent_jax.data.ruler import Corpus
+
+# A chunk that ends at a sentence is shorter than its budget by about this share.
+_FILL = 0.94
+_MAX_TRIES = 100
+
+
+def needle_documents(
+  tokenizer,
+  *,
+  tasks_and_rates: Mapping[str, float],
+  chunks: int,
+  chunk_tokens: int,
+  essays: str,
+  chunk_cut: str = 'sentence',
+  num_examples: int = 20_000,
+  seed: int = 0,
+) -> seqio.Mixture:
+  """Documents of exactly `chunks` chunks, made when they are asked for.
+
+  Args:
+    tokenizer: of the model that reads.
+    tasks_and_rates: how often each of `ruler.NEEDLE_TASKS` comes.
+    chunks: of every document.
+    chunk_tokens: budget of a chunk.
+    essays: file or folder of filler text.
+    chunk_cut: where chunks end.
+    num_examples: of each task until they repeat.
+    seed: of the documents; training and evaluation need different ones.
+
+  Raises:
+    ValueError: a task that is no needle task.
+  """
+  unknown = sorted(set(tasks_and_rates) - set(ruler.NEEDLE_TASKS))
+  if unknown or not tasks_and_rates:
+    raise ValueError(
+      f'tasks {unknown or "none"}; choose from {", ".join(ruler.NEEDLE_TASKS)}.'
+    )
+  corpus = Corpus(essay=haystack.essays(essays))
+  cutter = ChunkCutter(tokenizer, chunk_tokens, chunk_cut)
+  vocabulary = tasks.TokenizerVocabulary(tokenizer, tokenizer.vocab_size)
+
+  def make(task: str, index: int) -> Example:
+    size = int(chunks * chunk_tokens * _FILL)
+    for trial in range(_MAX_TRIES):
+      example = ruler.example(
+        task,
+        index + trial * num_examples,
+        tokens=size,
+        encoder=tokenizer,
+        encoder_name=tokenizer.fingerprint,
+        corpus=corpus,
+        seed=seed,
+        answer_tokens=0,
+      )
+      got = len(cutter.split(tokenizer.encode(example.document)))
+      if got == chunks:
+        return example
+      # Sentences differ: a longer or shorter text comes closer.
+      size += (chunks - got) * chunk_tokens // 4
+    raise ValueError(
+      f'task {task}: no document of {chunks} chunks of {chunk_tokens} tokens in '
+      f'{_MAX_TRIES} tries; the last had {got}.'
+    )
+
+  made = [
+    tasks.example_task(
+      f'{name}_{chunks}_chunks',
+      {
+        'train': GeneratedRows(
+          lambda index, name=name: make(name, index), num_examples
+        )
+      },
+      vocabulary,
+    )
+    for name in tasks_and_rates
+  ]
+  rates = [
+    (task, rate)
+    for task, rate in zip(made, tasks_and_rates.values(), strict=True)
+  ]
+  return seqio.Mixture('needle_documents', rates)

@@ -1,0 +1,255 @@
+"""What is measured while training: single turns, and whole documents.
+
+    params -> greedy responses -> metrics (and traces in the workdir)
+
+Whole documents are read by the rollout and judged by the rewards of training.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax import (
+  decode,
+  demonstrations,
+  memory_health,
+  prompts,
+  rollout,
+  trajectories,
+)
+from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
+from memagent_jax.data.skills import SkillConfig
+from memagent_jax.decode import SamplingConfig
+from memagent_jax.models.pretrained import Model
+from memagent_jax.prompts import Template
+from memagent_jax.rollout import ReadingConfig
+from memagent_jax.structs import FINISH_REASONS, Tokens
+from memagent_jax.trajectories import Trajectories, Verdicts
+
+# Prompts are padded to a multiple of this, so that programs recur.
+_PROMPT_STEP = 64
+
+
+class SkillAccuracy:
+  """Share of single turns whose greedy response is right to the token."""
+
+  def __init__(
+    self,
+    model: Model,
+    workdir: str | os.PathLike,
+    *,
+    template: Template,
+    skills: Mapping[str, SkillConfig],
+    essays: Sequence[str],
+    count: int = 512,
+    rows: int = 128,
+    response_tokens: int = 64,
+    seed: int = 0,
+  ):
+    """Makes a measurement.
+
+    Args:
+      model: its config and tokenizer are used.
+      workdir: not used.
+      template: wording of the turns.
+      skills: what to measure, by name.
+      essays: files or folders of filler text; other than what was trained on.
+      count: demonstrations of each skill; the same at every call.
+      rows: of one batch.
+      response_tokens: longest response.
+      seed: of the demonstrations.
+    """
+    del workdir
+    self._skills, self._count, self._seed = dict(skills), count, seed
+    self._encode = functools.partial(
+      demonstrations.encode,
+      prompts.compile_template(template, model.tokenizer),
+      model.tokenizer,
+    )
+    self._fillers = demonstrations.fillers(essays)
+    self._respond = functools.partial(
+      _respond,
+      model.config,
+      model.tokenizer.control_ids,
+      rows,
+      response_tokens,
+    )
+
+  def __call__(self, params: dict, step: int) -> dict[str, float]:
+    """`accuracy/NAME` of every skill."""
+    del step
+    respond = functools.partial(self._respond, params)
+    return {
+      f'accuracy/{name}': demonstrations.accuracy(
+        respond, self._encode, config, self._fillers, self._count, self._seed
+      )
+      for name, config in self._skills.items()
+    }
+
+
+class Validation:
+  """Documents read greedily: reward, metric, health; some traces are kept."""
+
+  def __init__(
+    self,
+    model: Model,
+    workdir: str | os.PathLike,
+    *,
+    documents: Callable,
+    template: Template,
+    reading: ReadingConfig,
+    count: int = 64,
+    rows: int = 64,
+    traced: int = 4,
+    name: str = 'validation',
+  ):
+    """Makes a measurement.
+
+    Args:
+      model: its config and tokenizer are used.
+      workdir: gets `traces/NAME_STEP.jsonl`.
+      documents: makes the seqio task or mixture for a tokenizer.
+      template: wording of the turns.
+      reading: caps; greedy if its temperature is 0.
+      count: documents; the same at every call.
+      rows: documents read side by side.
+      traced: trajectories that are kept, turn by turn.
+      name: of the metrics and of the traces.
+
+    Raises:
+      ValueError: a count that is no multiple of the rows.
+    """
+    if count % rows:
+      raise ValueError(
+        f'{name}: count {count} is no multiple of rows {rows}; batches always '
+        'have their full shape.'
+      )
+    self._agent = rollout.make_agent(model, template, reading)
+    self._tokenizer, self._seed = model.tokenizer, reading.seed
+    self._folder, self._traced, self._name = Path(workdir), traced, name
+    batches = BatchIterator(
+      documents(model.tokenizer),
+      model.tokenizer,
+      BatchConfig(
+        batch_size=rows,
+        chunk_tokens=reading.chunk_tokens,
+        question_tokens=reading.question_tokens,
+        chunk_cut=reading.chunk_cut,
+      ),
+    )
+    self._batches = [next(batches) for _ in range(count // rows)]
+
+  def __call__(self, params: dict, step: int) -> dict[str, float]:
+    """`NAME/reward`, `NAME/metric`, and `NAME/memory/...`."""
+    rewards, metrics, health = [], [], []
+    for number, batch in enumerate(self._batches):
+      found = trajectories.sample(self._agent, params, batch, seed=self._seed)
+      verdicts = trajectories.judge(self._tokenizer, batch, found)
+      rewards.append(verdicts.reward_BxG.mean())
+      metrics.append(verdicts.metric_BxG.mean())
+      health.append(
+        memory_health.measure(
+          self._tokenizer, batch.answers, found, self._agent.memory.max_tokens
+        )
+      )
+      if number == 0:
+        self._write_traces(step, batch, found, verdicts)
+    result = {
+      'reward': float(np.mean(rewards)),
+      'metric': float(np.mean(metrics)),
+    }
+    for key in (
+      'memory/length_p50',
+      'memory/saturated',
+      'memory/evidence_kept',
+    ):
+      values = [h[key] for h in health if key in h]
+      if values:
+        result[key] = float(np.mean(values))
+    return {f'{self._name}/{key}': value for key, value in result.items()}
+
+  def _write_traces(self, step, batch, found, verdicts) -> None:
+    folder = self._folder / 'traces'
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+      json.dumps(trace(self._tokenizer, batch, found, verdicts, n))
+      for n in range(min(self._traced, len(batch.ids)))
+    ]
+    path = folder / f'{self._name}_{step}.jsonl'
+    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def trace(
+  tokenizer, batch: Batch, found: Trajectories, verdicts: Verdicts, n: int
+) -> dict:
+  """Trajectory n as text, turn by turn; JSON-able."""
+  b, g = divmod(n, found.rollouts)
+  turns = []
+  chunks, memory = found.documents.chunk, found.turns.memory
+  for c, length in enumerate(chunks.length_N[:, n]):
+    if length:
+      chunk = tokenizer.decode(chunks.ids_NxW[c, n, :length])
+      kept = memory.ids_NxW[c, n, : memory.length_N[c, n]]
+      finish = int(found.turns.response.finish_N[c, n])
+      turns.append(
+        {
+          'chunk': chunk,
+          'memory': tokenizer.decode(kept),
+          'finish_reason': FINISH_REASONS[finish],
+        }
+      )
+  return {
+    'id': batch.ids[b],
+    'rollout': g,
+    'answers': list(batch.answers[b]),
+    'turns': turns,
+    'answer': verdicts.answers[n],
+    'reward': float(verdicts.reward_BxG[b, g]),
+    'metric': float(verdicts.metric_BxG[b, g]),
+  }
+
+
+def _respond(
+  model,
+  control_ids: tuple[int, ...],
+  rows: int,
+  response_tokens: int,
+  params,
+  prompt_ids: list[list[int]],
+) -> list[list[int]]:
+  """Greedy responses, the ending control id included, in batches of one shape."""
+  width = max(map(len, prompt_ids))
+  width = -(-width // _PROMPT_STEP) * _PROMPT_STEP
+  responses = []
+  for start in range(0, len(prompt_ids), rows):
+    part = prompt_ids[start : start + rows]
+    # The last batch is filled with its first row.
+    full = part + part[:1] * (rows - len(part))
+    response = _generate(
+      model,
+      SamplingConfig(response_tokens),
+      control_ids,
+      params,
+      prompts.pad_rows(full, width),
+    )
+    ids, lengths = np.asarray(response.ids_NxR), np.asarray(response.length_N)
+    responses += [
+      row[:n].tolist()
+      for row, n in zip(ids[: len(part)], lengths, strict=False)
+    ]
+  return responses
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _generate(model, sampling, control_ids, params, prompt: Tokens):
+  n = prompt.length_N.shape[0]
+  keys = decode.row_keys(
+    0, jnp.arange(n, dtype=jnp.uint32), jnp.zeros(n, jnp.int32)
+  )
+  return decode.generate(model, params, prompt, sampling, control_ids, keys)

@@ -1,0 +1,451 @@
+"""What a model learns from at a step: its own rollouts, or demonstrations.
+
+    rollout -> verify -> advantages -> rows ----.
+    curriculum -> demonstrations -> rows -------+-> Experience -> trainer.py
+
+A source is made for a model and asked once a step; its state is a few numbers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import time
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax import (
+  demonstrations,
+  grpo,
+  memory_health,
+  rollout,
+  turn_rows,
+)
+from memagent_jax import trajectories as trajectories_lib
+from memagent_jax import update as update_lib
+from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
+from memagent_jax.demonstrations import Curriculum, Stage
+from memagent_jax.grpo import GrpoConfig
+from memagent_jax.models.pretrained import Model
+from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.objectives import Imitation, Policy
+from memagent_jax.prompts import Template
+from memagent_jax.rollout import AgentConfig, ReadingConfig
+from memagent_jax.structs import LENGTH, SKIPPED
+from memagent_jax.trajectories import Trajectories, Verdicts
+from memagent_jax.turn_rows import MicroBatches, PolicyRows
+
+OLD_LOG_PROBS = ('sampler', 'trainer')
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+  """One step's rows: one optimizer step is taken for each mini-batch."""
+
+  objective: update_lib.Objective
+  mini_batches: Sequence[tuple[MicroBatches, ...]]
+  metrics: Mapping[str, float]
+  # Wall seconds by phase.
+  seconds: Mapping[str, float]
+  # Prompt and response tokens of the rows that are trained on.
+  trained_tokens: int
+  warnings: Sequence[str] = ()
+
+
+class Source(Protocol):
+  """Where experience comes from."""
+
+  num_steps: int | None  # None: endless
+
+  def next(self, step: int, params: dict) -> Experience:
+    """The experience of a step, made with these params if it needs any."""
+
+  def state(self) -> dict[str, Any]:
+    """What `restore` needs to go on here; JSON-able."""
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Goes on where `state` was taken."""
+
+
+class Demonstrations:
+  """Supervised rows of a curriculum: advantage 1, no ratio."""
+
+  def __init__(
+    self,
+    model: Model,
+    *,
+    stages: Sequence[Stage],
+    template: Template,
+    essays: Sequence[str] = (),
+    micro_tokens: int = 32_768,
+    seed: int = 0,
+  ):
+    """Makes a source.
+
+    Args:
+      model: learns from it.
+      stages: the curriculum.
+      template: wording of the turns.
+      essays: files or folders of filler text; RULER's sentences come with them.
+      micro_tokens: slots of one micro-batch.
+      seed: of the demonstrations.
+    """
+    self._model, self._micro_tokens = model, micro_tokens
+    self._curriculum = Curriculum(
+      stages,
+      template,
+      model.tokenizer,
+      demonstrations.fillers(essays),
+      seed,
+    )
+    self.num_steps = self._curriculum.num_steps
+
+  def next(self, step: int, params: dict) -> Experience:
+    """The rows of a step; params play no part."""
+    del params
+    begun = time.perf_counter()
+    mix = self._curriculum.mix(step)
+    rows = jax.tree.map(np.asarray, self._curriculum.rows(step))
+    batches = turn_rows.micro_batches(
+      rows,
+      widths=(mix.row_tokens,),
+      micro_tokens=self._micro_tokens,
+      capacity=mix.rows,
+    )
+    return Experience(
+      objective=Imitation(self._model.config, mix.response_tokens),
+      mini_batches=[batches],
+      metrics={},
+      seconds={'rows': time.perf_counter() - begun},
+      trained_tokens=_tokens(rows),
+    )
+
+  def state(self) -> dict[str, Any]:
+    """Nothing: the rows follow from the step."""
+    return {}
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Nothing to restore."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """How rollouts become rows."""
+
+  # G: trajectories of one document, whose rewards are compared.
+  rollouts: int = 16
+  # Optimizer steps of one batch of documents; groups are never split.
+  mini_batches: int = 1
+  # Slots of one micro-batch: micro_tokens // width rows of that width.
+  micro_tokens: int = 8192
+  # Widths that rows are sorted into, as shares of the widest row.
+  width_shares: tuple[float, ...] = (0.5, 1.0)
+  # What the ratio is relative to: log-probs as the sampler recorded them, or
+  # computed again by the trainer before the first update.
+  old_log_probs: str = 'sampler'
+  # False: only the answer turn gets an advantage (a control, not the method).
+  learn_memory_turns: bool = True
+  # Entropy of the policy at every token, as a metric.
+  with_entropy: bool = True
+
+  def __post_init__(self):
+    object.__setattr__(self, 'width_shares', tuple(self.width_shares))
+    if self.rollouts < 2:
+      raise ValueError(
+        f'rollouts is {self.rollouts}; a group needs 2 or more: one trajectory '
+        'alone has no baseline.'
+      )
+    if self.old_log_probs not in OLD_LOG_PROBS:
+      raise ValueError(
+        f'old_log_probs is {self.old_log_probs!r}; choose from '
+        f'{", ".join(OLD_LOG_PROBS)}.'
+      )
+    if self.mini_batches < 1 or self.micro_tokens < 1:
+      raise ValueError(
+        f'mini_batches is {self.mini_batches} and micro_tokens is '
+        f'{self.micro_tokens}; expected 1 or more.'
+      )
+    shares = self.width_shares
+    if (
+      not shares
+      or list(shares) != sorted(set(shares))
+      or (shares[0] <= 0 or shares[-1] != 1)
+    ):
+      raise ValueError(
+        f'width_shares are {shares}; expected rising ones above 0 up to 1.'
+      )
+
+
+class Rollouts:
+  """The model's own trajectories, judged, with their advantages."""
+
+  num_steps = None
+
+  def __init__(
+    self,
+    model: Model,
+    *,
+    documents: Callable[[Tokenizer], Any],
+    documents_per_step: int,
+    template: Template,
+    reading: ReadingConfig,
+    config: RolloutConfig,
+    objective: GrpoConfig,
+  ):
+    """Makes a source.
+
+    Args:
+      model: samples and learns; its params now are the KL reference.
+      documents: makes the seqio task or mixture for a tokenizer.
+      documents_per_step: B.
+      template: wording of the turns.
+      reading: caps and sampling; its seed is that of all samples.
+      config: how rollouts become rows.
+      objective: what is learned from them.
+
+    Raises:
+      ValueError: greedy or truncated sampling, caps beyond the window, an
+        importance cap without the trainer's own log-probs, or documents that
+        the mini-batches do not divide.
+    """
+    if reading.temperature <= 0 or reading.top_p < 1:
+      raise ValueError(
+        f'training rollouts have temperature {reading.temperature} and top_p '
+        f'{reading.top_p}; expected a temperature above 0 and top_p 1: else '
+        'the recorded log-probs are not those of the policy that is trained.'
+      )
+    if documents_per_step % config.mini_batches:
+      raise ValueError(
+        f'{documents_per_step} documents do not divide into {config.mini_batches} '
+        'mini-batches.'
+      )
+    if objective.importance_cap and config.old_log_probs != 'trainer':
+      raise ValueError(
+        f'importance_cap is {objective.importance_cap} and old_log_probs is '
+        f'{config.old_log_probs!r}: the weights would all be 1. Set '
+        "old_log_probs to 'trainer', or importance_cap to 0."
+      )
+    self._agent = rollout.make_agent(model, template, reading)
+    self._tokenizer, self._documents = model.tokenizer, documents_per_step
+    self._batches = BatchIterator(
+      documents(model.tokenizer),
+      model.tokenizer,
+      BatchConfig(
+        batch_size=documents_per_step,
+        chunk_tokens=reading.chunk_tokens,
+        question_tokens=reading.question_tokens,
+        chunk_cut=reading.chunk_cut,
+        seed=reading.seed,
+      ),
+    )
+    self._config, self._grpo, self._reading = config, objective, reading
+    self._reference = None
+    if grpo.needs_reference(objective):
+      # A copy: the trainer donates its own params.
+      self._reference = jax.tree.map(jnp.copy, model.params)
+    self._objective = Policy(
+      model.config, objective, reading.temperature, config.with_entropy
+    )
+
+  @property
+  def agent(self) -> AgentConfig:
+    """Static configuration of the rollouts."""
+    return self._agent
+
+  def state(self) -> dict[str, Any]:
+    """The data iterator's."""
+    return self._batches.state()
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Goes on with the documents after those of `state`."""
+    self._batches.restore(state)
+
+  def next(self, step: int, params: dict) -> Experience:
+    """Samples, judges and weighs a batch; refills it within its budget."""
+    del step
+    taken: list[PolicyRows] = []
+    measured: list[dict[str, float]] = []
+    seconds = {'rollout': 0.0, 'verify': 0.0}
+    for refill in range(1 + self._grpo.max_refills):
+      # --- rollout ----------------------------------------------------------
+      begun = time.perf_counter()
+      epoch = self._batches.state()['epoch']
+      batch = next(self._batches)
+      found = trajectories_lib.sample(
+        self._agent,
+        params,
+        batch,
+        rollouts=self._config.rollouts,
+        seed=self._reading.seed,
+        first_rollout=epoch * self._config.rollouts,
+      )
+      sampled = time.perf_counter()
+      seconds['rollout'] += sampled - begun
+
+      # --- verify -----------------------------------------------------------
+      verdicts = trajectories_lib.judge(self._tokenizer, batch, found)
+      measured.append(self._measure(batch, found, verdicts))
+      seconds['verify'] += time.perf_counter() - sampled
+
+      # --- advantages -------------------------------------------------------
+      groups, spare = self._groups(found, verdicts)
+      taken += groups
+      if len(taken) >= self._documents:
+        break
+    surplus = len(taken) - self._documents
+    taken = taken[: self._documents]
+    begun = time.perf_counter()
+    mini_batches, trained_tokens = self._mini_batches(taken, spare, params)
+    seconds['rows'] = time.perf_counter() - begun
+    metrics = {
+      name: float(np.mean([m[name] for m in measured if name in m]))
+      for name in dict.fromkeys(name for m in measured for name in m)
+    }
+    metrics |= {
+      'groups/trained': len(taken),
+      'groups/surplus': max(surplus, 0),
+      'groups/missing': max(-surplus, 0),
+      'groups/refills': refill,
+      'rows/trained': sum(int((rows.weight_N > 0).sum()) for rows in taken),
+    }
+    return Experience(
+      objective=self._objective,
+      mini_batches=mini_batches,
+      metrics=metrics,
+      seconds=seconds,
+      trained_tokens=trained_tokens,
+      warnings=memory_health.alarms(metrics),
+    )
+
+  def _measure(
+    self, batch: Batch, found: Trajectories, verdicts: Verdicts
+  ) -> dict[str, float]:
+    reward_BxG = verdicts.reward_BxG
+    memory_finish = found.turns.response.finish_N
+    read = memory_finish != SKIPPED
+    rows = int(read.sum()) + len(found.answer.finish_N)
+    return {
+      'reward/mean': float(reward_BxG.mean()),
+      'reward/metric': float(verdicts.metric_BxG.mean()),
+      'groups/degenerate': float(grpo.degenerate_groups(reward_BxG).mean()),
+      'groups/pass_rate_p10': float(np.percentile(reward_BxG.mean(1), 10)),
+      'groups/pass_rate_p90': float(np.percentile(reward_BxG.mean(1), 90)),
+      'truncated/memory': float(np.mean(memory_finish[read] == LENGTH)),
+      'truncated/answer': float(np.mean(found.answer.finish_N == LENGTH)),
+      'rows/generated': rows,
+      'sampled_tokens': float(
+        found.turns.response.length_N.sum() + found.answer.length_N.sum()
+      ),
+      **{
+        f'outcome/{name}': count / reward_BxG.size
+        for name, count in verdicts.outcomes.items()
+      },
+      **memory_health.measure(
+        self._tokenizer, batch.answers, found, self._agent.memory.max_tokens
+      ),
+    }
+
+  def _groups(
+    self, found: Trajectories, verdicts: Verdicts
+  ) -> tuple[list[PolicyRows], PolicyRows]:
+    """Rows of every group that may teach; and rows of no weight."""
+    reward_BxG = verdicts.reward_BxG
+    if self._grpo.overlong_buffer_tokens:
+      penalty_N = grpo.soft_overlong_penalty(
+        found.answer.length_N,
+        self._agent.answer.max_tokens,
+        self._grpo.overlong_buffer_tokens,
+      )
+      reward_BxG = reward_BxG + np.asarray(penalty_N).reshape(reward_BxG.shape)
+    finish_TxN = np.concatenate(
+      [found.turns.response.finish_N, found.answer.finish_N[None]]
+    )
+    kept_N = grpo.kept_trajectories(self._grpo, finish_TxN[:-1], finish_TxN[-1])
+    advantage_TxN, weight_TxN = grpo.turn_advantages(
+      grpo.advantages(reward_BxG, self._grpo), finish_TxN, kept_N
+    )
+    weight_TxN = np.array(weight_TxN)
+    if not self._config.learn_memory_turns:
+      weight_TxN[:-1] = 0.0
+    turns, logprob_NxR = turn_rows.trajectory_rows(
+      self._agent,
+      found.documents,
+      found.first_memory,
+      found.turns,
+      found.answer,
+    )
+    rows = PolicyRows(
+      turns=jax.device_get(turns),
+      sampler_logprob_NxR=np.asarray(logprob_NxR),
+      old_logprob_NxR=np.asarray(logprob_NxR),
+      reference_logprob_NxR=None
+      if self._reference is None
+      else np.zeros_like(logprob_NxR),
+      advantage_N=np.asarray(advantage_TxN).reshape(-1),
+      weight_N=weight_TxN.reshape(-1),
+    )
+    # Rows stand turn by turn, [T, B, G].
+    g = found.rollouts
+    by_group = jax.tree.map(
+      lambda x: x.reshape(len(finish_TxN), -1, g, *x.shape[1:]), rows
+    )
+    groups = [
+      jax.tree.map(lambda x, b=b: x[:, b].reshape(-1, *x.shape[3:]), by_group)
+      for b in range(len(reward_BxG))
+    ]
+    spare = groups[0].replace(weight_N=np.zeros_like(groups[0].weight_N))
+    if self._grpo.dynamic_sampling:
+      dull_B = np.asarray(grpo.degenerate_groups(verdicts.reward_BxG))
+      groups = [g for g, dull in zip(groups, dull_B, strict=True) if not dull]
+    return groups, spare
+
+  def _mini_batches(
+    self, groups: list[PolicyRows], spare: PolicyRows, params: dict
+  ) -> tuple[list[tuple[MicroBatches, ...]], int]:
+    """Groups dealt out to the mini-batches, which are as many as configured."""
+    count = self._config.mini_batches
+    trained_tokens, result = 0, []
+    for m in range(count):
+      # Where groups are missing a mini-batch has none, and changes nothing.
+      mine = groups[m::count] or [spare]
+      rows = jax.tree.map(lambda *x: np.concatenate(x), *mine)
+      trained_tokens += _tokens(rows.turns, rows.weight_N > 0)
+      batches = turn_rows.micro_batches(
+        rows,
+        widths=self._widths(rows),
+        micro_tokens=self._config.micro_tokens,
+        capacity=self._capacity(mine),
+      )
+      result.append(tuple(self._with_log_probs(b, params) for b in batches))
+    return result, trained_tokens
+
+  def _widths(self, rows: PolicyRows) -> list[int]:
+    full = rows.turns.ids_NxS.shape[1]
+    shares = self._config.width_shares
+    return [*(int(share * full) for share in shares[:-1]), full]
+
+  def _capacity(self, groups: list[PolicyRows]) -> int:
+    """Rows that a mini-batch of as many turns may have, full or not."""
+    most = max(len(rows.weight_N) for rows in groups)
+    return most * (self._documents // self._config.mini_batches)
+
+  def _with_log_probs(self, batch: MicroBatches, params: dict) -> MicroBatches:
+    rows = batch.rows
+    model, temperature = self._agent.model, self._reading.temperature
+    if self._reference is not None:
+      rows = rows.replace(
+        reference_logprob_NxR=update_lib.log_probs(
+          model, temperature, self._reference, batch
+        )
+      )
+    if self._config.old_log_probs == 'trainer':
+      rows = rows.replace(
+        old_logprob_NxR=update_lib.log_probs(model, temperature, params, batch)
+      )
+    return batch.replace(rows=rows)
+
+
+def _tokens(turns: turn_rows.TurnRows, counts_N=True) -> int:
+  length_N = turns.prompt_length_N + turns.response_length_N
+  return int((length_N * counts_N).sum())

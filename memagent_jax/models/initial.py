@@ -1,0 +1,70 @@
+"""Params to train from scratch, in a state from which copying is learned fast.
+
+ModelConfig -> init_params -> small residual branches, local heads -> TrainState
+
+Two things keep a small decoder from learning to copy for thousands of steps: at
+the usual scale its branches drown the embedding of the current token, and no head
+looks at the previous ones. Both are set here; everything else is learned.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from memagent_jax.models import rope, transformer
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.pretrained import Model
+from memagent_jax.models.tokenizer import Tokenizer
+
+# Of the output projections of attention and MLP.
+_BRANCH_SCALE = 0.1
+# Of a local head's query and key bias, and of the content beside them.
+_BIAS_NORM = 7.0
+_CONTENT_SCALE = 0.1
+
+
+def new_model(
+  config: ModelConfig, tokenizer_directory: str | os.PathLike, seed: int = 0
+) -> Model:
+  """A model to train from scratch with the tokenizer of a directory."""
+  return Model(
+    'new',
+    config,
+    init_params(config, jax.random.key(seed)),
+    Tokenizer.from_directory(tokenizer_directory),
+  )
+
+
+def init_params(config: ModelConfig, key: jax.Array):
+  """Random float32 params with small branches and, given biases, local heads.
+
+  Head h of the first layer starts out attending to the token h + 1 places back:
+  its query and key biases are one vector, rotated apart by that distance. Configs
+  without `attention_bias` get the small branches alone.
+
+  Args:
+    config: the model.
+    key: typed PRNG key.
+  """
+  params = transformer.init_params(config, key)
+  for i in range(config.num_layers):
+    layer = params[f'layer_{i}']
+    layer['attention']['o']['kernel'] *= _BRANCH_SCALE
+    layer['mlp']['down']['kernel'] *= _BRANCH_SCALE
+  if config.attention_bias:
+    _make_heads_local(config, params['layer_0']['attention'])
+  return params
+
+
+def _make_heads_local(config: ModelConfig, attention) -> None:
+  heads, dim = config.num_heads, config.head_dim
+  bias_D = jnp.full((dim,), _BIAS_NORM * dim**-0.5)
+  # A query rotated back by h + 1 meets the key of that many places before.
+  position_1xH = -jnp.arange(1, heads + 1)[None]
+  frequency = rope.frequencies(config, jnp.ones((1,), jnp.int32))
+  cos, sin = rope.tables(config, frequency, position_1xH)
+  query_1xHx1xD = jnp.broadcast_to(bias_D, (1, heads, 1, dim))
+  attention['q']['bias'] = rope.rotate(query_1xHx1xD, cos, sin)[0, :, 0]
+  attention['kv']['bias'] = attention['kv']['bias'].at[0].set(bias_D)
+  attention['q']['kernel'] *= _CONTENT_SCALE

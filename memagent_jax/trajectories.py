@@ -1,0 +1,150 @@
+"""Documents read by a model and answers judged: what training and evaluation share.
+
+    Batch x G rollouts -> rollout.read, window by window -> rollout.answer
+      -> Trajectories -> judge -> Verdicts(reward_BxG, metric_BxG)
+
+Trajectory n = b * G + g is rollout g of document b. Its keys come from the seed,
+the example's id and g alone.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax import decode, rewards, rollout
+from memagent_jax.data.batches import Batch
+from memagent_jax.rollout import AgentConfig
+from memagent_jax.structs import EOS, Documents, Response, Tokens, Turns
+
+# Chunk slots that one call of `rollout.read` scans.
+WINDOW_CHUNKS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectories:
+  """What N = B * G readings of a batch did; arrays are NumPy's."""
+
+  documents: Documents  # repeated: one a trajectory
+  first_memory: Tokens
+  turns: Turns
+  answer: Response
+  rollouts: int  # G
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+  """What the verifier says of every trajectory."""
+
+  reward_BxG: np.ndarray  # float32, in 0 ... 1: what is trained on
+  metric_BxG: np.ndarray  # float32, in 0 ... 1: what evaluation reports
+  outcomes: Mapping[str, int]  # of the rewards, by name
+  answers: Sequence[str]  # text of every trajectory's answer turn
+
+
+def sample(
+  agent: AgentConfig,
+  params,
+  batch: Batch,
+  *,
+  rollouts: int = 1,
+  seed: int = 0,
+  first_rollout: int = 0,
+) -> Trajectories:
+  """Reads every document of a batch `rollouts` times and asks at the end.
+
+  Args:
+    agent: static configuration.
+    params: the model's.
+    batch: documents of any number of chunk slots.
+    rollouts: G.
+    seed: of all sampling.
+    first_rollout: number of the first rollout, so that reading a document again
+      samples anew.
+  """
+  documents = jax.tree.map(np.asarray, batch.documents)
+  documents = Documents(
+    question=jax.tree.map(
+      lambda x: np.repeat(x, rollouts, axis=0), documents.question
+    ),
+    chunk=jax.tree.map(
+      lambda x: np.repeat(x, rollouts, axis=1), documents.chunk
+    ),
+  )
+  rows = len(batch.ids) * rollouts
+  example_N = np.repeat([_example_number(name) for name in batch.ids], rollouts)
+  rollout_N = first_rollout + np.tile(np.arange(rollouts), len(batch.ids))
+  key_N = decode.row_keys(
+    seed,
+    jnp.asarray(example_N, jnp.uint32),
+    jnp.asarray(rollout_N, jnp.int32),
+  )
+  question = jax.tree.map(jnp.asarray, documents.question)
+  first = rollout.first_memory(agent, rows)
+  memory, windows = first, []
+  slots = documents.chunk.length_N.shape[0]
+  for start in range(0, slots, WINDOW_CHUNKS):
+    chunk = jax.tree.map(
+      lambda x, s=start: jnp.asarray(x[s : s + WINDOW_CHUNKS]), documents.chunk
+    )
+    memory, turns = rollout.read(
+      agent,
+      params,
+      question,
+      memory,
+      chunk,
+      key_N,
+      jnp.full((rows,), start, jnp.int32),
+    )
+    windows.append(jax.device_get(turns))
+  answer = rollout.answer(agent, params, question, memory, key_N)
+  return Trajectories(
+    documents=documents,
+    first_memory=jax.device_get(first),
+    turns=jax.tree.map(lambda *x: np.concatenate(x), *windows),
+    answer=jax.device_get(answer),
+    rollouts=rollouts,
+  )
+
+
+def judge(tokenizer, batch: Batch, trajectories: Trajectories) -> Verdicts:
+  """Scores the answers with the batch's own rewards and metrics."""
+  g = trajectories.rollouts
+  answers = texts(tokenizer, without_control_id(trajectories.answer))
+  reward, metric, outcomes = [], [], Counter()
+  for n, text in enumerate(answers):
+    right = batch.answers[n // g]
+    verdict = rewards.score(batch.rewards[n // g], text, right)
+    outcomes[verdict.outcome] += 1
+    reward.append(verdict.value)
+    metric.append(rewards.score(batch.metrics[n // g], text, right).value)
+
+  def by_group(values):
+    return np.asarray(values, np.float32).reshape(-1, g)
+
+  return Verdicts(by_group(reward), by_group(metric), outcomes, answers)
+
+
+def without_control_id(response: Response) -> Tokens:
+  """The responses as text has them: without the control id that ended them."""
+  ended_N = response.finish_N == EOS
+  return Tokens(response.ids_NxR, response.length_N - ended_N)
+
+
+def texts(tokenizer, tokens: Tokens) -> list[str]:
+  """The text of every row."""
+  return [
+    tokenizer.decode(row[:length])
+    for row, length in zip(
+      np.asarray(tokens.ids_NxW), np.asarray(tokens.length_N), strict=True
+    )
+  ]
+
+
+def _example_number(name: str) -> int:
+  """An example's id as the 32 bits that its keys start from."""
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big')
