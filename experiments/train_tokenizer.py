@@ -11,10 +11,14 @@ import sys
 
 from absl import app, flags
 
-_TEXTS = flags.DEFINE_string(
+_DATA = Path(__file__).parent / 'data'
+_TEXTS = flags.DEFINE_multi_string(
   'texts',
-  str(Path(__file__).parent / 'data' / 'adventures_of_sherlock_holmes.txt.gz'),
-  'File or folder of texts to learn merges from.',
+  [
+    str(_DATA / 'adventures_of_sherlock_holmes.txt.gz'),
+    str(_DATA / 'pride_and_prejudice.txt.gz'),
+  ],
+  'Files or folders of texts to learn merges from.',
 )
 _VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 2048, 'Ids, all together.')
 _NUM_KEYS = flags.DEFINE_integer(
@@ -40,7 +44,7 @@ def main(argv):
   from memagent_jax.models.tokenizer import Tokenizer
 
   try:
-    text = haystack.essays(_TEXTS.value).text
+    text = haystack.essays(*_TEXTS.value).text
   except ValueError as e:
     sys.exit(f'error: {e}')
   rng = seeded('tokenizer')

@@ -168,7 +168,8 @@ def encode(
 
 def fillers(essays: Sequence[str]) -> tuple[Filler, ...]:
   """The repeated sentences of RULER, and the text of files or folders."""
-  return (haystack.noise(), *map(haystack.essays, essays))
+  texts = (haystack.essays(*essays),) if essays else ()
+  return (haystack.noise(), *texts)
 
 
 def accuracy(

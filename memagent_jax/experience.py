@@ -267,7 +267,7 @@ class Rollouts:
     taken: list[PolicyRows] = []
     measured: list[dict[str, float]] = []
     seconds = {'rollout': 0.0, 'verify': 0.0}
-    for refill in range(1 + self._grpo.max_refills):
+    for refills in range(1 + self._grpo.max_refills):
       # --- rollout ----------------------------------------------------------
       begun = time.perf_counter()
       epoch = self._batches.state()['epoch']
@@ -306,7 +306,7 @@ class Rollouts:
       'groups/trained': len(taken),
       'groups/surplus': max(surplus, 0),
       'groups/missing': max(-surplus, 0),
-      'groups/refills': refill,
+      'groups/refills': refills,
       'rows/trained': sum(int((rows.weight_N > 0).sum()) for rows in taken),
     }
     return Experience(

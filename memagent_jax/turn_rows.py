@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import prompts as prompts_lib
-from memagent_jax.prompts import Prompts
 from memagent_jax.rollout import AgentConfig
 from memagent_jax.structs import Documents, Response, Tokens, Turns
 
@@ -69,8 +68,8 @@ def micro_batches(
   Args:
     rows: N rows of NumPy arrays.
     widths: slots of a row, rising; the last is as wide as the rows.
-    micro_tokens: a micro-batch of width w has micro_tokens // w rows, 1 at
-      least.
+    micro_tokens: a micro-batch of width w has micro_tokens // w rows, but 1 at
+      least and `capacity` at most.
     capacity: most rows that can ever come.
 
   Returns:
@@ -93,7 +92,7 @@ def micro_batches(
   width_N = np.searchsorted(np.asarray(widths), length_N)
   result = []
   for w, width in enumerate(widths):
-    size = max(1, micro_tokens // width)
+    size = min(max(1, micro_tokens // width), capacity)
     chosen = np.flatnonzero(counts_N & (width_N == w))
     slots = -(-capacity // size)
 

@@ -61,21 +61,27 @@ def noise() -> Filler:
   return Filler(NOISE, 'noise')
 
 
-def essays(path: str | os.PathLike) -> Filler:
-  """The text of a file, or of all .txt, .md and .gz files of a folder, by name.
+def essays(*paths: str | os.PathLike) -> Filler:
+  """The text of files, and of all .txt, .md and .gz files of folders, by name.
 
   Raises:
-    ValueError: no such path, or no such files in it.
+    ValueError: no such path, or no such files in a folder.
   """
-  path = Path(path)
-  files = [path]
-  if path.is_dir():
-    endings = ('.txt', '.md', '.txt.gz')
-    files = sorted(p for p in path.iterdir() if p.name.endswith(endings))
-    if not files:
-      raise ValueError(f'haystack {path}: no {", ".join(endings)} file in it.')
+  files: list[Path] = []
+  for path in map(Path, paths):
+    if path.is_dir():
+      endings = ('.txt', '.md', '.txt.gz')
+      found = sorted(p for p in path.iterdir() if p.name.endswith(endings))
+      if not found:
+        raise ValueError(
+          f'haystack {path}: no {", ".join(endings)} file in it.'
+        )
+      files += found
+    else:
+      files.append(path)
   texts = [' '.join(''.join(text_lib.read_pieces(f)).split()) for f in files]
-  return Filler(' '.join(t for t in texts if t), path.name)
+  name = ', '.join(Path(path).name for path in paths)
+  return Filler(' '.join(t for t in texts if t), name)
 
 
 def cut_at_word(text: str, size: int) -> str:

@@ -24,7 +24,7 @@ def needle_documents(
   tasks_and_rates: Mapping[str, float],
   chunks: int,
   chunk_tokens: int,
-  essays: str,
+  essays: Sequence[str],
   chunk_cut: str = 'sentence',
   num_examples: int = 20_000,
   seed: int = 0,
@@ -36,7 +36,7 @@ def needle_documents(
     tasks_and_rates: how often each of `ruler.NEEDLE_TASKS` comes.
     chunks: of every document.
     chunk_tokens: budget of a chunk.
-    essays: file or folder of filler text.
+    essays: files or folders of filler text.
     chunk_cut: where chunks end.
     num_examples: of each task until they repeat.
     seed: of the documents; training and evaluation need different ones.
@@ -49,7 +49,7 @@ def needle_documents(
     raise ValueError(
       f'tasks {unknown or "none"}; choose from {", ".join(ruler.NEEDLE_TASKS)}.'
     )
-  corpus = Corpus(essay=haystack.essays(essays))
+  corpus = Corpus(essay=haystack.essays(*essays))
   cutter = ChunkCutter(tokenizer, chunk_tokens, chunk_cut)
   vocabulary = tasks.TokenizerVocabulary(tokenizer, tokenizer.vocab_size)
 
