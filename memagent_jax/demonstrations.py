@@ -1,20 +1,38 @@
 """Where the rows of supervised warm-up come from, step by step.
 
-stage of the step -> skill -> demonstrations seeded by (seed, step) -> TurnRows
+stage of the step -> skill -> demonstrations seeded by (seed, step) -.
+                  `-> file -> the next ones of the epoch's order ----+-> TurnRows
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
+from pathlib import Path
 import random
+
+import numpy as np
 
 from memagent_jax import prompts as prompts_lib
 from memagent_jax import turn_rows
-from memagent_jax.data import haystack, skills
-from memagent_jax.data.examples import seeded
+from memagent_jax.data import demonstration_files, haystack, skills, sources
+from memagent_jax.data.checked_rows import Problem
+from memagent_jax.data.examples import Demonstration, seeded
 from memagent_jax.data.haystack import Filler
-from memagent_jax.data.skills import Demonstration, SkillConfig
+from memagent_jax.data.skills import SkillConfig
 from memagent_jax.prompts import Prompts, Template
 from memagent_jax.turn_rows import TurnRows
+
+# Prompt ids and response ids.
+_Pair = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+  """One encoded demonstration of a file."""
+
+  number: int  # from 1
+  prompt: np.ndarray  # int32
+  response: np.ndarray  # int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +57,26 @@ class EchoConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FileConfig:
+  """The demonstrations of a file, epoch by epoch: each comes equally often.
+
+  All mixes of equal content go through the file together.
+  """
+
+  # JSONL as `data.demonstration_files.FIELDS` says.
+  path: str
+  # Every epoch has an order of its own; False: that of the file.
+  shuffle: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Mix:
   """Batches of one kind and one shape."""
 
-  content: SkillConfig | EchoConfig
+  content: SkillConfig | EchoConfig | FileConfig
   rows: int = 64
-  # Slots of a row; demonstrations that do not fit are drawn again.
+  # Slots of a row. Demonstrations that do not fit are drawn again; in a file
+  # they are an error.
   row_tokens: int = 192
   # Longest response, the ending control id included.
   response_tokens: int = 48
@@ -86,7 +118,8 @@ class Curriculum:
     """Makes a curriculum.
 
     Raises:
-      ValueError: no stages, or stages that do not follow one another.
+      ValueError: no stages, stages that do not follow one another, or a file
+        with a demonstration that is wrong or does not fit.
     """
     ends = [stage.until_step for stage in stages]
     if not ends or ends != sorted(set(ends)) or ends[0] < 1:
@@ -100,6 +133,18 @@ class Curriculum:
       set(range(tokenizer.vocab_size)) - set(tokenizer.control_ids)
     )
     seeded('symbols', seed).shuffle(self._symbols)
+    mixes = [
+      mix
+      for stage in self.stages
+      for mix in stage.mixes
+      if isinstance(mix.content, FileConfig)
+    ]
+    paths = {mix.content.path for mix in mixes}
+    self._files = {path: self._read(path) for path in paths}
+    # Rows follow from the step and from these.
+    self.file_hashes = {path: sources.sha256(Path(path)) for path in paths}
+    for mix in mixes:
+      _check_fit(mix, self._files[mix.content.path])
 
   @property
   def num_steps(self) -> int:
@@ -121,7 +166,54 @@ class Curriculum:
   def rows(self, step: int) -> TurnRows:
     """The batch of a step."""
     mix = self.mix(step)
-    rng = seeded('demonstrations', self.seed, step)
+    if isinstance(mix.content, FileConfig):
+      pairs = self._of_file(mix, step)
+    else:
+      pairs = self._made(mix, seeded('demonstrations', self.seed, step))
+    return turn_rows.demonstration_rows(pairs, mix.row_tokens)
+
+  def _read(self, path: str) -> list[_Line]:
+    """The encoded demonstrations of a file."""
+    return [
+      _Line(
+        number,
+        *(
+          np.asarray(ids, np.int32)
+          for ids in encode(self._prompts, self._tokenizer, made)
+        ),
+      )
+      for number, made in demonstration_files.read(path)
+    ]
+
+  def _of_file(self, mix: Mix, step: int) -> list[_Pair]:
+    """The `mix.rows` demonstrations that come after those of earlier steps."""
+    lines = self._files[mix.content.path]
+    first = self._rows_before(mix.content, step)
+    pairs = []
+    for position in range(first, first + mix.rows):
+      epoch, i = divmod(position, len(lines))
+      if mix.content.shuffle:
+        i = _order(len(lines), self.seed, epoch)[i]
+      pairs.append((lines[i].prompt, lines[i].response))
+    return pairs
+
+  def _rows_before(self, content: FileConfig, step: int) -> int:
+    """Rows that all steps before this one take of a file."""
+    total = start = 0
+    for stage in self.stages:
+      last = stage is self.stages[-1]
+      end = step if last else min(step, stage.until_step)
+      count = len(stage.mixes)
+      for i, mix in enumerate(stage.mixes):
+        if mix.content == content:
+          # Steps from `start` on whose remainder is i.
+          steps = range(start + (i - start) % count, end, count)
+          total += len(steps) * mix.rows
+      start = stage.until_step
+    return total
+
+  def _made(self, mix: Mix, rng: random.Random) -> list[_Pair]:
+    """Random demonstrations that fit."""
     pairs = []
     while len(pairs) < mix.rows:
       if isinstance(mix.content, EchoConfig):
@@ -134,7 +226,7 @@ class Curriculum:
         and len(response) <= mix.response_tokens
       ):
         pairs.append((prompt, response))
-    return turn_rows.demonstration_rows(pairs, mix.row_tokens)
+    return pairs
 
   def _echo(self, mix: Mix, rng: random.Random) -> tuple[list[int], list[int]]:
     echo = mix.content
@@ -144,6 +236,29 @@ class Curriculum:
     # The repeat's first id follows from nothing.
     prompt = period + 1
     return row[:prompt], row[prompt : mix.response_tokens]
+
+
+@functools.lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+  """The places of an epoch, drawn from (seed, epoch)."""
+  order = list(range(count))
+  seeded('epoch', seed, epoch).shuffle(order)
+  return tuple(order)
+
+
+def _check_fit(mix: Mix, lines: Sequence[_Line]) -> None:
+  """Raises ValueError for the first line that is longer than the mix's rows."""
+  for line in lines:
+    p, r = len(line.prompt), len(line.response)
+    for field, got, size, cap in (
+      ('response', f'{r} tokens, its end included', r, 'response_tokens'),
+      ('line', f'{p} + {r} = {p + r} tokens', p + r, 'row_tokens'),
+    ):
+      most = getattr(mix, cap)
+      if size > most:
+        expected = f'at most {most}, the {cap} of its mix'
+        problem = Problem(mix.content.path, line.number, field, got, expected)
+        raise ValueError(str(problem))
 
 
 def encode(

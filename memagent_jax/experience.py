@@ -30,7 +30,7 @@ from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models.pretrained import Model
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.objectives import Imitation, Policy
-from memagent_jax.prompts import Template
+from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.rollout import AgentConfig, ReadingConfig
 from memagent_jax.structs import LENGTH, SKIPPED
 from memagent_jax.trajectories import Trajectories, Verdicts
@@ -76,7 +76,7 @@ class Demonstrations:
     model: Model,
     *,
     stages: Sequence[Stage],
-    template: Template,
+    template: Template = DEFAULT_TEMPLATE,
     essays: Sequence[str] = (),
     micro_tokens: int = 32_768,
     seed: int = 0,
@@ -86,7 +86,7 @@ class Demonstrations:
     Args:
       model: learns from it.
       stages: the curriculum.
-      template: wording of the turns.
+      template: wording of the turns; the default is that of `Reader`.
       essays: files or folders of filler text; RULER's sentences come with them.
       micro_tokens: slots of one micro-batch.
       seed: of the demonstrations.
@@ -122,11 +122,22 @@ class Demonstrations:
     )
 
   def state(self) -> dict[str, Any]:
-    """Nothing: the rows follow from the step."""
-    return {}
+    """SHA-256 by file: the rows follow from the step and the files."""
+    return dict(self._curriculum.file_hashes)
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Nothing to restore."""
+    """Checks that the files are those of `state`.
+
+    Raises:
+      ValueError: a file has changed.
+    """
+    now = self._curriculum.file_hashes
+    for path, sha256 in state.items():
+      if now.get(path) != sha256:
+        raise ValueError(
+          f'{path}: SHA-256 is {now.get(path)}; the run began with {sha256}. '
+          'Put the old file back, or use another workdir.'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +278,7 @@ class Rollouts:
     taken: list[PolicyRows] = []
     measured: list[dict[str, float]] = []
     seconds = {'rollout': 0.0, 'verify': 0.0}
-    for refills in range(1 + self._grpo.max_refills):
+    for _ in range(1 + self._grpo.max_refills):
       # --- rollout ----------------------------------------------------------
       begun = time.perf_counter()
       epoch = self._batches.state()['epoch']
@@ -306,7 +317,7 @@ class Rollouts:
       'groups/trained': len(taken),
       'groups/surplus': max(surplus, 0),
       'groups/missing': max(-surplus, 0),
-      'groups/refills': refills,
+      'groups/refills': len(measured) - 1,
       'rows/trained': sum(int((rows.weight_N > 0).sum()) for rows in taken),
     }
     return Experience(

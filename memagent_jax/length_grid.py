@@ -63,7 +63,7 @@ def measure(
       'their full shape.'
     )
   workdir = Path(workdir)
-  _claim(workdir, config_text)
+  claim_workdir(workdir, config_text)
   done = {
     (row['model'], row['chunks'], row['batch'])
     for row in read_rows(workdir, examples=rows)
@@ -100,7 +100,7 @@ def measure(
           place | _row(model.tokenizer, axis, batch, found, verdicts, n)
           for n in range(rows)
         ]
-        _append(workdir / ROWS, made)
+        append_rows(workdir / ROWS, made)
         print(
           f'{count:4d} chunks  {name:10s} {verdicts.metric_BxG.sum():.0f} of '
           f'{rows} right  {time.perf_counter() - begun:.0f} s',
@@ -127,7 +127,13 @@ def read_rows(
   return rows
 
 
-def _claim(workdir: Path, config_text: str) -> None:
+def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
+  """Makes a workdir for the rows of one config.
+
+  Raises:
+    ValueError: it has rows of another config.
+  """
+  workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'config.gin'
   if not path.exists():
@@ -138,7 +144,8 @@ def _claim(workdir: Path, config_text: str) -> None:
     )
 
 
-def _append(path: Path, rows: Sequence[Mapping]) -> None:
+def append_rows(path: Path, rows: Sequence[Mapping]) -> None:
+  """Appends rows to a log as one write that is on disk when this returns."""
   lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
   with path.open('a', encoding='utf-8') as file:
     file.write(''.join(lines))

@@ -28,7 +28,8 @@ class MetricLog:
     Args:
       directory: made if need be.
       first_step: rows of it and later, left by a run that was killed, go.
-      shown: metrics of the terminal line, in this order, where present.
+      shown: metrics of the terminal line, in this order, where present; none: no
+        line is printed.
     """
     import tensorboardX
 
@@ -64,6 +65,8 @@ class MetricLog:
     self._lines.flush()
     for name, value in metrics.items():
       self._events.add_scalar(name, value, step)
+    if not self._shown:
+      return
     line = '  '.join(
       f'{name} {metrics[name]:.4g}' for name in self._shown if name in metrics
     )

@@ -1,4 +1,4 @@
-"""Training, read from top to bottom: experience -> update -> log -> evaluate ->
+"""Training, read from top to bottom: evaluate -> experience -> update -> log ->
 checkpoint.
 
 Reinforcement and supervised warm-up are one loop over two sources (`experience`).
@@ -55,6 +55,7 @@ def train(
   stop_at_step: int | None = None,
   stop_when: Mapping[str, float] | None = None,
   config_text: str = '',
+  on_step: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> dict[str, float]:
   """Trains a model on what its source gives; resumes where it stopped.
 
@@ -73,6 +74,8 @@ def train(
     stop_when: end early once every named metric of a measurement is at least
       this.
     config_text: kept in the checkpoints; another one is refused on resuming.
+    on_step: called with the number and the metrics of every step, instead of a
+      line on the terminal.
 
   Returns:
     the last measurement.
@@ -99,29 +102,43 @@ def train(
     dull_steps = restored.extras['dull_steps']
     experience_source.restore(restored.extras['source'])
   measure = _Measure([make(model, workdir) for make in evaluators])
-  last_step = num_steps if stop_at_step is None else stop_at_step
   warned: set[str] = set()
 
   with (
     checkpoints,
-    MetricLog(workdir, first_step=first_step, shown=_SHOWN) as log,
+    MetricLog(
+      workdir,
+      first_step=first_step,
+      shown=_SHOWN if on_step is None else (),
+    ) as log,
   ):
-    if first_step == 0:
-      measure(state.params, 0)
-    for step in range(first_step, min(last_step, num_steps)):
+    # The row of a step is about the params that its updates start from; a last
+    # row only measures.
+    for step in range(first_step, num_steps + 1):
+      if step == stop_at_step:
+        return measure.latest
+      metrics: dict[str, float] = {}
       begun = time.perf_counter()
+
+      # --- evaluate -------------------------------------------------------------
+      if step == num_steps or step % evaluate_every_steps == 0:
+        metrics |= measure(state.params, step)
+        if step == num_steps or _reached(stop_when, measure.latest):
+          log.write(step, metrics)
+          break
+      measured = time.perf_counter()
 
       # --- experience: rollout, verify, advantages; or demonstrations -----------
       experience = experience_source.next(step, state.params)
       made = time.perf_counter()
 
       # --- update ---------------------------------------------------------------
-      state, metrics = _apply(optimizer, state, experience)
+      state, update_metrics = _apply(optimizer, state, experience)
       updated = time.perf_counter()
       _stop_if_broken(int(state.skipped), step)
 
       # --- log ------------------------------------------------------------------
-      metrics |= dict(experience.metrics)
+      metrics |= update_metrics | dict(experience.metrics)
       metrics |= {f'seconds/{k}': v for k, v in experience.seconds.items()}
       metrics |= {
         'skipped_updates': float(state.skipped),
@@ -129,14 +146,16 @@ def train(
           train_state.learning_rate(optimizer)(state.step - 1)
         ),
         'trained_tokens': experience.trained_tokens,
+        'tokens_per_second': experience.trained_tokens / (updated - measured),
+        'seconds/evaluate': measured - begun,
         'seconds/update': updated - made,
-        'seconds/step': updated - begun,
-        'tokens_per_second': experience.trained_tokens / (updated - begun),
+        'seconds/step': updated - measured,
       }
+      log.write(step, metrics)
+      if on_step is not None:
+        on_step(step, metrics)
       dull = metrics.get('groups/degenerate') == 1.0
       dull_steps = dull_steps + 1 if dull else 0
-      for warning in experience.warnings:
-        _warn_once(warned, step, warning)
       if dull_steps == _DULL_STEPS:
         logging.warning(
           'step %d: for %d steps all rollouts of every document had the same '
@@ -145,24 +164,21 @@ def train(
           step,
           dull_steps,
         )
-
-      # --- evaluate -------------------------------------------------------------
-      last = step + 1 == num_steps
-      if last or (step + 1) % evaluate_every_steps == 0:
-        metrics |= measure(state.params, step + 1)
-        last = last or _reached(stop_when, measure.latest)
-      log.write(step, metrics)
+      for warning in experience.warnings:
+        _warn_once(warned, step, warning)
 
       # --- checkpoint -----------------------------------------------------------
-      stops = last or step + 1 == last_step
-      if stops or (step + 1) % checkpoint_every_steps == 0:
+      if (
+        step + 1 in (num_steps, stop_at_step)
+        or (step + 1) % checkpoint_every_steps == 0
+      ):
         extras = {'source': experience_source.state(), 'dull_steps': dull_steps}
         checkpoints.save(step + 1, state, extras, config_text)
-      if last:
-        break
-  huggingface.save_model(
-    workdir / 'model', model.config, state.params, model.tokenizer
-  )
+  exported = workdir / 'model'
+  if not exported.exists():
+    huggingface.save_model(
+      exported, model.config, state.params, model.tokenizer
+    )
   return measure.latest
 
 

@@ -1,118 +1,365 @@
-"""One step: the same whatever the micro-batches, the order, the padding."""
+"""One step: the same whatever the split, the order, the padding, the mesh."""
 
+import dataclasses
 import functools
+import os
+from pathlib import Path
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+import optax
 import pytest
 
-from memagent_jax import train_state, turn_rows, update
-from memagent_jax.models import rope, transformer
+from memagent_jax import sharding, train_state, turn_rows, update
+from memagent_jax.grpo import GrpoConfig
+from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
+from memagent_jax.objectives import Imitation, Policy
 from memagent_jax.train_state import OptimizerConfig
+from memagent_jax.turn_rows import PolicyRows, TurnRows
 
-MODEL = ModelConfig('llama', 40, 16, 1, 2, 1, 8, 24, 64, 1e-5, RopeConfig())
-OPTIMIZER = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.0)
-OBJECTIVE = functools.partial(update.imitation, MODEL, 6)
-PAIRS = [
-  ([1, 2, 3], [4, 5]),
-  ([6], [7, 8, 9, 10, 11, 12]),
-  ([13, 14, 15, 16], [17]),
-  ([18, 19], [20, 21, 22]),
-]
+# Every kind of parameter there is.
+MODEL = ModelConfig(
+  *('qwen3', 40, 16, 1, 2, 2, 8, 24, 64, 1e-5, RopeConfig()),
+  attention_bias=True,
+  attention_output_bias=True,
+  qk_norm=True,
+  tie_embeddings=False,
+)
+OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup_steps=0, clip_norm=0.0)
+S, R = 20, 6
+POLICY = Policy(MODEL, GrpoConfig(entropy_coefficient=0.01), 0.7)
+IMITATION = Imitation(MODEL, R)
+OBJECTIVES = {'policy': POLICY, 'imitation': IMITATION}
 
 
-@pytest.fixture(scope='module')
+@functools.cache
 def params():
   return transformer.init_params(MODEL, jax.random.key(0))
 
 
-@jax.jit
-def part_gradient(params, rows):
-  """Gradient of one part's loss sum, and the part's weight."""
-
-  def loss_sum(params):
-    loss, _ = OBJECTIVE(params, rows)
-    return loss.sum, loss.weight
-
-  return jax.grad(loss_sum, has_aux=True)(params)
-
-
-def gradient(params, rows, micro_batches):
-  """What an update should use: gradients of sums, added up, divided once."""
-  parts = []
-  size = rows.ids_NxS.shape[0] // micro_batches
-  for start in range(0, rows.ids_NxS.shape[0], size):
-    part = jax.tree.map(lambda x, s=start: x[s : s + size], rows)
-    parts.append(part_gradient(params, part))
-  gradients, weight = jax.tree.map(lambda *x: sum(x), *parts)
-  return jax.tree.map(lambda g: g / weight, gradients)
-
-
-def step(params, pairs, micro_batches, width=12):
-  rows = turn_rows.demonstration_rows(pairs, width)
-  # The update donates its state.
-  state = train_state.init_state(OPTIMIZER, jax.tree.map(jnp.copy, params))
-  return update.update(OBJECTIVE, OPTIMIZER, micro_batches, state, rows)
-
-
-@jax.jit
-def _log_probs(params, ids_1xS):
-  """Log-probs after every token of one row, by the whole model at once."""
-  model = transformer.Decoder(MODEL)
-  hidden, _ = model.apply(
-    {'params': params},
-    ids_1xS,
-    jnp.arange(ids_1xS.shape[1])[None],
-    rope.frequencies(MODEL, jnp.asarray([1])),
+def ragged(count=13, seed=0) -> PolicyRows:
+  """Rows of all lengths; some have no weight, some no response."""
+  rng = np.random.default_rng(seed)
+  noise = functools.partial(rng.normal, scale=0.3, size=(count, R))
+  response_N = rng.integers(1, R + 1, count)
+  # Advantages of one sign do not cancel, long rows have the large ones.
+  advantage_N = 0.2 + 0.3 * response_N * rng.random(count)
+  weight_N = np.ones(count)
+  weight_N[3::7] = 0.0
+  response_N[5::7] = 0
+  return PolicyRows(
+    turns=TurnRows(
+      rng.integers(0, 40, (count, S)).astype(np.int32),
+      rng.integers(1, S - R + 1, count).astype(np.int32),
+      response_N.astype(np.int32),
+    ),
+    sampler_logprob_NxR=(noise() - 3.5).astype(np.float32),
+    old_logprob_NxR=(noise() - 3.5).astype(np.float32),
+    reference_logprob_NxR=(noise() - 3.5).astype(np.float32),
+    advantage_N=advantage_N.astype(np.float32),
+    weight_N=weight_N.astype(np.float32),
   )
-  logits = model.apply({'params': params}, hidden, method=model.logits)
-  return jax.nn.log_softmax(logits[0])
 
 
-def test_the_loss_is_the_mean_over_response_tokens(params):
-  _, metrics = step(params, PAIRS, 1)
-  total, count = 0.0, 0
-  for prompt, response in PAIRS:
-    logprob = _log_probs(params, jnp.asarray([prompt + response]))
-    for i, token in enumerate(response):
-      total -= logprob[len(prompt) + i - 1, token]
-      count += 1
-  np.testing.assert_allclose(metrics['loss'].mean(), total / count, rtol=1e-5)
-  assert float(metrics['nll'].weight) == count == 12
+def split(objective, rows, *, widths=(S,), micro_tokens=16 * S, capacity=16):
+  """Micro-batches of the rows as the objective wants them."""
+  if isinstance(objective, Imitation):
+    taught = rows.weight_N > 0
+    rows = jax.tree.map(lambda x: x[taught], rows.turns)
+  return turn_rows.micro_batches(
+    rows, widths=widths, micro_tokens=micro_tokens, capacity=capacity
+  )
 
 
-@pytest.mark.parametrize('micro_batches', [2, 4])
-def test_micro_batches_change_nothing(params, micro_batches):
-  rows = turn_rows.demonstration_rows(PAIRS, 12)
-  whole = gradient(params, rows, 1)
-  parts = gradient(params, rows, micro_batches)
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
-  _, one = step(params, PAIRS, 1)
-  _, many = step(params, PAIRS, micro_batches)
-  for name in one:
-    np.testing.assert_allclose(one[name].mean(), many[name].mean(), rtol=1e-5)
+_sums = jax.jit(update.gradient_sums, static_argnums=0)
 
 
-def test_order_padding_and_dummy_rows_change_nothing(params):
-  _, plain = step(params, PAIRS, 1)
-  dummies = [*reversed(PAIRS), ([1], []), ([2, 3], [])]
-  _, other = step(params, dummies, 2, width=20)
-  for name in plain:
+def mean_gradient(objective, batches, of=None):
+  """The gradient that an update uses, and its metrics."""
+  sums, loss, metrics = _sums(
+    objective, params() if of is None else of, batches
+  )
+  return jax.tree.map(lambda g: g / loss.weight, sums), {
+    'loss': loss,
+    **metrics,
+  }
+
+
+@functools.cache
+def whole(name):
+  return mean_gradient(OBJECTIVES[name], split(OBJECTIVES[name], ragged()))
+
+
+def largest_gap(got, expected):
+  """Over all parameters, of norm and of maximum, relative; with its name."""
+  gaps = []
+  paths = jax.tree_util.tree_leaves_with_path(expected)
+  for (path, e), g in zip(paths, jax.tree.leaves(got), strict=True):
+    e, g = np.asarray(e, np.float64), np.asarray(g, np.float64)
+    assert np.abs(e).max() > 0, path
+    for size in (np.linalg.norm, lambda x: np.abs(x).max()):
+      gaps.append((size(g - e) / size(e), jax.tree_util.keystr(path)))
+  return max(gaps)
+
+
+def assert_same(got, expected):
+  """Gradients by trap 3, metrics with their weights."""
+  gap = largest_gap(got[0], expected[0])
+  assert gap[0] <= 1e-5, gap
+  assert got[1].keys() == expected[1].keys()
+  for name, mean in expected[1].items():
+    found = got[1][name]
     np.testing.assert_allclose(
-      plain[name].mean(), other[name].mean(), rtol=1e-5
+      found.mean(), mean.mean(), rtol=1e-5, atol=1e-6, err_msg=name
     )
-    np.testing.assert_allclose(plain[name].weight, other[name].weight)
+    np.testing.assert_allclose(found.weight, mean.weight, err_msg=name)
 
 
-def test_steps_lower_the_loss_and_are_counted(params):
-  state = train_state.init_state(OPTIMIZER, jax.tree.map(jnp.copy, params))
-  rows = turn_rows.demonstration_rows(PAIRS, 12)
-  losses = []
+# --- What changes nothing ----------------------------------------------------
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_widths_and_capacity_change_nothing(name):
+  batches = split(
+    OBJECTIVES[name], ragged(), widths=(11, S), micro_tokens=50, capacity=40
+  )
+  # 5 rows in micro-batches of 4, and 4 rows in micro-batches of 2.
+  assert [int(b.count) for b in batches] == [2, 2]
+  assert_same(mean_gradient(OBJECTIVES[name], batches), whole(name))
+
+
+def test_rows_one_by_one_change_nothing():
+  batches = split(POLICY, ragged(), micro_tokens=1)
+  assert int(batches[0].count) == 9
+  assert_same(mean_gradient(POLICY, batches), whole('policy'))
+
+
+def test_row_order_changes_nothing():
+  rows = ragged()
+  for seed in range(5):
+    order = np.random.default_rng(seed).permutation(len(rows.weight_N))
+    mixed = jax.tree.map(lambda x, order=order: x[order], rows)
+    got = mean_gradient(POLICY, split(POLICY, mixed, micro_tokens=4 * S))
+    assert_same(got, whole('policy'))
+
+
+def test_the_bound_would_notice_a_mean_of_means():
+  (batch,) = split(POLICY, ragged(), micro_tokens=4 * S)
+  parts = []
+  for i in range(int(batch.count)):
+    alone = jax.tree.map(lambda x, i=i: np.roll(x, -i, axis=0), batch.rows)
+    one = turn_rows.MicroBatches(alone, np.int32(1))
+    parts.append(mean_gradient(POLICY, (one,))[0])
+  assert len(parts) == 3
+  mean_of_means = jax.tree.map(lambda *g: sum(g) / len(g), *parts)
+  assert largest_gap(mean_of_means, whole('policy')[0])[0] > 0.01
+
+
+def with_garbage(rows, dummies=3, slots=9, tokens=3):
+  """Rows among dummies, with NaN and random ids wherever nothing counts."""
+  count = len(rows.weight_N)
+  rng = np.random.default_rng(1)
+  turns = rows.turns
+  ids = rng.integers(0, 40, (count + dummies, S + slots)).astype(np.int32)
+  length_N = turns.prompt_length_N + turns.response_length_N
+  ids[:count, :S] = np.where(
+    np.arange(S) < length_N[:, None], turns.ids_NxS, ids[:count, :S]
+  )
+
+  def logprob(x):
+    padded = np.full((count + dummies, R + tokens), np.nan, np.float32)
+    padded[:count, :R] = np.where(
+      np.arange(R) < turns.response_length_N[:, None], x, np.nan
+    )
+    return padded
+
+  def with_dummies(x, value):
+    return np.append(x, np.full(dummies, value, x.dtype))
+
+  return PolicyRows(
+    turns=TurnRows(
+      ids,
+      with_dummies(turns.prompt_length_N, 4),
+      with_dummies(turns.response_length_N, 0),
+    ),
+    sampler_logprob_NxR=logprob(rows.sampler_logprob_NxR),
+    old_logprob_NxR=logprob(rows.old_logprob_NxR),
+    reference_logprob_NxR=logprob(rows.reference_logprob_NxR),
+    advantage_N=with_dummies(rows.advantage_N, np.nan),
+    weight_N=with_dummies(rows.weight_N, 1.0),
+  )
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_padding_and_dummies_change_nothing(name):
+  """Also where `micro_batches` has not left out what does not count."""
+  rows = with_garbage(ragged())
+  if name == 'imitation':
+    no_weight_N = rows.weight_N == 0
+    rows = rows.turns
+    rows.response_length_N[no_weight_N] = 0
+  halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), rows)
+  got = mean_gradient(
+    OBJECTIVES[name], (turn_rows.MicroBatches(halves, np.int32(2)),)
+  )
+  assert_same(got, whole(name))
+
+
+def compare_on_eight_devices():
+  """Rows split over all devices, parameters over two."""
+  assert len(jax.devices()) == 8
+  mesh = sharding.make_mesh((4, 2, 1))
+  on_rows = NamedSharding(mesh, PartitionSpec(None, ('data', 'fsdp')))
+  (batch,) = split(POLICY, ragged(), micro_tokens=8 * S)
+  batch = batch.replace(rows=jax.device_put(batch.rows, on_rows))
+  ids = batch.rows.turns.ids_NxS
+  assert [x.data.shape for x in ids.addressable_shards] == [(2, 1, S)] * 8
+  of = jax.device_put(
+    params(),
+    sharding.param_shardings(mesh, transformer.abstract_params(MODEL)),
+  )
+  assert_same(mean_gradient(POLICY, (batch,), of), whole('policy'))
+
+
+def test_eight_devices_change_nothing():
+  root = Path(__file__).parents[1]
+  code = 'from tests import test_update as t; t.compare_on_eight_devices()'
+  ran = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=root,
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+      '--xla_cpu_collective_call_terminate_timeout_seconds=600',
+      'PYTHONPATH': str(root),
+    },
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+# --- The step ----------------------------------------------------------------
+
+
+def fresh_state():
+  # The update donates its state.
+  return train_state.init_state(OPTIMIZER, jax.tree.map(jnp.copy, params()))
+
+
+def kept(state):
+  """Parameters and optimizer, out of the reach of donation."""
+  return jax.device_get((state.params, state.opt_state))
+
+
+def assert_equal(got, expected):
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_a_step_is_the_optimizer_s_on_the_mean_gradient():
+  batches = split(POLICY, ragged(), micro_tokens=4 * S)
+  before = fresh_state()
+  gradient, _ = whole('policy')
+  expected, norm = train_state.apply_gradients(OPTIMIZER, before, gradient)
+  # The first moment of Adam is linear in the gradient, its step is not.
+  moments = optax.tree.get(expected.opt_state, 'mu')
+  state, metrics = update.update(POLICY, OPTIMIZER, before, batches)
+  gap = largest_gap(optax.tree.get(state.opt_state, 'mu'), moments)
+  assert gap[0] <= 1e-5, gap
+  assert float(metrics['grad_norm'].mean()) == pytest.approx(
+    float(norm), rel=1e-5
+  )
+  assert float(metrics['grad_norm'].weight) == 1.0
+  assert (int(state.step), int(state.skipped)) == (1, 0)
+
+
+def test_steps_lower_the_loss_and_are_counted():
+  state, losses = fresh_state(), []
+  batches = split(IMITATION, ragged(), micro_tokens=4 * S)
   for _ in range(8):
-    state, metrics = update.update(OBJECTIVE, OPTIMIZER, 1, state, rows)
+    state, metrics = update.update(IMITATION, OPTIMIZER, state, batches)
     losses.append(float(metrics['loss'].mean()))
-  assert losses[-1] < 0.5 * losses[0]
+  assert losses[-1] < 0.6 * losses[0]
+  assert losses == sorted(losses, reverse=True)
   assert (int(state.step), int(state.skipped)) == (8, 0)
+
+
+def test_rows_without_weight_move_nothing_but_the_step():
+  """Not even by the momentum of the step before."""
+  rows, how = ragged(), {'micro_tokens': 4 * S}
+  nothing = {
+    'no weight': rows.replace(weight_N=np.zeros_like(rows.weight_N)),
+    'no rows': jax.tree.map(lambda x: x[:0], rows),
+  }
+  state, _ = update.update(
+    POLICY, OPTIMIZER, fresh_state(), split(POLICY, rows, **how)
+  )
+  before = kept(state)
+  for step, empty in enumerate(nothing.values(), 2):
+    batches = split(POLICY, empty, **how)
+    assert int(batches[0].count) == 0
+    state, metrics = update.update(POLICY, OPTIMIZER, state, batches)
+    assert_equal(kept(state), before)
+    assert (int(state.step), int(state.skipped)) == (step, 0)
+    assert float(metrics['loss'].mean()) == 0.0
+    assert float(metrics['loss'].weight) == 0.0
+  # Momentum alone would have moved them.
+  moved, _ = train_state.apply_gradients(
+    OPTIMIZER, state, jax.tree.map(jnp.zeros_like, state.params)
+  )
+  assert np.abs(moved.params['embedding'] - before[0]['embedding']).max() > 0.01
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(bad):
+  rows, how = ragged(), {'micro_tokens': 4 * S}
+  broken = rows.replace(advantage_N=rows.advantage_N.copy())
+  broken.advantage_N[0] = bad
+  state = fresh_state()
+  before = kept(state)
+  state, metrics = update.update(
+    POLICY, OPTIMIZER, state, split(POLICY, broken, **how)
+  )
+  assert not np.isfinite(metrics['grad_norm'].mean())
+  assert_equal(kept(state), before)
+  assert (int(state.step), int(state.skipped)) == (1, 1)
+  # The next one is as if nothing had been.
+  good = split(POLICY, rows, **how)
+  state, _ = update.update(POLICY, OPTIMIZER, state, good)
+  other, _ = update.update(POLICY, OPTIMIZER, fresh_state(), good)
+  assert_equal(kept(state), kept(other))
+  assert (int(state.step), int(state.skipped)) == (2, 1)
+
+
+def test_ragged_batches_compile_once(caplog):
+  """Of one capacity; objectives and optimizers that are equal are the same."""
+  state = fresh_state()
+  with jax.log_compiles(), caplog.at_level('WARNING'):
+    for count in (16, 1, 9, 4, 13, 16):
+      objective = dataclasses.replace(POLICY, grpo=GrpoConfig(clip_low=0.11))
+      batches = split(
+        objective, ragged(count, seed=count), widths=(10, S), micro_tokens=80
+      )
+      logprobs = [
+        update.log_probs(MODEL, 0.7, state.params, batch) for batch in batches
+      ]
+      batches = tuple(
+        batch.replace(rows=batch.rows.replace(old_logprob_NxR=logprob))
+        for batch, logprob in zip(batches, logprobs, strict=True)
+      )
+      optimizer = dataclasses.replace(OPTIMIZER)
+      state, metrics = update.update(objective, optimizer, state, batches)
+  assert float(metrics['loss'].weight) > 0
+  compiled = re.findall(
+    r'Finished XLA compilation of jit\((update|log_probs)\)', caplog.text
+  )
+  # log_probs: each of the two widths.
+  assert sorted(compiled) == ['log_probs', 'log_probs', 'update']

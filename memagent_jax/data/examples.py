@@ -1,8 +1,9 @@
-"""`Example`: one document with its question, the row every data set becomes.
+"""The rows that every data set becomes: `Example`, and `Demonstration` of a turn.
 
     RULER | HotpotQA | published files | own JSONL -> Example -> seqio task
+    skills | demonstration_files -> Demonstration -> turn rows
 
-Rows are JSONL with exactly the fields below; `document` is the long text.
+Examples are JSONL with exactly the fields below; `document` is the long text.
 """
 
 from collections.abc import Iterator
@@ -40,6 +41,16 @@ class Example:
   def to_json(self) -> str:
     """One line of JSON, without the line end; the same bytes everywhere."""
     return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+  """One turn and the response to learn; a turn without chunk is an answer."""
+
+  question: str
+  memory: str
+  chunk: str | None
+  response: str
 
 
 def from_json(line: str) -> Example:

@@ -8,12 +8,10 @@ any other name is an error. Any one of the answers is right.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import functools
 import os
-from pathlib import Path
-import re
 
-from memagent_jax.data import json_rows, text
+from memagent_jax.data import checked_rows, json_rows, text
+from memagent_jax.data.checked_rows import Problem, Row, is_text
 from memagent_jax.data.examples import Example
 
 # Name and what is expected there; one of the two documents, the last two
@@ -26,23 +24,6 @@ FIELDS: Mapping[str, str] = {
   'id': 'a text that no other line has; without it, FILE/LINE is taken',
   'evidence': 'a list of [start, end) spans in the document',
 }
-_SURROGATE = re.compile('[\ud800-\udfff]')
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  """One thing that is wrong, or doubtful, in a file."""
-
-  path: str
-  # From 1; 0 where it is the file as a whole.
-  line: int
-  field: str
-  got: str
-  expected: str
-
-  def __str__(self) -> str:
-    place = f'{self.path}:{self.line}' if self.line else self.path
-    return f'{place}: {self.field}: got {self.got}; expected {self.expected}.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,135 +173,83 @@ def estimate(
   )
 
 
-_Row = tuple[Example | None, list[Problem], list[Problem]]
+_Checked = tuple[Example | None, list[Problem], list[Problem]]
 
 
 def _rows(
   path, *, search: bool, strict: bool, max_line_bytes: int
-) -> Iterator[_Row]:
+) -> Iterator[_Checked]:
   """Example (None where there is none), problems and warnings of each line."""
-  path = Path(path)
-  whole_file = functools.partial(Problem, str(path), 0, 'file')
-  if not path.is_file():
-    yield None, [whole_file('no such file', 'a JSONL file')], []
-    return
-  lines_by_id: dict[str, int] = {}
-  number = 0
-  for number, size, line in json_rows.read_lines(path, max_line_bytes):
-    problem = functools.partial(Problem, str(path), number)
-    if size > max_line_bytes:
-      expected = (
-        f'at most {max_line_bytes:,} bytes; a longer document goes into a file '
-        'of its own, named by document_path'
-      )
-      yield None, [problem('line', f'{size:,} bytes', expected)], []
+  for row in checked_rows.read(
+    path,
+    FIELDS,
+    noun='example',
+    max_line_bytes=max_line_bytes,
+    too_long=(
+      '; a longer document goes into a file of its own, named by document_path'
+    ),
+  ):
+    example = None if row.fields is None else _example(row)
+    if example is None or not search or _answered(example):
+      yield example, row.problems, []
       continue
-    example, problems = _example(line, path, number, problem, lines_by_id)
-    missing = []
-    if example is not None and search and not _answered(example):
-      got, expected = (
-        json_rows.brief(list(example.answers)),
-        'one that is in the document',
-      )
-      missing = [problem('answers', got, expected)]
-    if strict and missing:
-      yield None, missing, []
+    got = json_rows.brief(list(example.answers))
+    row.problem('answers', got, 'one that is in the document')
+    if strict:
+      yield None, row.problems, []
     else:
-      yield example, problems, missing
-  if not number:
-    yield None, [whole_file('no line', 'one example a line')], []
+      yield example, [], row.problems
 
 
-def _example(
-  line, path: Path, number: int, problem, lines_by_id
-) -> tuple[Example | None, list[Problem]]:
-  try:
-    row = json_rows.parse_line(line)
-  except ValueError as e:
-    return None, [problem('line', str(e), 'one JSON object in UTF-8')]
-  if not isinstance(row, dict):
-    return None, [problem('line', json_rows.brief(row), 'one JSON object')]
-  problems = [
-    problem(
-      json_rows.brief(name), 'an unknown field', f'only {", ".join(FIELDS)}'
-    )
-    for name in row
-    if name not in FIELDS
-  ]
-  row = {name: value for name, value in row.items() if value is not None}
-  row.setdefault('id', f'{path.stem}/{number}')
-  document, document_problems = _document(row, path.parent, problem)
-  problems += document_problems
-  if not _is_text(row.get('question')):
-    got = json_rows.brief(row.get('question'))
-    problems.append(problem('question', got, FIELDS['question']))
-  if not _are_texts(row.get('answers')):
-    got = json_rows.brief(row.get('answers'))
-    problems.append(problem('answers', got, FIELDS['answers']))
-  evidence = row.get('evidence', [])
+def _example(row: Row) -> Example | None:
+  """The example of an object; None where it has a problem."""
+  document = _document(row)
+  row.check('question', is_text)
+  row.check('answers', _are_texts)
+  evidence = row.fields.get('evidence', [])
   wrong = _wrong_span(evidence, document)
   if wrong is not None:
     size = '' if document is None else f' of {len(document):,} characters'
-    expected = FIELDS['evidence'] + size
-    problems.append(problem('evidence', json_rows.brief(wrong), expected))
-  problems += _id_problems(row['id'], number, problem, lines_by_id)
-  if problems:
-    return None, problems
+    row.problem('evidence', json_rows.brief(wrong), FIELDS['evidence'] + size)
+  if row.problems:
+    return None
   return Example(
-    id=row['id'],
+    id=row.fields['id'],
     task='own',
     document=document,
-    question=row['question'],
-    answers=tuple(row['answers']),
+    question=row.fields['question'],
+    answers=tuple(row.fields['answers']),
     reward='boxed_em',
     metric='sub_em_strict',
     gold_spans=tuple((start, end) for start, end in evidence),
-    source=row.get('document_path', path.name),
-  ), []
-
-
-def _document(row, folder: Path, problem) -> tuple[str | None, list[Problem]]:
-  given = [name for name in ('document', 'document_path') if name in row]
-  if len(given) != 1:
-    got = 'both' if given else 'neither'
-    names = 'document, document_path'
-    return None, [problem(names, got, 'exactly one of the two')]
-  (name,) = given
-  document = row[name]
-  got = json_rows.brief(document)
-  if name == 'document_path' and _is_text(document):
-    try:
-      document = ''.join(text.read_pieces(folder / document))
-      got += ', a file without text'
-    except (ValueError, OSError) as e:
-      document, got = None, str(e)
-  if _is_text(document):
-    return document, []
-  return None, [problem(name, got, FIELDS[name])]
-
-
-def _id_problems(value, number: int, problem, lines_by_id) -> list[Problem]:
-  if not _is_text(value):
-    return [problem('id', json_rows.brief(value), FIELDS['id'])]
-  first = lines_by_id.setdefault(value, number)
-  if first == number:
-    return []
-  got = f'{json_rows.brief(value)}, which line {first} has too'
-  return [problem('id', got, FIELDS['id'])]
-
-
-def _is_text(value) -> bool:
-  # A lone surrogate, which JSON can write as an escape, cannot be encoded.
-  return (
-    isinstance(value, str)
-    and value != ''
-    and not value.isspace()
-    and not _SURROGATE.search(value)
+    source=row.fields.get('document_path', row.path.name),
   )
 
 
+def _document(row: Row) -> str | None:
+  """The text of `document` or of the file that `document_path` names."""
+  given = [name for name in ('document', 'document_path') if name in row.fields]
+  if len(given) != 1:
+    got = 'both' if given else 'neither'
+    row.problem('document, document_path', got, 'exactly one of the two')
+    return None
+  (name,) = given
+  document = row.fields[name]
+  got = json_rows.brief(document)
+  if name == 'document_path' and is_text(document):
+    try:
+      document = ''.join(text.read_pieces(row.path.parent / document))
+      got += ', a file without text'
+    except (ValueError, OSError) as e:
+      document, got = None, str(e)
+  if is_text(document):
+    return document
+  row.problem(name, got)
+  return None
+
+
 def _are_texts(value) -> bool:
-  return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+  return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
 def _wrong_span(spans, document: str | None) -> object | None:

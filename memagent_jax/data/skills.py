@@ -11,6 +11,7 @@ import dataclasses
 import random
 
 from memagent_jax.data import haystack, ruler, words
+from memagent_jax.data.examples import Demonstration
 from memagent_jax.data.haystack import Filler
 
 EXTRACT, ANSWER, KEEP = 'extract', 'answer', 'keep'
@@ -50,16 +51,6 @@ class SkillConfig:
         f'chunk characters from {self.min_chunk_chars} to '
         f'{self.max_chunk_chars}; expected 0 < min <= max.'
       )
-
-
-@dataclasses.dataclass(frozen=True)
-class Demonstration:
-  """One turn and the response to learn; a turn without chunk is an answer."""
-
-  question: str
-  memory: str
-  chunk: str | None
-  response: str
 
 
 def demonstrate(
@@ -104,11 +95,7 @@ def _distractor_key(key: str, config: SkillConfig, rng: random.Random) -> str:
   while True:
     other = words.word_key(rng)
     if rng.random() < config.near_miss_share:
-      adjective, noun = key.split('-')
-      other_adjective, other_noun = other.split('-')
-      other = rng.choice(
-        (f'{adjective}-{other_noun}', f'{other_adjective}-{noun}')
-      )
+      other = words.near_miss(key, other, rng)
     if other != key:
       return other
 

@@ -31,6 +31,13 @@ def word_key(rng: random.Random) -> str:
   )
 
 
+def near_miss(key: str, other: str, rng: random.Random) -> str:
+  """A key with one word of `key`, the other word from `other`."""
+  adjective, noun = key.split('-')
+  other_adjective, other_noun = other.split('-')
+  return rng.choice((f'{adjective}-{other_noun}', f'{other_adjective}-{noun}'))
+
+
 def number(rng: random.Random) -> str:
   """Seven digits, the first not 0."""
   return str(rng.randrange(1_000_000, 10_000_000))

@@ -1,0 +1,250 @@
+"""How often a right memory survives a chunk: the error that short documents hide.
+
+    keys -> one turn each over a needle -> right memories
+      -> each beside many needle-free chunks: does the turn write the value again?
+
+A turn is checked by teacher forcing: where every token of the memory has more
+than half of the probability, greedy decoding writes the same memory again. The
+few turns without that certainty are decoded.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import math
+import os
+from pathlib import Path
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax import decode, rollout, trajectories
+from memagent_jax import prompts as prompts_lib
+from memagent_jax.data import haystack, json_rows, ruler, words
+from memagent_jax.data.chunks import ChunkCutter
+from memagent_jax.data.examples import seeded
+from memagent_jax.length_grid import append_rows, claim_workdir
+from memagent_jax.log_probs import response_log_probs
+from memagent_jax.models.pretrained import Model
+from memagent_jax.prompts import Template
+from memagent_jax.rollout import AgentConfig, ReadingConfig
+from memagent_jax.statistics import upper_bound
+from memagent_jax.structs import Tokens
+
+_CERTAIN = math.log(0.5)
+TURNS = 'turns.jsonl'
+
+
+@dataclasses.dataclass(frozen=True)
+class RetentionConfig:
+  """What is read beside right memories."""
+
+  # Turns to check at least; text repeats when it runs out, beside other keys.
+  turns: int = 200_000
+  # Turns side by side: keys of one batch.
+  rows: int = 128
+  # Chunks that one memory is put beside.
+  chunks_per_key: int = 64
+  # Share of values that are UUIDs; the others have seven digits.
+  uuid_share: float = 0.25
+  # Share of chunks with a needle whose key has one word of the key asked for.
+  near_miss_share: float = 0.0
+  # Of keys, values and near misses.
+  seed: int = 0
+
+
+def measure(
+  *,
+  workdir: str | os.PathLike,
+  model: Model,
+  template: Template,
+  reading: ReadingConfig,
+  essays: Sequence[str],
+  config: RetentionConfig,
+  config_text: str = '',
+) -> dict[str, float]:
+  """Counts turns that lose a right memory; appends `turns.jsonl`, resumable.
+
+  Args:
+    workdir: of this measurement.
+    model: reads greedily.
+    template: wording of the turns.
+    reading: caps; its temperature is not used.
+    essays: files or folders of text, cut into chunks as documents are.
+    config: how much is read beside what.
+    config_text: a workdir of another one is refused.
+
+  Returns:
+    `turns`, `lost` (the value is gone), `changed` (kept in other words), and
+    `bound`, the upper end of the 95 % interval of a turn's error.
+
+  Raises:
+    ValueError: a workdir of another measurement, or a model that takes up no
+      needle.
+  """
+  claim_workdir(workdir, config_text)
+  path = Path(workdir) / TURNS
+  batches = list(json_rows.read_log(path)) if path.exists() else []
+  beside = _Beside(model, template, reading, essays, config)
+  while True:
+    total = {
+      name: sum(batch[name] for batch in batches)
+      for name in ('turns', 'lost', 'changed')
+    }
+    if total['turns']:
+      bound = upper_bound(total['lost'], total['turns'])
+      print(
+        f'{total["turns"]:,} turns  {total["lost"]} lost  {total["changed"]} '
+        f'in other words  error at most {bound:.1e} (95 %)',
+        flush=True,
+      )
+      if total['turns'] >= config.turns:
+        return total | {'bound': bound}
+    batches.append(beside.batch(len(batches)))
+    append_rows(path, batches[-1:])
+
+
+class _Beside:
+  """Batches of right memories beside chunks."""
+
+  def __init__(self, model, template, reading, essays, config):
+    self._agent = rollout.make_agent(model, template, reading)
+    self._params, self._tokenizer = model.params, model.tokenizer
+    self._end = model.tokenizer.eos_ids[0]
+    cutter = ChunkCutter(
+      model.tokenizer, reading.chunk_tokens, reading.chunk_cut
+    )
+    text = haystack.essays(*essays).text
+    self._chunks = cutter.split(model.tokenizer.encode(text))
+    self._config = config
+
+  def batch(self, number: int) -> dict[str, int]:
+    """Counts of one batch of keys, each beside `chunks_per_key` chunks."""
+    config, agent = self._config, self._agent
+    rng = seeded('retention', config.seed, number)
+    keys = [_Key.draw(rng, config.uuid_share) for _ in range(config.rows)]
+    encode = self._tokenizer.encode
+    question = prompts_lib.pad_rows(
+      [encode(ruler.needle_question(key.kind, key.name)) for key in keys],
+      agent.question_tokens,
+    )
+    hidden = [
+      self._hide(key.kind, key.name, key.value, rng.choice(self._chunks), rng)
+      for key in keys
+    ]
+    memory = self._turn(
+      question, rollout.first_memory(agent, config.rows), hidden
+    )
+    right_N = self._has_value(keys, memory)
+    if not right_N.any():
+      raise ValueError(
+        f'none of {config.rows} memories has the value of the needle that was '
+        'just read: this model has nothing to lose.'
+      )
+    counts = {'turns': 0, 'lost': 0, 'changed': 0, 'keys': int(right_N.sum())}
+    first = number * config.rows * config.chunks_per_key
+    for step in range(config.chunks_per_key):
+      chunks = []
+      for n, key in enumerate(keys):
+        place = first + n * config.chunks_per_key + step
+        chunk = self._chunks[place % len(self._chunks)]
+        if rng.random() < config.near_miss_share:
+          other = key.near_miss(rng)
+          chunk = self._hide(key.kind, other, key.make(rng), chunk, rng)
+        chunks.append(chunk)
+      counts['turns'] += int(right_N.sum())
+      least_N = _least_log_prob(
+        agent,
+        self._end,
+        self._params,
+        question,
+        memory,
+        prompts_lib.pad_rows(chunks, agent.chunk_tokens),
+      )
+      unsure_N = right_N & (np.asarray(least_N) <= _CERTAIN)
+      if unsure_N.any():
+        after = self._turn(question, memory, chunks)
+        kept_N = self._has_value(keys, after)
+        counts['lost'] += int((unsure_N & ~kept_N).sum())
+        counts['changed'] += int((unsure_N & kept_N).sum())
+    return counts
+
+  def _hide(self, kind, name, value, chunk, rng) -> list[int]:
+    """The chunk with a needle in it, cut to its budget."""
+    needle = self._tokenizer.encode(' ' + ruler.needle(kind, name, value))
+    around = chunk[: self._agent.chunk_tokens - len(needle)]
+    at = rng.randrange(len(around) + 1)
+    return [*around[:at], *needle, *around[at:]]
+
+  def _has_value(self, keys, memory: Tokens) -> np.ndarray:
+    texts = trajectories.texts(self._tokenizer, memory)
+    return np.asarray(
+      [key.value in text for key, text in zip(keys, texts, strict=True)]
+    )
+
+  def _turn(self, question: Tokens, memory: Tokens, chunks) -> Tokens:
+    """The memories after one chunk."""
+    rows = len(chunks)
+    chunk = prompts_lib.pad_rows(chunks, self._agent.chunk_tokens)
+    zeros = jnp.zeros(rows, jnp.int32)
+    memory, _ = rollout.read(
+      self._agent,
+      self._params,
+      question,
+      memory,
+      jax.tree.map(lambda x: x[None], chunk),
+      decode.row_keys(0, zeros.astype(jnp.uint32), zeros),
+      zeros,
+    )
+    return memory
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+  kind: str
+  name: str
+  value: str
+  make: Callable[[random.Random], str]
+
+  @classmethod
+  def draw(cls, rng: random.Random, uuid_share: float) -> '_Key':
+    kind, make = 'number', words.number
+    if rng.random() < uuid_share:
+      kind, make = 'uuid', words.random_uuid
+    return cls(kind, words.word_key(rng), make(rng), make)
+
+  def near_miss(self, rng: random.Random) -> str:
+    """Another key with one word of this one."""
+    while True:
+      other = words.near_miss(self.name, words.word_key(rng), rng)
+      if other != self.name:
+        return other
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _least_log_prob(
+  agent: AgentConfig,
+  end_id: int,
+  params,
+  question: Tokens,
+  memory: Tokens,
+  chunk: Tokens,
+) -> jax.Array:
+  """float32 [N]: of the least likely token of writing the memory again."""
+  prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)
+  end = prompts_lib.repeat_ids((end_id,), memory.length_N.shape[0])
+  response = prompts_lib.concatenate([memory, end])
+  ids = prompts_lib.concatenate([prompt, response])
+  logprob_NxR, _ = response_log_probs(
+    agent.model,
+    params,
+    ids.ids_NxW,
+    prompt.length_N,
+    response.length_N,
+    response_tokens=response.ids_NxW.shape[1],
+    temperature=0.0,
+  )
+  # Slots behind the response hold 0, which is larger than any log-prob.
+  return logprob_NxR.min(axis=1)
