@@ -16,17 +16,18 @@ class LiveReward:
   printed.
   """
 
-  def __init__(self, num_steps: int):
-    """Makes a display of a run of `num_steps` steps."""
+  def __init__(self):
+    """Makes a display; nothing is shown before the first step."""
     import rich.console
     import rich.live
 
-    self._num_steps, self._rewards = num_steps, []
+    self._rewards: list[float] = []
     self._begun = time.perf_counter()
     self._console = rich.console.Console()
     self._live = rich.live.Live(console=self._console, auto_refresh=False)
 
   def __enter__(self) -> 'LiveReward':
+    self._console.print('the first step compiles; that takes a while')
     if self._console.is_terminal:
       self._live.start()
     return self
@@ -40,12 +41,11 @@ class LiveReward:
     """Shows one step more."""
     self._rewards.append(metrics['reward/mean'])
     elapsed = time.perf_counter() - self._begun
-    left = elapsed / len(self._rewards) * (self._num_steps - step - 1)
     text = (
-      f'step {step + 1}/{self._num_steps}  reward {self._rewards[-1]:.2f}  '
+      f'step {step + 1}  reward {self._rewards[-1]:.2f}  '
       f'kept evidence {metrics.get("memory/evidence_kept", 0.0):.2f}  '
       f'entropy {metrics.get("entropy", 0.0):.2f}  '
-      f'{metrics.get("seconds/step", 0.0):.1f} s a step, {left:.0f} s left'
+      f'{metrics.get("seconds/step", 0.0):.1f} s a step, {elapsed:.0f} s so far'
     )
     if not self._console.is_terminal:
       self._console.print(text, highlight=False)

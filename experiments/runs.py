@@ -1,11 +1,99 @@
-"""`run`: what a gin file of `gin_configs/runs` binds."""
+"""What commands that start from a gin file share: flags, errors, and `run`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import copy
+import os
+from pathlib import Path
+import sys
+from typing import Any
 
+from absl import app, flags, logging
 import gin
+
+GIN_FILE = flags.DEFINE_multi_string(
+  'gin_file', None, 'Run to start, such as gin_configs/runs/tiny_grpo.gin.'
+)
+GIN_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'Changes to it, such as "trainer.train.num_steps = 10".'
+)
+# What gin adds to the message of an error inside of a configurable.
+_GIN_CALL = '\n  In call to configurable '
 
 
 @gin.configurable
-def run(start: Callable = gin.REQUIRED, *, workdir: str, config_text: str):
-  """Calls `start`, a function of the trainer whose arguments the file binds."""
-  return start(workdir=workdir, config_text=config_text)
+def run(start: Callable = gin.REQUIRED, **given):
+  """Calls `start`, a function of the library whose arguments the file binds."""
+  return start(**given)
+
+
+def main(argv: Sequence[str], workdir: str | None, **given: Any) -> None:
+  """Starts what the flags name, or ends the process with what is wrong.
+
+  Args:
+    argv: of the command; nothing may be left of it beside its name.
+    workdir: where everything goes.
+    **given: further arguments of the run's function.
+  """
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if not GIN_FILE.value or workdir is None:
+    raise app.UsageError('--gin_file and --workdir are needed.')
+  logging.set_verbosity(logging.WARNING)
+  with clear_errors():
+    run(workdir=workdir, config_text=parse(), **given)
+
+
+def parse() -> str:
+  """Reads what the flags name; returns the text that identifies the run.
+
+  Raises:
+    ValueError: what is wrong with the files or the bindings.
+  """
+  root = Path(__file__).parents[1]
+  if Path.cwd() != root:
+    raise ValueError(
+      f'started in {Path.cwd()}; gin files name texts and models relative to '
+      f'{root}: start there.'
+    )
+  # TensorFlow, of which tf.data is used, reports every missing accelerator.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  try:
+    gin.parse_config_files_and_bindings(GIN_FILE.value, GIN_BINDINGS.value)
+  except Exception as e:  # gin raises errors of many types, all about the files
+    raise ValueError(' '.join(str(e).split())) from e
+  if 'start' not in gin.get_bindings(run, resolve_references=False):
+    raise ValueError(
+      f'{", ".join(GIN_FILE.value)}: nothing to start; expected a file that '
+      'binds runs.run.start, as those of gin_configs/runs.'
+    )
+  return gin.config_str()
+
+
+def bound(argument: str) -> Any:
+  """What the files bind to an argument of the function that `run` starts.
+
+  As gin would pass it: `@name` is a function, `@name()` what it returns.
+
+  Raises:
+    ValueError: nothing is bound to it.
+  """
+  start = gin.query_parameter('experiments.runs.run.start')
+  bindings = gin.get_bindings(
+    '/'.join([*start.scopes, start.selector]), resolve_references=False
+  )
+  if argument not in bindings:
+    raise ValueError(
+      f'the run starts {start}, to which no {argument} is bound; got '
+      f'{", ".join(bindings) or "nothing"}.'
+    )
+  return copy.deepcopy(bindings[argument])
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+  """Ends the process with one line where something that a user gave is wrong."""
+  try:
+    yield
+  except (ValueError, OSError) as e:
+    sys.exit(f'error: {str(e).split(_GIN_CALL)[0]}')

@@ -44,6 +44,8 @@ class EchoConfig:
 
   # Different ids that occur, out of all but the control ids.
   symbols: int = 32
+  # Every row has other ids, not the same ones.
+  fresh: bool = False
   # Ids until they repeat, drawn uniformly.
   min_period: int = 8
   max_period: int = 32
@@ -231,7 +233,10 @@ class Curriculum:
   def _echo(self, mix: Mix, rng: random.Random) -> tuple[list[int], list[int]]:
     echo = mix.content
     period = rng.randint(echo.min_period, echo.max_period)
-    ids = rng.choices(self._symbols[: echo.symbols], k=period)
+    symbols = self._symbols[: echo.symbols]
+    if echo.fresh:
+      symbols = rng.sample(self._symbols, echo.symbols)
+    ids = rng.choices(symbols, k=period)
     row = ids * (1 + mix.response_tokens // period)
     # The repeat's first id follows from nothing.
     prompt = period + 1

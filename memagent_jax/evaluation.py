@@ -158,7 +158,7 @@ class Validation:
           self._tokenizer, batch.answers, found, self._agent.memory.max_tokens
         )
       )
-      if number == 0:
+      if number == 0 and self._traced:
         self._write_traces(step, batch, found, verdicts)
     result = {
       'reward': float(np.mean(rewards)),

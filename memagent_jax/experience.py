@@ -31,12 +31,15 @@ from memagent_jax.models.pretrained import Model
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.objectives import Imitation, Policy
 from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
+from memagent_jax.rewards import OUTCOMES
 from memagent_jax.rollout import AgentConfig, ReadingConfig
 from memagent_jax.structs import LENGTH, SKIPPED
 from memagent_jax.trajectories import Trajectories, Verdicts
 from memagent_jax.turn_rows import MicroBatches, PolicyRows
 
 OLD_LOG_PROBS = ('sampler', 'trainer')
+# Metrics that are added up over the batches of a step, not averaged.
+_COUNTS = ('rows/generated', 'sampled_tokens')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +220,8 @@ class Rollouts:
 
     Raises:
       ValueError: greedy or truncated sampling, caps beyond the window, an
-        importance cap without the trainer's own log-probs, or documents that
-        the mini-batches do not divide.
+        importance cap without the trainer's own log-probs, an overlong buffer
+        beyond the answer's cap, or documents that the mini-batches do not divide.
     """
     if reading.temperature <= 0 or reading.top_p < 1:
       raise ValueError(
@@ -236,6 +239,11 @@ class Rollouts:
         f'importance_cap is {objective.importance_cap} and old_log_probs is '
         f'{config.old_log_probs!r}: the weights would all be 1. Set '
         "old_log_probs to 'trainer', or importance_cap to 0."
+      )
+    if objective.overlong_buffer_tokens > reading.answer_tokens:
+      raise ValueError(
+        f'overlong_buffer_tokens is {objective.overlong_buffer_tokens}; expected '
+        f'at most answer_tokens, {reading.answer_tokens}.'
       )
     self._agent = rollout.make_agent(model, template, reading)
     self._tokenizer, self._documents = model.tokenizer, documents_per_step
@@ -264,6 +272,11 @@ class Rollouts:
     """Static configuration of the rollouts."""
     return self._agent
 
+  @property
+  def batch_shape(self) -> tuple[int, int]:
+    """Documents of a batch, and rollouts of each."""
+    return self._documents, self._config.rollouts
+
   def state(self) -> dict[str, Any]:
     """The data iterator's."""
     return self._batches.state()
@@ -271,6 +284,20 @@ class Rollouts:
   def restore(self, state: Mapping[str, Any]) -> None:
     """Goes on with the documents after those of `state`."""
     self._batches.restore(state)
+
+  def sample(self, params: dict) -> tuple[Batch, Trajectories]:
+    """The next documents, and the trajectories of their rollouts."""
+    epoch = self._batches.state()['epoch']
+    batch = next(self._batches)
+    found = trajectories_lib.sample(
+      self._agent,
+      params,
+      batch,
+      rollouts=self._config.rollouts,
+      seed=self._reading.seed,
+      first_rollout=epoch * self._config.rollouts,
+    )
+    return batch, found
 
   def next(self, step: int, params: dict) -> Experience:
     """Samples, judges and weighs a batch; refills it within its budget."""
@@ -281,16 +308,7 @@ class Rollouts:
     for _ in range(1 + self._grpo.max_refills):
       # --- rollout ----------------------------------------------------------
       begun = time.perf_counter()
-      epoch = self._batches.state()['epoch']
-      batch = next(self._batches)
-      found = trajectories_lib.sample(
-        self._agent,
-        params,
-        batch,
-        rollouts=self._config.rollouts,
-        seed=self._reading.seed,
-        first_rollout=epoch * self._config.rollouts,
-      )
+      batch, found = self.sample(params)
       sampled = time.perf_counter()
       seconds['rollout'] += sampled - begun
 
@@ -313,6 +331,7 @@ class Rollouts:
       name: float(np.mean([m[name] for m in measured if name in m]))
       for name in dict.fromkeys(name for m in measured for name in m)
     }
+    metrics |= {name: sum(m[name] for m in measured) for name in _COUNTS}
     metrics |= {
       'groups/trained': len(taken),
       'groups/surplus': max(surplus, 0),
@@ -349,32 +368,36 @@ class Rollouts:
         found.turns.response.length_N.sum() + found.answer.length_N.sum()
       ),
       **{
-        f'outcome/{name}': count / reward_BxG.size
-        for name, count in verdicts.outcomes.items()
+        f'outcome/{name}': verdicts.outcomes.get(name, 0) / reward_BxG.size
+        for name in OUTCOMES
       },
       **memory_health.measure(
         self._tokenizer, batch.answers, found, self._agent.memory.max_tokens
       ),
     }
 
-  def _groups(
-    self, found: Trajectories, verdicts: Verdicts
-  ) -> tuple[list[PolicyRows], PolicyRows]:
-    """Rows of every group that may teach; and rows of no weight."""
-    reward_BxG = verdicts.reward_BxG
-    if self._grpo.overlong_buffer_tokens:
-      penalty_N = grpo.soft_overlong_penalty(
-        found.answer.length_N,
-        self._agent.answer.max_tokens,
-        self._grpo.overlong_buffer_tokens,
-      )
-      reward_BxG = reward_BxG + np.asarray(penalty_N).reshape(reward_BxG.shape)
+  def scores(self, found: Trajectories, verdicts: Verdicts) -> np.ndarray:
+    """float32 [B, G]: the rewards, less what overlong answers lose."""
+    if not self._grpo.overlong_buffer_tokens:
+      return verdicts.reward_BxG
+    penalty_N = grpo.soft_overlong_penalty(
+      found.answer.length_N,
+      self._agent.answer.max_tokens,
+      self._grpo.overlong_buffer_tokens,
+    )
+    penalty_BxG = np.asarray(penalty_N).reshape(verdicts.reward_BxG.shape)
+    return verdicts.reward_BxG + penalty_BxG
+
+  def rows(self, found: Trajectories, verdicts: Verdicts) -> PolicyRows:
+    """All turns with advantage and weight: T * B * G rows, turn by turn."""
     finish_TxN = np.concatenate(
       [found.turns.response.finish_N, found.answer.finish_N[None]]
     )
     kept_N = grpo.kept_trajectories(self._grpo, finish_TxN[:-1], finish_TxN[-1])
     advantage_TxN, weight_TxN = grpo.turn_advantages(
-      grpo.advantages(reward_BxG, self._grpo), finish_TxN, kept_N
+      grpo.advantages(self.scores(found, verdicts), self._grpo),
+      finish_TxN,
+      kept_N,
     )
     weight_TxN = np.array(weight_TxN)
     if not self._config.learn_memory_turns:
@@ -386,7 +409,7 @@ class Rollouts:
       found.turns,
       found.answer,
     )
-    rows = PolicyRows(
+    return PolicyRows(
       turns=jax.device_get(turns),
       sampler_logprob_NxR=np.asarray(logprob_NxR),
       old_logprob_NxR=np.asarray(logprob_NxR),
@@ -396,14 +419,19 @@ class Rollouts:
       advantage_N=np.asarray(advantage_TxN).reshape(-1),
       weight_N=weight_TxN.reshape(-1),
     )
-    # Rows stand turn by turn, [T, B, G].
-    g = found.rollouts
+
+  def _groups(
+    self, found: Trajectories, verdicts: Verdicts
+  ) -> tuple[list[PolicyRows], PolicyRows]:
+    """Rows of every group that may teach; and rows of no weight."""
+    rows = self.rows(found, verdicts)
+    documents, g = verdicts.reward_BxG.shape
     by_group = jax.tree.map(
-      lambda x: x.reshape(len(finish_TxN), -1, g, *x.shape[1:]), rows
+      lambda x: x.reshape(-1, documents, g, *x.shape[1:]), rows
     )
     groups = [
       jax.tree.map(lambda x, b=b: x[:, b].reshape(-1, *x.shape[3:]), by_group)
-      for b in range(len(reward_BxG))
+      for b in range(documents)
     ]
     spare = groups[0].replace(weight_N=np.zeros_like(groups[0].weight_N))
     if self._grpo.dynamic_sampling:

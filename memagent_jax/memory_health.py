@@ -35,8 +35,9 @@ def measure(
     memory_tokens: the memory's cap.
 
   Returns:
-    `length_p10` and on (tokens), `saturated` (share of turns at the cap),
-    `empty`, `unchanged` (share of turns that left the memory as it was),
+    `length_p10` and on (tokens), `saturated` (share of turns that were cut at
+    the cap), `full` (share whose memory has `memory_tokens` tokens), `empty`,
+    `unchanged` (share of turns that left the memory as it was),
     `constant` (share of trajectories whose memory never changed after its first
     turn, of those with two or more), `evidence_found` (share of trajectories),
     `evidence_kept` (of those, share that have it at the end),

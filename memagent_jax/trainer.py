@@ -7,6 +7,7 @@ and is not known here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import os
 from pathlib import Path
 import time
@@ -21,6 +22,7 @@ from memagent_jax.experience import Source
 from memagent_jax.metric_log import MetricLog
 from memagent_jax.models import huggingface
 from memagent_jax.models.pretrained import Model
+from memagent_jax.preemption import Preemption
 from memagent_jax.train_state import OptimizerConfig, TrainState
 
 # Updates that may be skipped for not being finite before a run stops.
@@ -50,6 +52,7 @@ def train(
   optimizer: OptimizerConfig,
   evaluators: Sequence[Callable[[Model, Path], Evaluator]] = (),
   num_steps: int | None = None,
+  compute_dtype: str = 'float32',
   evaluate_every_steps: int = 50,
   checkpoint_every_steps: int = 50,
   stop_at_step: int | None = None,
@@ -68,6 +71,8 @@ def train(
     evaluators: each makes, for the model and the workdir, what measures params
       before the first step, then every so many steps, and after the last.
     num_steps: steps of the run; None: as many as the source has.
+    compute_dtype: of activations and cache, float32 or bfloat16; params, losses
+      and optimizer stay float32.
     evaluate_every_steps: between measurements.
     checkpoint_every_steps: between checkpoints; the last step is kept too.
     stop_at_step: end before this step and let a later call go on.
@@ -78,7 +83,8 @@ def train(
       line on the terminal.
 
   Returns:
-    the last measurement.
+    the last measurement. SIGTERM ends a run after the step it comes in, with a
+    checkpoint.
 
   Raises:
     ValueError: a workdir of another run, no number of steps, or too many updates
@@ -87,6 +93,8 @@ def train(
   workdir = Path(workdir)
 
   # --- state ------------------------------------------------------------------
+  compute = dataclasses.replace(model.config, dtype=compute_dtype)
+  model = dataclasses.replace(model, config=compute)
   experience_source = source(model)
   if num_steps is None:
     num_steps = experience_source.num_steps
@@ -106,6 +114,7 @@ def train(
 
   with (
     checkpoints,
+    Preemption() as preemption,
     MetricLog(
       workdir,
       first_step=first_step,
@@ -168,12 +177,17 @@ def train(
         _warn_once(warned, step, warning)
 
       # --- checkpoint -----------------------------------------------------------
+      preempted = preemption.reached(step)
       if (
-        step + 1 in (num_steps, stop_at_step)
+        preempted
+        or step + 1 in (num_steps, stop_at_step)
         or (step + 1) % checkpoint_every_steps == 0
       ):
         extras = {'source': experience_source.state(), 'dull_steps': dull_steps}
         checkpoints.save(step + 1, state, extras, config_text)
+      if preempted:
+        logging.warning('stopped by SIGTERM after step %d.', step)
+        return measure.latest
   exported = workdir / 'model'
   if not exported.exists():
     huggingface.save_model(

@@ -335,7 +335,8 @@ def test_metrics_are_means_over_the_tokens_that_count():
   real = data['mask'] & (data['row_weight'][:, None] > 0)
   log_ratio = (data['logprob'] - data['old_logprob'])[real]
   x = (data['reference_logprob'] - data['logprob'])[real]
-  gap = (data['old_logprob'] - data['sampler_logprob'])[real]
+  gap = (data['logprob'] - data['sampler_logprob'])[real]
+  old_gap = (data['old_logprob'] - data['sampler_logprob'])[real]
   sign = np.broadcast_to(data['advantage'][:, None], real.shape)[real]
   expected = {
     'ratio': np.exp(log_ratio).mean(),
@@ -343,7 +344,7 @@ def test_metrics_are_means_over_the_tokens_that_count():
     'reference_kl': (np.exp(x) - 1 - x).mean(),
     'entropy': data['entropy'][real].mean(),
     'sampler_gap': np.abs(gap).mean(),
-    'importance_weight': np.minimum(np.exp(gap), 1.2).mean(),
+    'importance_weight': np.minimum(np.exp(old_gap), 1.2).mean(),
     'clip_low_fraction': ((sign < 0) & (np.exp(log_ratio) < 0.8)).mean(),
   }
   assert expected['clip_low_fraction'] > 0

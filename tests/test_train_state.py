@@ -45,6 +45,25 @@ def test_an_update_that_is_not_finite_changes_nothing(bad):
   assert (int(new.step), int(new.skipped)) == (1, 1)
 
 
+@pytest.mark.parametrize('anything', [False, jnp.bool_(False)])
+def test_without_anything_to_learn_momentum_moves_nothing(anything):
+  config = dataclasses.replace(CONFIG, warmup_steps=0, weight_decay=0.1)
+  before, _ = train_state.apply_gradients(
+    config, state(config), {'w': jnp.asarray([1.0, -2.0, 3.0])}
+  )
+  zeros = {'w': jnp.zeros(3)}
+  after, norm = train_state.apply_gradients(config, before, zeros, anything)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    (after.params, after.opt_state),
+    (before.params, before.opt_state),
+  )
+  assert (float(norm), int(after.step), int(after.skipped)) == (0.0, 2, 0)
+  # Momentum and weight decay of a step on nothing: most of a learning rate.
+  moved, _ = train_state.apply_gradients(config, before, zeros)
+  assert np.abs(moved.params['w'] - before.params['w']).min() > 0.05
+
+
 def test_schedules():
   constant = train_state.learning_rate(CONFIG)
   np.testing.assert_allclose(

@@ -102,7 +102,7 @@ def largest_gap(got, expected):
   paths = jax.tree_util.tree_leaves_with_path(expected)
   for (path, e), g in zip(paths, jax.tree.leaves(got), strict=True):
     e, g = np.asarray(e, np.float64), np.asarray(g, np.float64)
-    assert np.abs(e).max() > 0, path
+    assert np.abs(e).max() > 0 and np.isfinite(g).all(), path
     for size in (np.linalg.norm, lambda x: np.abs(x).max()):
       gaps.append((size(g - e) / size(e), jax.tree_util.keystr(path)))
   return max(gaps)
@@ -124,14 +124,13 @@ def assert_same(got, expected):
 # --- What changes nothing ----------------------------------------------------
 
 
-@pytest.mark.parametrize('name', OBJECTIVES)
-def test_widths_and_capacity_change_nothing(name):
+def test_widths_and_capacity_change_nothing():
   batches = split(
-    OBJECTIVES[name], ragged(), widths=(11, S), micro_tokens=50, capacity=40
+    POLICY, ragged(), widths=(11, S), micro_tokens=50, capacity=40
   )
   # 5 rows in micro-batches of 4, and 4 rows in micro-batches of 2.
   assert [int(b.count) for b in batches] == [2, 2]
-  assert_same(mean_gradient(OBJECTIVES[name], batches), whole(name))
+  assert_same(mean_gradient(POLICY, batches), whole('policy'))
 
 
 def test_rows_one_by_one_change_nothing():
@@ -162,11 +161,10 @@ def test_the_bound_would_notice_a_mean_of_means():
 
 
 def with_garbage(rows, dummies=3, slots=9, tokens=3):
-  """Rows among dummies, with NaN and random ids wherever nothing counts."""
+  """Rows among dummies, with NaN and absurd ids wherever nothing counts."""
   count = len(rows.weight_N)
-  rng = np.random.default_rng(1)
   turns = rows.turns
-  ids = rng.integers(0, 40, (count + dummies, S + slots)).astype(np.int32)
+  ids = np.resize(np.int32([-1, 39, 10**6]), (count + dummies, S + slots))
   length_N = turns.prompt_length_N + turns.response_length_N
   ids[:count, :S] = np.where(
     np.arange(S) < length_N[:, None], turns.ids_NxS, ids[:count, :S]
@@ -250,6 +248,9 @@ def test_eight_devices_change_nothing():
 # --- The step ----------------------------------------------------------------
 
 
+_apply = jax.jit(train_state.apply_gradients, static_argnums=0)
+
+
 def fresh_state():
   # The update donates its state.
   return train_state.init_state(OPTIMIZER, jax.tree.map(jnp.copy, params()))
@@ -268,7 +269,7 @@ def test_a_step_is_the_optimizer_s_on_the_mean_gradient():
   batches = split(POLICY, ragged(), micro_tokens=4 * S)
   before = fresh_state()
   gradient, _ = whole('policy')
-  expected, norm = train_state.apply_gradients(OPTIMIZER, before, gradient)
+  expected, norm = _apply(OPTIMIZER, before, gradient)
   # The first moment of Adam is linear in the gradient, its step is not.
   moments = optax.tree.get(expected.opt_state, 'mu')
   state, metrics = update.update(POLICY, OPTIMIZER, before, batches)
@@ -312,7 +313,7 @@ def test_rows_without_weight_move_nothing_but_the_step():
     assert float(metrics['loss'].mean()) == 0.0
     assert float(metrics['loss'].weight) == 0.0
   # Momentum alone would have moved them.
-  moved, _ = train_state.apply_gradients(
+  moved, _ = _apply(
     OPTIMIZER, state, jax.tree.map(jnp.zeros_like, state.params)
   )
   assert np.abs(moved.params['embedding'] - before[0]['embedding']).max() > 0.01

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import itertools
+import re
 
 import numpy as np
 import seqio
@@ -104,10 +105,22 @@ class BatchIterator:
     return self
 
   def __next__(self) -> Batch:
+    """The next batch.
+
+    Raises:
+      ValueError: a row that cannot be made, or with a question over its cap.
+    """
     if self._rows is None:
       self._rows = self._dataset(self._position).as_numpy_iterator()
     share = self._config.batch_size // self._process_count
-    rows = list(itertools.islice(self._rows, share))
+    try:
+      rows = list(itertools.islice(self._rows, share))
+    except tf.errors.InvalidArgumentError as e:
+      # tf.data wraps what our own functions raise, traceback and all.
+      own = re.search(r'ValueError: (.*?)\nTraceback', e.message, re.DOTALL)
+      if own is None:
+        raise
+      raise ValueError(own.group(1)) from e
     self._position += self._config.batch_size
     return _batch(rows)
 

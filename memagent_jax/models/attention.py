@@ -54,60 +54,137 @@ def attention(q_NxTxHxD: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     (segment,) = segments
     out = _causal(q, segment.k_NxJxDxS, segment.v_NxJxDxS)
   else:
-    out = _attend(q, segments)
+    out, _ = _attend(q, segments)
   return out.transpose(0, 3, 1, 2, 4).reshape(n, t, h, d)
 
 
+@jax.custom_vjp
 def _causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Causal attention by blocks of queries over their own prefix of the keys."""
-  n, j, g, t, d = q.shape
-  # A prefix serves several blocks of a long row: fewer shapes to compile, for
-  # scores that are at most 1/(2 MAX_PREFIXES) larger than needed.
+  """Causal attention by blocks of queries over their own prefix of the keys.
+
+  Scores are computed again for the gradients: saved, they would add up to all
+  of T x T. Beside `jax.checkpoint`, the saved normaliser spares the second pass
+  a maximum and a sum.
+  """
+  return _causal_forward(q, k, v)[0]
+
+
+def _causal_forward(q, k, v):
+  outs, log_totals = [], []
+  for first, last, size, end in _pieces(q.shape[3]):
+    k_prefix, v_prefix = k[..., :end], v[..., :end]
+
+    def one(_, x, k=k_prefix, v=v_prefix):
+      start, q = x
+      return None, _attend(q, [_seen_from(start, q, k, v)])
+
+    starts, q_blocks = _split(first, last, size, q)
+    _, (out, log_total) = lax.scan(
+      one, None, (starts, q_blocks), unroll=len(starts) == 1
+    )
+    outs.append(_join(out))
+    log_totals.append(_join(log_total))
+  return jnp.concatenate(outs, axis=3), (
+    q,
+    k,
+    v,
+    jnp.concatenate(log_totals, axis=3),
+  )
+
+
+def _causal_backward(saved, d_out):
+  """Gradients; with p the probabilities, d_s = p (d_p - sum p d_p).
+
+  Source: FlashAttention, arXiv 2205.14135, appendix B.2.
+  """
+  q, k, v, log_total = saved
+  d_qs = []
+  d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+  for first, last, size, end in _pieces(q.shape[3]):
+    k_prefix, v_prefix = k[..., :end], v[..., :end]
+
+    def one(total, x, k=k_prefix, v=v_prefix):
+      start, q, log_total, d_out = x
+
+      def rows(x):  # [N,J,G,T,X] -> [N,J,G*T,X]
+        return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+      p = rows(jnp.exp(_scores(q, _seen_from(start, q, k, v)) - log_total))
+      d_p = _rows_by_keys(rows(d_out), v)
+      mean = (p * d_p).sum(axis=-1, keepdims=True)
+      d_s = (p * (d_p - mean)).astype(q.dtype)
+      d_k = _keys_by_rows(rows(q), d_s)
+      d_v = _keys_by_rows(rows(d_out), p.astype(q.dtype))
+      d_q = _rows_by_values(d_s, k).reshape(q.shape).astype(q.dtype)
+      return jax.tree.map(jnp.add, total, (d_k, d_v)), d_q
+
+    starts, *blocks = _split(first, last, size, q, log_total, d_out)
+    zeros = (jnp.zeros_like(d_k[..., :end]), jnp.zeros_like(d_v[..., :end]))
+    (d_k_prefix, d_v_prefix), d_q = lax.scan(
+      one, zeros, (starts, *blocks), unroll=len(starts) == 1
+    )
+    d_k = d_k.at[..., :end].add(d_k_prefix)
+    d_v = d_v.at[..., :end].add(d_v_prefix)
+    d_qs.append(_join(d_q))
+  return jnp.concatenate(d_qs, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+_causal.defvjp(_causal_forward, _causal_backward)
+
+
+def _pieces(t: int) -> list[tuple[int, int, int, int]]:
+  """(first, last, block size, prefix) of runs of blocks that share a prefix.
+
+  A prefix serves several blocks of a long row: fewer shapes to compile, for
+  scores that are at most 1/(2 MAX_PREFIXES) larger than needed. What is left
+  behind the last whole block of a row is a piece of its own.
+  """
   blocks = -(-t // BLOCK_QUERIES)
   span = -(-blocks // MAX_PREFIXES) * BLOCK_QUERIES
-
-  # Recomputed in the backward pass: a saved block would add up to all of T x T.
-  @jax.checkpoint
-  def block(start, q_block, k_prefix, v_prefix):
-    visible = jnp.broadcast_to(
-      start + 1 + jnp.arange(q_block.shape[3]), (n, q_block.shape[3])
-    )
-    return _attend(q_block, [Segment(k_prefix, v_prefix, visible)])
-
-  outs = []
+  pieces = []
   for start in range(0, t, span):
     end = min(start + span, t)
-    k_prefix, v_prefix = k[..., :end], v[..., :end]
-    whole = (end - start) // BLOCK_QUERIES
-    if whole > 1:
-      stop = start + whole * BLOCK_QUERIES
-      q_blocks = q[:, :, :, start:stop].reshape(
-        n, j, g, whole, BLOCK_QUERIES, d
-      )
-      out = lax.map(
-        lambda x, k=k_prefix, v=v_prefix: block(x[0], x[1], k, v),
-        (
-          start + BLOCK_QUERIES * jnp.arange(whole),
-          jnp.moveaxis(q_blocks, 3, 0),
-        ),
-      )
-      outs.append(jnp.moveaxis(out, 0, 3).reshape(n, j, g, stop - start, d))
-      start = stop
-    if start < end:
-      outs.append(block(start, q[:, :, :, start:end], k_prefix, v_prefix))
-  return jnp.concatenate(outs, axis=3) if len(outs) > 1 else outs[0]
+    whole = end - (end - start) % BLOCK_QUERIES
+    if start < whole:
+      pieces.append((start, whole, BLOCK_QUERIES, end))
+    if whole < end:
+      pieces.append((whole, end, end - whole, end))
+  return pieces
 
 
-def _attend(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
-  """Attention of q [N,J,G,T,D] over segments; one softmax across them all."""
+def _split(first: int, last: int, size: int, *xs: jax.Array):
+  """First query of every block [B], and queries of x as [B,N,J,G,size,D]."""
+  blocks = (last - first) // size
+
+  def split(x):
+    n, j, g, _, d = x.shape
+    x = x[:, :, :, first:last].reshape(n, j, g, blocks, size, d)
+    return jnp.moveaxis(x, 3, 0)
+
+  return first + size * jnp.arange(blocks), *map(split, xs)
+
+
+def _join(x: jax.Array) -> jax.Array:
+  """Blocks [B,N,J,G,T,D] side by side, [N,J,G,B*T,D]."""
+  x = jnp.moveaxis(x, 0, 3)
+  return x.reshape(*x.shape[:3], -1, x.shape[-1])
+
+
+def _seen_from(start, q: jax.Array, k: jax.Array, v: jax.Array) -> Segment:
+  """Keys and values as queries [N,J,G,T,D] from slot `start` on see them."""
+  n, t = q.shape[0], q.shape[3]
+  return Segment(k, v, jnp.broadcast_to(start + 1 + jnp.arange(t), (n, t)))
+
+
+def _attend(
+  q: jax.Array, segments: Sequence[Segment]
+) -> tuple[jax.Array, jax.Array]:
+  """Attention of q [N,J,G,T,D] over segments; one softmax across them all.
+
+  Beside it, the log of the softmax' denominators, float32 [N,J,G,T,1].
+  """
   n, j, g, t, d = q.shape
-  rows = q.reshape(n, j, g * t, d)
-  scores = []
-  for segment in segments:
-    s = _rows_by_keys(rows, segment.k_NxJxDxS).reshape(n, j, g, t, -1)
-    slot = jnp.arange(s.shape[-1])
-    seen = slot < segment.visible_NxT[:, None, None, :, None]
-    scores.append(jnp.where(seen, s, _HIDDEN))
+  scores = [_scores(q, segment) for segment in segments]
   top = [s.max(axis=-1, keepdims=True) for s in scores]
   top = lax.stop_gradient(_reduce(jnp.maximum, top))
   weights = [jnp.exp(s - top) for s in scores]
@@ -121,7 +198,18 @@ def _attend(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
       for w, s in zip(weights, segments, strict=True)
     ],
   )
-  return (out.reshape(n, j, g, t, d) / total).astype(q.dtype)
+  out = (out.reshape(n, j, g, t, d) / total).astype(q.dtype)
+  return out, top + jnp.log(total)
+
+
+def _scores(q: jax.Array, segment: Segment) -> jax.Array:
+  """float32 scores [N,J,G,T,S] of q over a segment's slots."""
+  n, j, g, t, d = q.shape
+  s = _rows_by_keys(q.reshape(n, j, g * t, d), segment.k_NxJxDxS)
+  s = s.reshape(n, j, g, t, -1)
+  slot = jnp.arange(s.shape[-1])
+  seen = slot < segment.visible_NxT[:, None, None, :, None]
+  return jnp.where(seen, s, _HIDDEN)
 
 
 def _reduce(combine, parts):
@@ -137,6 +225,12 @@ def _rows_by_keys(x_NxJxRxD, k_NxJxDxS):
 
 def _rows_by_values(p_NxJxRxS, v_NxJxDxS):
   return _matmul('njrs,njds->njrd', 'njs,njds->njd', p_NxJxRxS, v_NxJxDxS)
+
+
+def _keys_by_rows(x_NxJxRxD, w_NxJxRxS):
+  return jnp.einsum(
+    'njrd,njrs->njds', x_NxJxRxD, w_NxJxRxS, preferred_element_type=jnp.float32
+  )
 
 
 def _matmul(matrix: str, vector: str, x: jax.Array, y: jax.Array) -> jax.Array:

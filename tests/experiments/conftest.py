@@ -12,15 +12,15 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run_command(tmp_path):
-  """Calls `python -m experiments.NAME flags...` in the test's folder.
+  """Calls `python -m experiments.NAME flags...` in the test's folder, or `cwd`.
 
   What it prints is captured as text; `environment` adds to this process's.
   """
 
-  def run(name, *flags, **environment):
+  def run(name, *flags, cwd=tmp_path, **environment):
     return subprocess.run(
       [sys.executable, '-m', f'experiments.{name}', *flags],
-      cwd=tmp_path,
+      cwd=cwd,
       env=os.environ | {'PYTHONPATH': str(ROOT)} | environment,
       capture_output=True,
       text=True,

@@ -18,8 +18,8 @@ def test_summary_tells_slope_and_interval():
 
 
 def test_without_a_terminal_it_prints_a_line_a_step(capsys):
-  with live.LiveReward(2) as display:
+  with live.LiveReward() as display:
     for step in range(2):
       display(step, {'reward/mean': 0.5, 'seconds/step': 1.0})
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 3 and lines[0].startswith('step 1/2  reward 0.50')
+  assert len(lines) == 4 and lines[1].startswith('step 1  reward 0.50')

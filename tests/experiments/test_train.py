@@ -1,69 +1,170 @@
 """Gin files of runs: they parse, and what is wrong with one is said."""
 
 from pathlib import Path
-import subprocess
-import sys
 
+from absl import flags
+from absl.testing import flagsaver
 import gin
 import pytest
+
+from experiments import train
+from memagent_jax import train_state
+from memagent_jax.checkpoint import Checkpoints
+from memagent_jax.train_state import OptimizerConfig
+from tests import tiny_runs
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted((ROOT / 'gin_configs' / 'runs').glob('*.gin'))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def clean_gin():
-  gin.clear_config()
+  gin.clear_config(clear_constants=True)
   gin.add_config_file_search_path(str(ROOT))
   yield
-  gin.clear_config()
+  gin.clear_config(clear_constants=True)
 
 
 @pytest.mark.parametrize('path', RUNS, ids=lambda path: path.stem)
-def test_every_run_parses_and_binds_its_start(path, clean_gin):
+def test_every_run_parses_and_binds_its_start(path):
   gin.parse_config_file(str(path))
   assert gin.query_parameter('experiments.runs.run.start') is not None
 
 
-def test_the_tiny_curriculum_is_what_the_file_says(clean_gin):
-  path = ROOT / 'gin_configs' / 'runs' / 'tiny_warmup.gin'
-  gin.parse_config_file(str(path))
-  (recall, *others) = [
-    reference.scoped_configurable_fn()
-    for reference in gin.query_parameter('memagent_jax.trainer.warm_up.stages')
+def test_the_answer_only_run_changes_one_thing():
+  text = (ROOT / 'gin_configs/runs/tiny_grpo_answer_only.gin').read_text()
+  bindings = [
+    line
+    for line in text.splitlines()
+    if line and not line.startswith(('#', 'from ', 'import ', 'include '))
   ]
-  assert recall.skills[0].shares == (('recall', 1.0),)
-  assert recall.response_tokens < recall.row_tokens
-  assert all(
-    name in ('extract', 'answer')
-    for stage in others
-    for config in stage.skills
-    for name, _ in config.shares
-  )
+  assert "include 'gin_configs/runs/tiny_grpo.gin'" in text
+  assert bindings == ['experience.RolloutConfig.learn_memory_turns = False']
 
 
-def train(*flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.train', *flags],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+# --- What is wrong is said ----------------------------------------------------
+
+
+@pytest.fixture
+def error_of(tmp_path, tiny_model_dir):
+  """The one line with which a run of the tiny model ends, flags changed."""
+
+  def failed(*bindings, file='gin_configs/runs/tiny_grpo.gin'):
+    flags.FLAGS.mark_as_parsed()
+    bindings = [
+      f"pretrained.load_model.name_or_dir = '{tiny_model_dir}'",
+      *bindings,
+    ]
+    with (
+      flagsaver.flagsaver(
+        gin_file=[str(file)],
+        gin_bindings=bindings,
+        workdir=str(tmp_path / 'run'),
+      ),
+      pytest.raises(SystemExit) as e,
+    ):
+      train.main(['train'])
+    # Text as the code of an exit goes to stderr; the status is 1.
+    assert e.value.code.startswith('error: ')
+    return e.value.code.removeprefix('error: ')
+
+  return failed
 
 
 @pytest.mark.parametrize(
-  ('flags', 'message'),
+  ('binding', 'message'),
   [
-    (['--gin_bindings=trainer.warm_up.sed = 2'], 'sed'),
-    (['--gin_file=none.gin'], 'none.gin'),
+    (
+      'experience.RolloutConfig.rollouts = 1',
+      'rollouts is 1; a group needs 2 or more',
+    ),
+    (
+      'experience.RolloutConfig.mini_batches = 3',
+      '8 documents do not divide into 3 mini-batches',
+    ),
+    (
+      'rollout.ReadingConfig.chunk_tokens = 4000',
+      'a memory turn needs ',
+    ),
+    (
+      'experience.Rollouts.reading = @greedy/rollout.ReadingConfig()',
+      'training rollouts have temperature 0.0',
+    ),
+    (
+      'needle_documents.needle_documents.tasks_and_rates = {}',
+      'tasks none; choose from niah_single_1',
+    ),
+    (
+      "needle_documents.needle_documents.tasks_and_rates = {'niah': 1.0}",
+      "tasks ['niah']; choose from niah_single_1",
+    ),
+    (
+      "learned/needle_documents.needle_documents.essays = ['none.txt']",
+      'none.txt',
+    ),
+    ('trainer.train.num_steps = None', 'num_steps is None'),
+    ("pretrained.load_model.name_or_dir = 'none'", "model 'none': no such"),
+    ('grpo.GrpoConfig.clip_low = 2.0', 'clip_low is 2.0; expected more than 0'),
+    ('experience.Rollouts.document = 3', "parameter named 'document'"),
+    ('experience.Rollout.rollouts = 3', 'Rollout'),
   ],
 )
-def test_what_is_wrong_is_said_before_anything_starts(tmp_path, flags, message):
-  workdir = tmp_path / 'run'
-  file = 'gin_configs/runs/tiny_warmup.gin'
-  done = train(f'--gin_file={file}', f'--workdir={workdir}', *flags)
+def test_settings_that_cannot_be_run(error_of, tmp_path, binding, message):
+  error = error_of(binding)
+  assert message in error
+  assert '\n' not in error
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_window_that_is_too_small_is_counted_out(error_of):
+  error = error_of('rollout.ReadingConfig.chunk_tokens = 4000')
+  # The tiny model sees 2,048 tokens.
+  for part in ('4000 (chunk_tokens)', '64 (memory_tokens)', 'sees 2048'):
+    assert part in error
+
+
+def test_a_file_that_starts_nothing(error_of):
+  assert 'start' in error_of(file='gin_configs/objectives/paper.gin')
+
+
+def test_a_workdir_of_another_run(error_of, tmp_path, tiny_tokenizer):
+  params = tiny_runs.model(tiny_tokenizer).params
+  state = train_state.init_state(OptimizerConfig(), params)
+  with Checkpoints(tmp_path / 'run/checkpoints') as checkpoints:
+    checkpoints.save(1, state, {}, 'trainer.train.num_steps = 7\n')
+  error = error_of()
+  assert '- that run, + this one' in error.splitlines()[0]
+  assert '-trainer.train.num_steps = 7' in error.splitlines()
+  assert error.endswith('\nUse another workdir.')
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--gin_bindings=trainer.train.sed = 2', "parameter named 'sed'"),
+    ('--gin_bindings=experience.RolloutConfig.rollouts = 1', 'rollouts is 1'),
+  ],
+)
+def test_a_command_ends_with_one_line(
+  run_command, tmp_path, tiny_model_dir, flag, message
+):
+  done = run_command(
+    'train',
+    '--gin_file=gin_configs/runs/tiny_grpo.gin',
+    f'--workdir={tmp_path}/run',
+    f"--gin_bindings=pretrained.load_model.name_or_dir = '{tiny_model_dir}'",
+    flag,
+    cwd=ROOT,
+  )
   assert done.returncode == 1
-  assert done.stderr.count('error: ') == 1 and message in done.stderr
   assert 'Traceback' not in done.stderr
-  assert not workdir.exists()
+  (line,) = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
+  assert message in line
+  assert done.stderr.splitlines()[-1] == line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_another_folder_than_the_root_is_refused(run_command):
+  done = run_command('train', '--gin_file=x.gin', '--workdir=run')
+  assert done.returncode == 1
+  assert f'relative to {ROOT}: start there.' in done.stderr

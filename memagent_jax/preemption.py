@@ -1,0 +1,40 @@
+"""One latched answer to "shall this run stop?", in one process or in many.
+
+    SIGTERM -> Preemption.reached(step) -> the train loop saves and returns
+
+In one process a Python handler sets the latch. With several, JAX's coordination
+service takes SIGTERM over and tells all of them the same step; that answer is True
+for one step only, so it is latched here.
+"""
+
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Preemption:
+  """A context manager; outside of it SIGTERM does what it did before."""
+
+  def __init__(self):
+    self._latched = False
+    self._before = None
+
+  def __enter__(self) -> 'Preemption':
+    if jax.process_count() == 1:
+      self._before = signal.signal(signal.SIGTERM, self._latch)
+    return self
+
+  def __exit__(self, *details) -> None:
+    if self._before is not None:
+      signal.signal(signal.SIGTERM, self._before)
+
+  def reached(self, step: int) -> bool:
+    """Whether to save and stop after this step; the same on all processes."""
+    if jax.process_count() > 1:
+      now = multihost_utils.reached_preemption_sync_point(step)
+      self._latched = self._latched or now
+    return self._latched
+
+  def _latch(self, *unused) -> None:
+    self._latched = True
