@@ -65,12 +65,11 @@ class MetricLog:
     self._lines.flush()
     for name, value in metrics.items():
       self._events.add_scalar(name, value, step)
-    if not self._shown:
-      return
     line = '  '.join(
       f'{name} {metrics[name]:.4g}' for name in self._shown if name in metrics
     )
-    print(f'step {step}  {line}', flush=True)
+    if line:
+      print(f'step {step}  {line}', flush=True)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

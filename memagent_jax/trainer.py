@@ -65,7 +65,7 @@ def train(
   Args:
     workdir: gets `checkpoints/`, `metrics.jsonl`, TensorBoard events, what the
       evaluators write, and at the end `model/`, a Hugging Face directory.
-    model: to start from.
+    model: to start from; its params are donated.
     source: makes the source of experience for the model.
     optimizer: of all steps.
     evaluators: each makes, for the model and the workdir, what measures params
@@ -209,7 +209,8 @@ class _Measure:
     for evaluator in self._evaluators:
       self.latest |= evaluator(params, step)
     shown = '  '.join(f'{k} {v:.3f}' for k, v in self.latest.items())
-    print(f'after {step} steps: {shown}', flush=True)
+    if shown:
+      print(f'after {step} steps: {shown}', flush=True)
     return self.latest | {'seconds/evaluate': time.perf_counter() - begun}
 
 

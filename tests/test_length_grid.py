@@ -38,6 +38,7 @@ def settings(tiny_model_dir, tmp_path_factory):
   }
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_cut_goes_on_and_ends_with_the_same_bytes(
   settings, tmp_path
 ):

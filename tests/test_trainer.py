@@ -384,6 +384,7 @@ def assert_same_run(workdir, straight, tokenizer):
   assert np.asarray(changed).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_an_interrupted_run_goes_on_bit_for_bit(
   kind, tmp_path, tiny_tokenizer, monkeypatch

@@ -225,6 +225,7 @@ def compare_on_eight_devices():
   assert_same(mean_gradient(POLICY, (batch,), of), whole('policy'))
 
 
+@pytest.mark.slow
 def test_eight_devices_change_nothing():
   root = Path(__file__).parents[1]
   code = 'from tests import test_update as t; t.compare_on_eight_devices()'

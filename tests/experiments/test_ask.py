@@ -111,6 +111,7 @@ def test_ctrl_c_leaves_valid_files(ask, tmp_path):
   assert (tmp_path / 'out.html').read_text().endswith('</html>\n')
 
 
+@pytest.mark.slow
 def test_state_goes_on_with_the_text_that_comes_later(ask, tmp_path):
   text = SENTENCE * 30
   flags = ('--document=-', '--question=Who?', '--state=reading.json')

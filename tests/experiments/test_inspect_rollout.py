@@ -55,6 +55,7 @@ def run(tmp_path, tiny_model_dir):
   return inspect
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_shown_turn_by_turn(run):
   done = run(run.model, '--document_index=1', '--rollout=2')
   assert 'sampling 2 documents, 3 rollouts each' in done.stderr
@@ -89,6 +90,7 @@ def test_a_trajectory_is_shown_turn_by_turn(run):
   assert 0.999 < float(low) <= float(high) < 1.001
 
 
+@pytest.mark.slow
 def test_long_texts_are_cut_but_with_full(run):
   """A chunk of 700 bytes makes a prompt of about 800 characters."""
   cut, full = (run(run.model, *flags).stdout for flags in ([], ['--full']))
