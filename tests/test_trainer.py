@@ -467,9 +467,17 @@ def test_reward_and_metric_are_logged_from_step_0(tmp_path, tiny_tokenizer):
     )
 
   start(
-    'rollouts', tmp_path, tiny_tokenizer, num_steps=1, evaluators=[validation]
+    'rollouts',
+    tmp_path,
+    tiny_tokenizer,
+    source=lambda model: tiny_runs.rollouts(
+      model, chunks=(1, 3), width_shares=(1.0,)
+    ),
+    num_steps=1,
+    evaluators=[validation],
   )
   first, last = logged(tmp_path)
+  assert 0 < first['sampler_gap'] < 1e-4
   both = {'validation/reward', 'validation/metric'}
   assert both | {'reward/mean', 'reward/metric'} <= set(first)
   assert both <= set(last) and 'reward/mean' not in last

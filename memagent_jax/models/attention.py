@@ -20,6 +20,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from memagent_jax.models import recompute
+
 # Queries of one block. 128 rows of scores over 1K keys stay in a core's cache.
 BLOCK_QUERIES = 128
 # Distinct key prefixes of one program: each is a shape to compile.
@@ -63,8 +65,9 @@ def _causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """Causal attention by blocks of queries over their own prefix of the keys.
 
   Scores are computed again for the gradients: saved, they would add up to all
-  of T x T. Beside `jax.checkpoint`, the saved normaliser spares the second pass
-  a maximum and a sum.
+  of T x T. With `jax.checkpoint` XLA:CPU saves them all the same in rows of up
+  to MAX_PREFIXES blocks (see `recompute`); and the saved normaliser spares the
+  second pass a maximum and a sum.
   """
   return _causal_forward(q, k, v)[0]
 
@@ -98,6 +101,7 @@ def _causal_backward(saved, d_out):
   Source: FlashAttention, arXiv 2205.14135, appendix B.2.
   """
   q, k, v, log_total = saved
+  q = recompute.after(q, d_out)
   d_qs = []
   d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
   for first, last, size, end in _pieces(q.shape[3]):
