@@ -270,7 +270,7 @@ def serve_torch(model: str, workload: Workload) -> None:
       clipped = ratio.clamp(1 - 0.2, 1 + 0.28)
       part = torch.maximum(-a_Nx1 * ratio, -a_Nx1 * clipped).sum() / old.numel()
       part.backward()
-      loss += float(part)
+      loss += float(part.detach())
     norm = torch.nn.utils.clip_grad_norm_(lm.parameters(), _CLIP_NORM)
     optimizer.step()
     return {
