@@ -5,6 +5,7 @@ import contextlib
 import copy
 import os
 from pathlib import Path
+import re
 import sys
 from typing import Any
 
@@ -96,4 +97,14 @@ def clear_errors() -> Iterator[None]:
   try:
     yield
   except (ValueError, OSError) as e:
-    sys.exit(f'error: {str(e).split(_GIN_CALL)[0]}')
+    sys.exit(f'error: {_message(e)}')
+  except (RuntimeError, TypeError) as e:
+    # Of an argument that no file binds; every other one is a defect of ours.
+    if not re.match(r'Required bindings|\S+ missing \d+ required', str(e)):
+      raise
+    sys.exit(f'error: {_message(e)}')
+
+
+def _message(error: Exception) -> str:
+  """Without the lines that gin adds."""
+  return str(error).split(_GIN_CALL)[0]

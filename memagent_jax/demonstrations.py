@@ -22,6 +22,8 @@ from memagent_jax.data.skills import SkillConfig
 from memagent_jax.prompts import Prompts, Template
 from memagent_jax.turn_rows import TurnRows
 
+# Demonstrations drawn for a row, at most, until one fits.
+_MAX_DRAWS = 100
 # Prompt ids and response ids.
 _Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -42,7 +44,7 @@ class EchoConfig:
   The first period is given, all that follows is learned.
   """
 
-  # Different ids that occur, out of all but the control ids.
+  # Different ids that occur, out of all but the control ids; at most all those.
   symbols: int = 32
   # Every row has other ids, not the same ones.
   fresh: bool = False
@@ -56,6 +58,8 @@ class EchoConfig:
         f'periods from {self.min_period} to {self.max_period}; expected '
         '1 <= min <= max.'
       )
+    if self.symbols < 1:
+      raise ValueError(f'symbols is {self.symbols}; expected at least 1.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,32 +219,41 @@ class Curriculum:
     return total
 
   def _made(self, mix: Mix, rng: random.Random) -> list[_Pair]:
-    """Random demonstrations that fit."""
+    """Random demonstrations that fit.
+
+    Raises:
+      ValueError: hardly any fits.
+    """
     pairs = []
-    while len(pairs) < mix.rows:
+    for _ in range(_MAX_DRAWS * mix.rows):
       if isinstance(mix.content, EchoConfig):
         prompt, response = self._echo(mix, rng)
       else:
         made = skills.demonstrate(mix.content, self._fillers, rng)
         prompt, response = encode(self._prompts, self._tokenizer, made)
-      if (
-        len(prompt) + len(response) <= mix.row_tokens
-        and len(response) <= mix.response_tokens
-      ):
+      fits = len(prompt) + len(response) <= mix.row_tokens
+      if fits and 0 < len(response) <= mix.response_tokens:
         pairs.append((prompt, response))
-    return pairs
+      if len(pairs) == mix.rows:
+        return pairs
+    raise ValueError(
+      f'of {_MAX_DRAWS * mix.rows} demonstrations {len(pairs)} fit into '
+      f'{mix.row_tokens} tokens with a response of {mix.response_tokens}; raise '
+      f'row_tokens or response_tokens, or shorten {mix.content}.'
+    )
 
   def _echo(self, mix: Mix, rng: random.Random) -> tuple[list[int], list[int]]:
     echo = mix.content
     period = rng.randint(echo.min_period, echo.max_period)
     symbols = self._symbols[: echo.symbols]
     if echo.fresh:
-      symbols = rng.sample(self._symbols, echo.symbols)
+      count = min(echo.symbols, len(self._symbols))
+      symbols = rng.sample(self._symbols, count)
     ids = rng.choices(symbols, k=period)
-    row = ids * (1 + mix.response_tokens // period)
+    row = (ids * (1 + mix.row_tokens // period))[: mix.row_tokens]
     # The repeat's first id follows from nothing.
     prompt = period + 1
-    return row[:prompt], row[prompt : mix.response_tokens]
+    return row[:prompt], row[prompt:][: mix.response_tokens]
 
 
 @functools.lru_cache(maxsize=8)

@@ -154,9 +154,7 @@ class Validation:
       rewards.append(verdicts.reward_BxG.mean())
       metrics.append(verdicts.metric_BxG.mean())
       health.append(
-        memory_health.measure(
-          self._tokenizer, batch.answers, found, self._agent.memory.max_tokens
-        )
+        memory_health.measure(self._tokenizer, batch.answers, found)
       )
       if number == 0 and self._traced:
         self._write_traces(step, batch, found, verdicts)

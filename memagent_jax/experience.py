@@ -8,6 +8,7 @@ A source is made for a model and asked once a step; its state is a few numbers.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 import time
 from typing import Any, Protocol
 
@@ -287,7 +288,6 @@ class Rollouts:
 
   def sample(self, params: dict) -> tuple[Batch, Trajectories]:
     """The next documents, and the trajectories of their rollouts."""
-    epoch = self._batches.state()['epoch']
     batch = next(self._batches)
     found = trajectories_lib.sample(
       self._agent,
@@ -295,7 +295,6 @@ class Rollouts:
       batch,
       rollouts=self._config.rollouts,
       seed=self._reading.seed,
-      first_rollout=epoch * self._config.rollouts,
     )
     return batch, found
 
@@ -371,9 +370,7 @@ class Rollouts:
         f'outcome/{name}': verdicts.outcomes.get(name, 0) / reward_BxG.size
         for name in OUTCOMES
       },
-      **memory_health.measure(
-        self._tokenizer, batch.answers, found, self._agent.memory.max_tokens
-      ),
+      **memory_health.measure(self._tokenizer, batch.answers, found),
     }
 
   def scores(self, found: Trajectories, verdicts: Verdicts) -> np.ndarray:
@@ -462,7 +459,7 @@ class Rollouts:
   def _widths(self, rows: PolicyRows) -> list[int]:
     full = rows.turns.ids_NxS.shape[1]
     shares = self._config.width_shares
-    return [*(int(share * full) for share in shares[:-1]), full]
+    return sorted({math.ceil(share * full) for share in shares})
 
   def _capacity(self, groups: list[PolicyRows]) -> int:
     """Rows that a mini-batch of as many turns may have, full or not."""

@@ -23,7 +23,6 @@ def measure(
   tokenizer,
   answers: Sequence[Sequence[str]],
   trajectories: Trajectories,
-  memory_tokens: int,
 ) -> dict[str, float]:
   """Metrics of all memory turns of a batch.
 
@@ -32,12 +31,10 @@ def measure(
     answers: right answers of every document. An answer's text in a memory is
       taken for its evidence.
     trajectories: of these documents.
-    memory_tokens: the memory's cap.
 
   Returns:
     `length_p10` and on (tokens), `saturated` (share of turns that were cut at
-    the cap), `full` (share whose memory has `memory_tokens` tokens), `empty`,
-    `unchanged` (share of turns that left the memory as it was),
+    the cap), `empty`, `unchanged` (share of turns that left the memory as it was),
     `constant` (share of trajectories whose memory never changed after its first
     turn, of those with two or more), `evidence_found` (share of trajectories),
     `evidence_kept` (of those, share that have it at the end),
@@ -54,7 +51,6 @@ def measure(
   }
   metrics |= {
     'saturated': float(np.mean(turns.response.finish_N[read_CxN] == LENGTH)),
-    'full': float(np.mean(lengths >= memory_tokens)),
     'empty': float(np.mean(lengths == 0)),
     'unchanged': float(np.mean(unchanged_CxN[read_CxN])),
   }

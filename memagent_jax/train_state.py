@@ -41,7 +41,7 @@ class OptimizerConfig:
 class TrainState(struct.PyTreeNode):
   """What a training step takes, donates and gives back."""
 
-  step: jax.Array  # int32, updates attempted
+  step: jax.Array  # int32, updates that changed the params
   params: dict  # float32
   opt_state: optax.OptState
   skipped: jax.Array  # int32, updates that were not finite and were skipped
@@ -116,7 +116,7 @@ def apply_gradients(
     )
 
   return TrainState(
-    step=state.step + 1,
+    step=state.step + (finite & anything),
     params=chosen(params, state.params),
     opt_state=chosen(opt_state, state.opt_state),
     skipped=state.skipped + ~finite,

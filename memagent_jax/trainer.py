@@ -103,14 +103,22 @@ def train(
   checkpoints = Checkpoints(workdir / 'checkpoints')
   checkpoints.check_same_run(config_text)
   state = train_state.init_state(optimizer, model.params)
-  first_step, dull_steps = 0, 0
+  first_step, dull_steps, saved_step = 0, 0, None
   restored = checkpoints.restore(state)
   if restored is not None:
     state, first_step = restored.state, restored.step
+    saved_step = first_step
     dull_steps = restored.extras['dull_steps']
     experience_source.restore(restored.extras['source'])
   measure = _Measure([make(model, workdir) for make in evaluators])
   warned: set[str] = set()
+
+  def save(step: int) -> None:
+    nonlocal saved_step
+    if step != saved_step:
+      extras = {'source': experience_source.state(), 'dull_steps': dull_steps}
+      checkpoints.save(step, state, extras, config_text)
+      saved_step = step
 
   with (
     checkpoints,
@@ -132,7 +140,10 @@ def train(
       # --- evaluate -------------------------------------------------------------
       if step == num_steps or step % evaluate_every_steps == 0:
         metrics |= measure(state.params, step)
-        if step == num_steps or _reached(stop_when, measure.latest):
+        reached = _reached(stop_when, measure.latest)
+        if reached:
+          save(step)
+        if reached or step == num_steps:
           log.write(step, metrics)
           break
       measured = time.perf_counter()
@@ -152,7 +163,7 @@ def train(
       metrics |= {
         'skipped_updates': float(state.skipped),
         'learning_rate': float(
-          train_state.learning_rate(optimizer)(state.step - 1)
+          train_state.learning_rate(optimizer)(max(state.step - 1, 0))
         ),
         'trained_tokens': experience.trained_tokens,
         'tokens_per_second': experience.trained_tokens / (updated - measured),
@@ -183,8 +194,7 @@ def train(
         or step + 1 in (num_steps, stop_at_step)
         or (step + 1) % checkpoint_every_steps == 0
       ):
-        extras = {'source': experience_source.state(), 'dull_steps': dull_steps}
-        checkpoints.save(step + 1, state, extras, config_text)
+        save(step + 1)
       if preempted:
         logging.warning('stopped by SIGTERM after step %d.', step)
         return measure.latest

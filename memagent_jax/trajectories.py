@@ -4,7 +4,7 @@
       -> Trajectories -> judge -> Verdicts(reward_BxG, metric_BxG)
 
 Trajectory n = b * G + g is rollout g of document b. Its keys come from the seed,
-the example's id and g alone.
+the example's id, the number of its reading and g alone.
 """
 
 from collections import Counter
@@ -53,7 +53,6 @@ def sample(
   *,
   rollouts: int = 1,
   seed: int = 0,
-  first_rollout: int = 0,
 ) -> Trajectories:
   """Reads every document of a batch `rollouts` times and asks at the end.
 
@@ -63,8 +62,6 @@ def sample(
     batch: documents of any number of chunk slots.
     rollouts: G.
     seed: of all sampling.
-    first_rollout: number of the first rollout, so that reading a document again
-      samples anew.
   """
   documents = jax.tree.map(np.asarray, batch.documents)
   documents = Documents(
@@ -77,7 +74,8 @@ def sample(
   )
   rows = len(batch.ids) * rollouts
   example_N = np.repeat([_example_number(name) for name in batch.ids], rollouts)
-  rollout_N = first_rollout + np.tile(np.arange(rollouts), len(batch.ids))
+  reading_B = np.asarray(batch.readings)
+  rollout_N = (rollouts * reading_B[:, None] + np.arange(rollouts)).reshape(-1)
   key_N = decode.row_keys(
     seed,
     jnp.asarray(example_N, jnp.uint32),

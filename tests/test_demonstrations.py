@@ -96,7 +96,7 @@ def test_what_is_learned_of_an_echo_repeats_what_is_given(tiny_tokenizer):
     period = len(prompt) - 1
     periods.add(period)
     whole = prompt + response
-    assert response and len(whole) == ECHO.response_tokens
+    assert response and len(whole) == ECHO.row_tokens
     assert whole[period:] == whole[:-period]
   assert periods == set(range(3, 10))
 
@@ -177,6 +177,18 @@ def test_what_does_not_fit_is_drawn_again(tiny_tokenizer):
   assert max(len(response) for _, response in pairs(made.rows(0))) > 36
 
 
+def test_where_nothing_fits_the_mix_is_named(tiny_tokenizer):
+  narrow = dataclasses.replace(EXTRACT, row_tokens=20, response_tokens=10)
+  with pytest.raises(
+    ValueError, match=r'0 fit into 20 .* response of 10; raise'
+  ):
+    curriculum(tiny_tokenizer, (Stage(1, (narrow,)),)).rows(0)
+  too_long = dataclasses.replace(ECHO.content, min_period=32, max_period=32)
+  echo = dataclasses.replace(ECHO, content=too_long)
+  with pytest.raises(ValueError, match='0 fit into 32'):
+    curriculum(tiny_tokenizer, (Stage(1, (echo,)),)).rows(0)
+
+
 def test_bad_values_are_named(tiny_tokenizer):
   with pytest.raises(ValueError, match=r'end at steps \[6, 2\]'):
     curriculum(tiny_tokenizer, STAGES[::-1])
@@ -192,6 +204,8 @@ def test_bad_values_are_named(tiny_tokenizer):
   for period in (0, 40):
     with pytest.raises(ValueError, match=f'periods from {period} to 32'):
       EchoConfig(min_period=period)
+  with pytest.raises(ValueError, match='symbols is 0'):
+    EchoConfig(symbols=0)
 
 
 # --- Accuracy and fillers ----------------------------------------------------

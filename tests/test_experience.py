@@ -265,7 +265,7 @@ def test_a_budget_that_runs_out_ends_nothing(model, monkeypatch):
     )
     assert float(metrics['loss'].mean()) == 0.0
   jax.tree.map(np.testing.assert_array_equal, state.params, model.params)
-  assert (int(state.step), int(state.skipped)) == (2, 0)
+  assert (int(state.step), int(state.skipped)) == (0, 0)
 
 
 # --- Log-probs ----------------------------------------------------------------
@@ -340,13 +340,15 @@ def test_a_restored_source_goes_on_bit_for_bit(model):
   assert resumed.state() == straight.state()
 
 
-def test_a_document_is_sampled_anew_in_every_epoch(model, monkeypatch):
+@pytest.mark.parametrize('count', [4, 3])
+def test_a_document_is_sampled_anew_in_every_epoch(model, monkeypatch, count):
+  """Where an epoch ends within a batch, too, and a document comes twice in it."""
   seen = tiny_runs.watch_samples(monkeypatch)
-  source = tiny_runs.rollouts(model, count=4)
-  for step in range(2):
+  source = tiny_runs.rollouts(model, count=count)
+  for step in range(3):
     source.next(step, model.params)
-  first, second = (set(sampled_turns(found)) for found in seen)
-  assert len(first) == 36 and not first & second
+  turns = [turn for found in seen for turn in sampled_turns(found)]
+  assert len(set(turns)) == len(turns) == 3 * 36
 
 
 # --- Metrics and what is refused ----------------------------------------------

@@ -62,7 +62,6 @@ def measure(tiny_tokenizer):
       tiny_tokenizer,
       answers,
       trajectories(tiny_tokenizer, memories, **kwargs),
-      CAP,
     )
     assert all(name.startswith('memory/') for name in found)
     return {name.removeprefix('memory/'): x for name, x in found.items()}
@@ -79,7 +78,6 @@ def test_lengths_and_shares_are_of_the_turns_that_were_read(measure):
   for q in (10, 50, 90):
     assert found[f'length_p{q}'] == pytest.approx(np.percentile(lengths, q))
   assert found['saturated'] == found['empty'] == pytest.approx(0.1)
-  assert found['full'] == 0.0
   # Not the skipped turns of the third, which kept its memory.
   assert found['unchanged'] == pytest.approx(0.2)
   # Of three with several turns, none keeps its first memory to the end.
@@ -140,7 +138,7 @@ COLLAPSES = {
 def test_saturation_sets_off_an_alarm(measure):
   cut = [(n, c) for n in range(3) for c in range(2)]
   found = measure(SATURATED, cut=cut)
-  assert found['saturated'] == found['full'] == 0.75
+  assert found['saturated'] == 0.75
   (alarm,) = memory_health.alarms(prefixed(found))
   assert '75% of the memories were cut at their cap' in alarm
   # Half of them is not yet an alarm.

@@ -212,8 +212,11 @@ def test_a_run_ends_where_it_is_good_enough(train, tmp_path):
       stop_when={'a': 0.3, 'b': 0.5},
     )
     assert last == {'a': 0.4, 'b': 1.0}
-  # The second call goes on from the checkpoint of step 3.
+  # The second call starts from the step it ended at, and does nothing again.
   assert steps == [0, 2, 4, 4]
+  assert (
+    max(int(p.name) for p in (tmp_path / 'run/checkpoints').glob('[0-9]*')) == 4
+  )
   assert [row['step'] for row in logged(tmp_path / 'run')] == [0, 1, 2, 3, 4]
 
 

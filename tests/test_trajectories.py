@@ -57,6 +57,7 @@ def make_batch(tokenizer, chunks) -> Batch:
     answers=tuple(e.answers for e in examples),
     rewards=tuple(e.reward for e in examples),
     metrics=tuple(e.metric for e in examples),
+    readings=(0,) * len(examples),
   )
 
 
@@ -65,7 +66,7 @@ def part(batch: Batch, order) -> Batch:
   order = list(order)
   named = {
     name: tuple(getattr(batch, name)[b] for b in order)
-    for name in ('ids', 'tasks', 'answers', 'rewards', 'metrics')
+    for name in ('ids', 'tasks', 'answers', 'rewards', 'metrics', 'readings')
   }
   documents = Documents(
     jax.tree.map(lambda x: x[jnp.asarray(order)], batch.documents.question),
@@ -110,19 +111,19 @@ def test_windows_change_nothing(agent, model, batch, whole, monkeypatch):
 def test_samples_follow_from_seed_example_and_rollout(
   agent, model, batch, whole
 ):
-  """Not from a row's place, nor from what is sampled beside it."""
+  """And the reading: not a row's place, nor what is sampled beside it."""
   expected = [ids_of(whole, n) for n in range(6)]
   swapped = trajectories.sample(
     agent, model.params, part(batch, (1, 0)), rollouts=3, seed=2
   )
   assert [ids_of(swapped, n) for n in range(6)] == expected[3:] + expected[:3]
-  later = trajectories.sample(
-    agent, model.params, batch, rollouts=3, seed=2, first_rollout=1
-  )
-  assert [ids_of(later, n) for n in (0, 1, 3, 4)] == [
-    expected[n] for n in (1, 2, 4, 5)
+  # The second document for the second time: as its rollouts 3, 4 and 5.
+  again = dataclasses.replace(batch, readings=(0, 1))
+  later = trajectories.sample(agent, model.params, again, rollouts=3, seed=2)
+  more = trajectories.sample(agent, model.params, batch, rollouts=6, seed=2)
+  assert [ids_of(later, n) for n in range(6)] == expected[:3] + [
+    ids_of(more, n) for n in (9, 10, 11)
   ]
-  assert ids_of(later, 2) not in expected
   other = trajectories.sample(agent, model.params, batch, rollouts=3, seed=5)
   assert all(a != b for a, b in zip(ids_of(other, 3), expected[3], strict=True))
 

@@ -56,6 +56,8 @@ class Batch:
   answers: tuple[tuple[str, ...], ...]
   rewards: tuple[str, ...]
   metrics: tuple[str, ...]
+  # Which reading of its document each row is: samples of every one differ.
+  readings: tuple[int, ...]
 
 
 class BatchIterator:
@@ -121,8 +123,12 @@ class BatchIterator:
       if own is None:
         raise
       raise ValueError(own.group(1)) from e
+    first = self._position + self._process_index * share
+    readings = tuple(
+      self._schedule.reading(first + row) for row in range(share)
+    )
     self._position += self._config.batch_size
-    return _batch(rows)
+    return _batch(rows, readings)
 
   def state(self) -> dict[str, int]:
     """Where the next batch begins: `seed`, `epoch` and `index` in the epoch."""
@@ -191,10 +197,17 @@ class Schedule:
 
   def at(self, position: int) -> tuple[int, int]:
     """(task number, row number) at a position of all epochs together."""
+    return self._entry(position)[:2]
+
+  def reading(self, position: int) -> int:
+    """Which reading of its example a position is: every one has another number."""
+    return self._entry(position)[2]
+
+  def _entry(self, position: int) -> tuple[int, int, int]:
     epoch, index = divmod(position, self.epoch_size)
     return self._epoch(epoch)[index]
 
-  def _make_epoch(self, epoch: int) -> list[tuple[int, int]]:
+  def _make_epoch(self, epoch: int) -> list[tuple[int, int, int]]:
     entries = []
     for task, (size, quota) in enumerate(
       zip(self._sizes, self._quotas, strict=True)
@@ -202,7 +215,7 @@ class Schedule:
       # Goes on where the epoch before stopped: nothing is left out.
       for place in range(epoch * quota, (epoch + 1) * quota):
         turn, index = divmod(place, size)
-        entries.append((task, self._pass(task, turn)[index]))
+        entries.append((task, self._pass(task, turn)[index], turn))
     seeded('epoch', self._seed, epoch).shuffle(entries)
     return entries
 
@@ -244,7 +257,9 @@ def _rates_of(provider, tasks, split: str) -> tuple[float, ...]:
   return tuple(float(provider.get_rate(task)) for task in tasks)
 
 
-def _batch(rows: list[Mapping[str, np.ndarray]]) -> Batch:
+def _batch(
+  rows: list[Mapping[str, np.ndarray]], readings: tuple[int, ...]
+) -> Batch:
   """Rows of one process, padded to the most chunk slots among them."""
   slots = max(len(row['chunk_length']) for row in rows)
   width = rows[0]['chunk'].shape[1]
@@ -272,4 +287,5 @@ def _batch(rows: list[Mapping[str, np.ndarray]]) -> Batch:
     answers=tuple(tuple(a.decode() for a in row['answers']) for row in rows),
     rewards=texts('reward'),
     metrics=texts('metric'),
+    readings=readings,
   )

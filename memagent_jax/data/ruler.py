@@ -9,7 +9,7 @@ is any real number (not one of 40), essays are whichever text is at hand, and
 common words of `cwe` are thinned below 4,096 tokens as they would not fit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -174,6 +174,15 @@ def needle_question(kind: str, key: str) -> str:
   return f'What is the special magic {kind} for {key} mentioned in the text?'
 
 
+def needles_question(kind: str, keys: Sequence[str]) -> str:
+  """The question for all values of some keys."""
+  names = ', '.join(keys[:-1]) + ', and ' if len(keys) > 1 else ''
+  return (
+    f'What are all the special magic {kind}s for {names}{keys[-1]} mentioned in '
+    'the text?'
+  )
+
+
 def _needles(spec, filler, size, rng) -> Draft:
   keys = words.distinct(_MAKERS[spec.key], spec.num_keys, rng)
   values = {
@@ -224,13 +233,9 @@ def _among(others, statements, rest):
 
 
 def _question(spec: Needles, asked: list[str]) -> str:
-  what = f'special magic {spec.value}'
   if len(asked) == 1 and spec.num_values == 1:
     return needle_question(spec.value, asked[0])
-  names = ', '.join(asked[:-1]) + ', and ' if len(asked) > 1 else ''
-  return (
-    f'What are all the {what}s for {names}{asked[-1]} mentioned in the text?'
-  )
+  return needles_question(spec.value, asked)
 
 
 def _variable_tracking(size, rng) -> Draft:

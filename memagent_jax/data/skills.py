@@ -36,6 +36,9 @@ class SkillConfig:
   uuid_share: float = 0.2
   # Most needles with other keys in a chunk; how many is drawn uniformly.
   max_distractors: int = 4
+  # Most keys that an extraction asks for together; how many is drawn uniformly.
+  # Many records in a row teach more than one.
+  max_keys: int = 1
   # What a memory says that knows nothing; the template's empty memory.
   nothing: str = 'none'
 
@@ -51,6 +54,8 @@ class SkillConfig:
         f'chunk characters from {self.min_chunk_chars} to '
         f'{self.max_chunk_chars}; expected 0 < min <= max.'
       )
+    if self.max_keys < 1:
+      raise ValueError(f'max_keys is {self.max_keys}; expected at least 1.')
 
 
 def demonstrate(
@@ -62,27 +67,39 @@ def demonstrate(
   what, make = 'number', words.number
   if rng.random() < config.uuid_share:
     what, make = 'uuid', words.random_uuid
-  key, value = words.word_key(rng), make(rng)
-  question = ruler.needle_question(what, key)
-  note = f' {key} is: {value}.'
   absent = rng.random() < config.absent_share
-  if skill == ANSWER:
-    if absent:
-      return Demonstration(
-        question, config.nothing, None, _boxed(config.nothing)
-      )
-    return Demonstration(question, note, None, _boxed(value))
-  hidden = [
-    (_distractor_key(key, config, rng), make(rng))
-    for _ in range(rng.randint(0, config.max_distractors))
-  ]
-  if skill == EXTRACT and not absent:
-    hidden.append((key, value))
-  chunk = _chunk(config, fillers, hidden, what, rng)
+  if skill == EXTRACT:
+    return _extract(config, fillers, what, make, absent, rng)
+  key, value = words.word_key(rng), make(rng)
+  question, note = ruler.needle_question(what, key), _note(key, value)
   if skill == KEEP:
+    hidden = _distractors(config, [key], make, rng)
+    chunk = _chunk(config, fillers, hidden, what, rng)
     return Demonstration(question, note, chunk, note)
-  response = f' {config.nothing}' if absent else note
+  if absent:
+    return Demonstration(question, config.nothing, None, _boxed(config.nothing))
+  return Demonstration(question, note, None, _boxed(value))
+
+
+def _extract(config, fillers, what, make, absent, rng) -> Demonstration:
+  """Notes of the keys asked for, in the question's order."""
+  keys = words.distinct(words.word_key, rng.randint(1, config.max_keys), rng)
+  asked = [(key, make(rng)) for key in keys]
+  hidden = _distractors(config, keys, make, rng)
+  response = f' {config.nothing}'
+  if not absent:
+    hidden += asked
+    response = ''.join(_note(key, value) for key, value in asked)
+  if len(keys) == 1:
+    question = ruler.needle_question(what, keys[0])
+  else:
+    question = ruler.needles_question(what, keys)
+  chunk = _chunk(config, fillers, hidden, what, rng)
   return Demonstration(question, config.nothing, chunk, response)
+
+
+def _note(key: str, value: str) -> str:
+  return f' {key} is: {value}.'
 
 
 def _boxed(value: str) -> str:
@@ -90,14 +107,17 @@ def _boxed(value: str) -> str:
   return f' \\boxed{{ {value}}}'
 
 
-def _distractor_key(key: str, config: SkillConfig, rng: random.Random) -> str:
-  """Another key; some share the adjective or the noun."""
-  while True:
+def _distractors(config, keys, make, rng) -> list[tuple[str, str]]:
+  """Records of other keys; some share the adjective or the noun of one."""
+  records = []
+  count = rng.randint(0, config.max_distractors)
+  while len(records) < count:
     other = words.word_key(rng)
     if rng.random() < config.near_miss_share:
-      other = words.near_miss(key, other, rng)
-    if other != key:
-      return other
+      other = words.near_miss(rng.choice(keys), other, rng)
+    if other not in keys:
+      records.append((other, make(rng)))
+  return records
 
 
 def _chunk(config, fillers, records, what, rng) -> str:

@@ -7,6 +7,7 @@ the usual scale its branches drown the embedding of the current token, and no he
 looks at the previous ones. Both are set here; everything else is learned.
 """
 
+from collections.abc import Sequence
 import os
 
 import jax
@@ -39,9 +40,10 @@ def new_model(
 def init_params(config: ModelConfig, key: jax.Array):
   """Random float32 params with small branches and, given biases, local heads.
 
-  Head h of the first layer starts out attending to the token h + 1 places back:
-  its query and key biases are one vector, rotated apart by that distance. Configs
-  without `attention_bias` get the small branches alone.
+  Head h of the first layer starts out attending to the token h + 1 places back, in
+  the first half of the second layer 2 h + 2 back: its query and key biases are one
+  vector, rotated apart by that distance. Configs without `attention_bias` get the
+  small branches alone.
 
   Args:
     config: the model.
@@ -53,18 +55,29 @@ def init_params(config: ModelConfig, key: jax.Array):
     layer['attention']['o']['kernel'] *= _BRANCH_SCALE
     layer['mlp']['down']['kernel'] *= _BRANCH_SCALE
   if config.attention_bias:
-    _make_heads_local(config, params['layer_0']['attention'])
+    heads = range(1, config.num_heads + 1)
+    _make_heads_local(config, params['layer_0']['attention'], heads)
+    if config.num_layers > 1:
+      heads = range(2, config.num_heads + 1, 2)
+      _make_heads_local(config, params['layer_1']['attention'], heads)
   return params
 
 
-def _make_heads_local(config: ModelConfig, attention) -> None:
-  heads, dim = config.num_heads, config.head_dim
+def _make_heads_local(
+  config: ModelConfig, attention, distances: Sequence[int]
+) -> None:
+  """Makes the first heads look that many tokens back."""
+  heads, dim = len(distances), config.head_dim
   bias_D = jnp.full((dim,), _BIAS_NORM * dim**-0.5)
-  # A query rotated back by h + 1 meets the key of that many places before.
-  position_1xH = -jnp.arange(1, heads + 1)[None]
+  # A query rotated back by a distance meets the key of that many places before.
+  position_1xH = -jnp.asarray(distances)[None]
   frequency = rope.frequencies(config, jnp.ones((1,), jnp.int32))
   cos, sin = rope.tables(config, frequency, position_1xH)
   query_1xHx1xD = jnp.broadcast_to(bias_D, (1, heads, 1, dim))
-  attention['q']['bias'] = rope.rotate(query_1xHx1xD, cos, sin)[0, :, 0]
-  attention['kv']['bias'] = attention['kv']['bias'].at[0].set(bias_D)
-  attention['q']['kernel'] *= _CONTENT_SCALE
+  q, kv = attention['q'], attention['kv']
+  rotated_HxD = rope.rotate(query_1xHx1xD, cos, sin)[0, :, 0]
+  q['bias'] = q['bias'].at[:heads].set(rotated_HxD)
+  q['kernel'] = q['kernel'].at[:, :heads].multiply(_CONTENT_SCALE)
+  # Key heads that serve them.
+  shared = config.num_heads // config.num_kv_heads
+  kv['bias'] = kv['bias'].at[0, : -(-heads // shared)].set(bias_D)

@@ -54,6 +54,16 @@ def test_every_example_comes_once_an_epoch():
   assert first != second
 
 
+def test_readings_of_an_example_are_numbered_over_all_epochs():
+  schedule = Schedule((3, 1), (1.0, 1.0), seed=0)
+  numbers = collections.defaultdict(set)
+  for position in range(24):
+    numbers[schedule.at(position)].add(schedule.reading(position))
+  # Two places of four belong to the one example of the second task.
+  assert numbers[1, 0] == set(range(12))
+  assert all(numbers[0, i] == set(range(4)) for i in range(3))
+
+
 def test_rates_share_out_an_epoch_and_leave_no_example_out():
   schedule = Schedule((8, 2), (1.0, 1.0), seed=1)
   counts = collections.Counter(schedule.at(i) for i in range(80))

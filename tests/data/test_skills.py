@@ -38,6 +38,22 @@ def test_extract_notes_the_record_that_was_asked_for():
       assert m.response == f' {key} is: {found[0]}.' and len(found) == 1
 
 
+def test_several_keys_are_noted_in_the_order_of_the_question():
+  made = many(only('extract', max_keys=4, absent_share=0.0, uuid_share=0.0))
+  counts = set()
+  for m in made:
+    names = re.search(r'for (.+) mentioned', m.question).group(1)
+    keys = re.findall(r'[^\s,]+-[^\s,]+', names)
+    counts.add(len(keys))
+    assert m.response == ''.join(
+      f' {key} is: {value}.'
+      for key in keys
+      for value in re.findall(rf'for {key} is: (\d+)\.', m.chunk)
+    )
+    assert m.response.count(' is: ') == len(keys)
+  assert counts == {1, 2, 3, 4}
+
+
 def test_distractors_share_words_of_the_key():
   made = many(only('extract', near_miss_share=1.0, absent_share=0.0))
   near = 0
@@ -119,3 +135,5 @@ def test_bad_values_are_named():
     SkillConfig(shares=())
   with pytest.raises(ValueError, match='from 9 to 5'):
     SkillConfig(min_chunk_chars=9, max_chunk_chars=5)
+  with pytest.raises(ValueError, match='max_keys is 0'):
+    SkillConfig(max_keys=0)

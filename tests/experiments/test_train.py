@@ -107,6 +107,7 @@ def error_of(tmp_path, tiny_model_dir):
     ('grpo.GrpoConfig.clip_low = 2.0', 'clip_low is 2.0; expected more than 0'),
     ('experience.Rollouts.document = 3', "parameter named 'document'"),
     ('experience.Rollout.rollouts = 3', 'Rollout'),
+    ('rollout.ReadingConfig.chunk_tokens = %gin.REQUIRED', 'chunk_tokens'),
   ],
 )
 def test_settings_that_cannot_be_run(error_of, tmp_path, binding, message):

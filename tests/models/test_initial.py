@@ -12,7 +12,7 @@ from memagent_jax.models.configs import ModelConfig, RopeConfig
 
 # Heads as in gin_configs/models/tiny.gin.
 CONFIG = ModelConfig(
-  *('qwen2', 64, 128, 2, 4, 4, 32, 48, 128, 1e-5, RopeConfig()),
+  *('qwen2', 64, 128, 3, 4, 4, 32, 48, 128, 1e-5, RopeConfig()),
   attention_bias=True,
 )
 ONE_LAYER = dataclasses.replace(CONFIG, num_layers=1)
@@ -101,13 +101,31 @@ def test_without_biases_only_the_branches_are_scaled():
     assert after[name].dtype == np.float32
 
 
-def test_biases_change_queries_and_keys_of_the_first_layer_only():
+def test_biases_change_queries_and_keys_of_the_first_two_layers_only():
   before, after = named(usual(CONFIG)), named(local(CONFIG))
   changed = {name for name in before if (before[name] != after[name]).any()}
-  heads = {f'layer_0/attention/{x}' for x in ('q/bias', 'kv/bias', 'q/kernel')}
+  heads = {
+    f'layer_{i}/attention/{name}'
+    for i in (0, 1)
+    for name in ('q/bias', 'kv/bias', 'q/kernel')
+  }
   assert changed == branches(CONFIG) | heads
   key_bias, value_bias = after['layer_0/attention/kv/bias']
   assert key_bias.any() and not value_bias.any()
+
+
+def test_half_of_the_second_layer_is_local():
+  """Its heads 0 and 1 look as heads 1 and 3 of the first layer."""
+  layers = named(local(CONFIG))
+  first, second = (f'layer_{i}/attention/' for i in (0, 1))
+  np.testing.assert_array_equal(
+    layers[second + 'q/bias'][:2], layers[first + 'q/bias'][[1, 3]]
+  )
+  np.testing.assert_array_equal(
+    layers[second + 'kv/bias'][0, :2], layers[first + 'kv/bias'][0, :2]
+  )
+  for name in ('q/bias', 'kv/bias'):
+    assert not layers[second + name][..., 2:, :].any()
 
 
 def test_a_new_model_has_the_tokenizer_and_the_params_of_its_seed(
