@@ -14,8 +14,7 @@ import time
 
 import numpy as np
 
-from memagent_jax import rollout, trajectories
-from memagent_jax.data import json_rows
+from memagent_jax import rollout, row_log, trajectories
 from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
 from memagent_jax.models import pretrained
 from memagent_jax.models.tokenizer import Tokenizer
@@ -63,7 +62,7 @@ def measure(
       'their full shape.'
     )
   workdir = Path(workdir)
-  claim_workdir(workdir, config_text)
+  row_log.claim_workdir(workdir, config_text)
   done = {
     (row['model'], row['chunks'], row['batch'])
     for row in read_rows(workdir, examples=rows)
@@ -100,7 +99,7 @@ def measure(
           place | _row(model.tokenizer, axis, batch, found, verdicts, n)
           for n in range(rows)
         ]
-        append_rows(workdir / ROWS, made)
+        row_log.append(workdir / ROWS, made)
         print(
           f'{count:4d} chunks  {name:10s} {verdicts.metric_BxG.sum():.0f} of '
           f'{rows} right  {time.perf_counter() - begun:.0f} s',
@@ -115,7 +114,7 @@ def read_rows(
   path = Path(workdir) / ROWS
   if not path.exists():
     return []
-  rows = list(json_rows.read_log(path))
+  rows = list(row_log.read(path))
   if examples is not None:
     whole = len(rows) - len(rows) % examples
     rows = rows[:whole]
@@ -125,32 +124,6 @@ def read_rows(
     partial.write_text(''.join(lines), encoding='utf-8')
     os.replace(partial, path)
   return rows
-
-
-def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
-  """Makes a workdir for the rows of one config.
-
-  Raises:
-    ValueError: it has rows of another config.
-  """
-  workdir = Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / 'config.gin'
-  if not path.exists():
-    path.write_text(config_text, encoding='utf-8')
-  elif path.read_text(encoding='utf-8') != config_text:
-    raise ValueError(
-      f'{workdir} has rows of another config ({path.name}); use another workdir.'
-    )
-
-
-def append_rows(path: Path, rows: Sequence[Mapping]) -> None:
-  """Appends rows to a log as one write that is on disk when this returns."""
-  lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
-  with path.open('a', encoding='utf-8') as file:
-    file.write(''.join(lines))
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _row(

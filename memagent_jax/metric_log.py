@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from memagent_jax.data import json_rows
+from memagent_jax import row_log
 
 
 class MetricLog:
@@ -74,4 +74,4 @@ class MetricLog:
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
   """The rows of a `metrics.jsonl`; a half-written last line is left out."""
-  return list(json_rows.read_log(path)) if Path(path).exists() else []
+  return list(row_log.read(path)) if Path(path).exists() else []

@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax import decode, rollout, trajectories
+from memagent_jax import decode, rollout, row_log, trajectories
 from memagent_jax import prompts as prompts_lib
-from memagent_jax.data import haystack, json_rows, ruler, words
+from memagent_jax.data import haystack, ruler, words
 from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.data.examples import seeded
-from memagent_jax.length_grid import append_rows, claim_workdir
 from memagent_jax.log_probs import response_log_probs
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import Template
@@ -84,9 +83,9 @@ def measure(
     ValueError: a workdir of another measurement, or a model that takes up no
       needle.
   """
-  claim_workdir(workdir, config_text)
+  row_log.claim_workdir(workdir, config_text)
   path = Path(workdir) / TURNS
-  batches = list(json_rows.read_log(path)) if path.exists() else []
+  batches = list(row_log.read(path)) if path.exists() else []
   beside = _Beside(model, template, reading, essays, config)
   while True:
     total = {
@@ -103,7 +102,7 @@ def measure(
       if total['turns'] >= config.turns:
         return total | {'bound': bound}
     batches.append(beside.batch(len(batches)))
-    append_rows(path, batches[-1:])
+    row_log.append(path, batches[-1:])
 
 
 class _Beside:

@@ -19,7 +19,7 @@ from pathlib import Path
 import re
 from typing import Any, TextIO
 
-from memagent_jax.data import json_rows
+from memagent_jax import row_log
 
 Turn = Mapping[str, Any]  # the fields of `reader.Turn`
 
@@ -52,7 +52,7 @@ class TurnLog:
 
 def read_turns(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
   """Turns of a log, one at a time; a half-written last line is left out."""
-  return json_rows.read_log(path)
+  return row_log.read(path)
 
 
 def write_json(

@@ -16,7 +16,7 @@ class OptimizerConfig:
 
   learning_rate: float = 1e-6
   warmup_steps: int = 20
-  # `constant`, or `cosine` down to a tenth over `decay_steps`.
+  # `constant`, or `cosine` down to 0 over `decay_steps`.
   schedule: str = 'constant'
   decay_steps: int = 0
   beta1: float = 0.9
@@ -55,7 +55,6 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
       config.learning_rate,
       config.warmup_steps,
       config.decay_steps,
-      config.learning_rate / 10,
     )
   return optax.schedules.join_schedules(
     [

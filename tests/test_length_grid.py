@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from memagent_jax import length_grid, prompts
+from memagent_jax import length_grid, prompts, row_log
 from memagent_jax.data.needle_documents import needle_documents
 from memagent_jax.rollout import ReadingConfig
 
@@ -61,7 +61,7 @@ def test_a_grid_that_was_cut_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_rows_of_another_config_are_refused(settings, tmp_path):
-  length_grid.claim_workdir(tmp_path, 'a = 1')
+  row_log.claim_workdir(tmp_path, 'a = 1')
   with pytest.raises(ValueError, match='rows of another config'):
     length_grid.measure(
       workdir=tmp_path, **(settings | {'config_text': 'a = 2'})

@@ -147,15 +147,6 @@ def split_array(
     raise ValueError('the end of the file' if depth else 'no array')
 
 
-def read_log(path: str | os.PathLike) -> Iterator[dict[str, object]]:
-  """Objects of an append-only log; a half-written last line is left out."""
-  with Path(path).open(encoding='utf-8') as lines:
-    for line in lines:
-      if not line.endswith('\n'):
-        return
-      yield json.loads(line)
-
-
 def brief(value: object) -> str:
   """A value as a message shows it, cut short."""
   return 'nothing' if value is None else _BRIEF.repr(value)

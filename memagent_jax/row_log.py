@@ -1,0 +1,52 @@
+"""Append-only logs of JSON objects, and the workdirs that hold one.
+
+What is on disk is never written again: a kill costs the line it cut, no more.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import json
+import os
+from pathlib import Path
+
+
+def read(path: str | os.PathLike) -> Iterator[dict]:
+  """Objects of a log; a half-written last line is left out."""
+  with Path(path).open('rb') as lines:
+    for line in lines:
+      if not line.endswith(b'\n'):
+        return
+      yield json.loads(line)
+
+
+def append(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
+  """Appends objects as one write that is on disk when this returns.
+
+  A half-written last line is cut off first.
+  """
+  text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+  with Path(path).open('a+b') as file:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    if file.read(1) not in (b'', b'\n'):
+      file.seek(0)
+      file.truncate(file.read().rfind(b'\n') + 1)
+    file.write(text.encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
+  """Makes a workdir for the rows of one config.
+
+  Raises:
+    ValueError: it has rows of another config.
+  """
+  workdir = Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / 'config.gin'
+  if not path.exists():
+    path.write_text(config_text, encoding='utf-8')
+  elif path.read_text(encoding='utf-8') != config_text:
+    raise ValueError(
+      f'{workdir} has rows of another config ({path.name}); use another workdir.'
+    )

@@ -1,0 +1,82 @@
+"""Turns of the shipped warm-up model, which loses about every other memory."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from memagent_jax import prompts, retention, statistics
+from memagent_jax.models import pretrained
+from memagent_jax.retention import RetentionConfig
+from memagent_jax.rollout import ReadingConfig
+
+ROOT = Path(__file__).parents[1]
+# Of gin_configs/tasks/tiny_needles.gin.
+TEMPLATE = prompts.Template(
+  '{question}\nMemory: {memory}\n{chunk}\nNew memory:',
+  '{question}\nMemory: {memory}\nAnswer:',
+  'none',
+)
+READING = ReadingConfig(
+  chunk_tokens=96, memory_tokens=64, answer_tokens=48, question_tokens=32
+)
+CONFIG = RetentionConfig(turns=40, rows=8, chunks_per_key=3)
+
+
+@pytest.fixture(scope='module')
+def settings():
+  return {
+    'model': pretrained.load_model(ROOT / 'experiments/tiny/warmup'),
+    'template': TEMPLATE,
+    'reading': READING,
+    'essays': [ROOT / 'experiments/data/tale_of_two_cities.txt.gz'],
+  }
+
+
+@pytest.mark.parametrize('near_miss_share', [0.0, 1.0])
+def test_teacher_forcing_counts_what_decoding_every_turn_counts(
+  settings, tmp_path, monkeypatch, near_miss_share
+):
+  config = dataclasses.replace(CONFIG, near_miss_share=near_miss_share)
+  quick = retention.measure(workdir=tmp_path / 'a', config=config, **settings)
+  # No probability is enough to be certain.
+  monkeypatch.setattr(retention, '_CERTAIN', float('inf'))
+  slow = retention.measure(workdir=tmp_path / 'b', config=config, **settings)
+  assert quick['turns'] == slow['turns'] >= 40
+  assert 0 < quick['lost'] == slow['lost'] < quick['turns']
+  # Decoded turns that kept the value are `changed` here, the same words or not.
+  assert slow['lost'] + slow['changed'] == slow['turns']
+  assert quick['changed'] < slow['changed']
+  bound = statistics.upper_bound(quick['lost'], quick['turns'])
+  assert quick['bound'] == bound
+
+
+def test_a_measurement_that_was_cut_goes_on(settings, tmp_path):
+  whole = retention.measure(workdir=tmp_path, config=CONFIG, **settings)
+  path = tmp_path / retention.TURNS
+  written = path.read_bytes()
+  batches = [json.loads(line) for line in written.splitlines()]
+  assert len(batches) == 2
+  # Other keys in every batch, the same ones whenever it is made.
+  assert batches[0] != batches[1]
+  path.write_bytes(written[: written.index(b'\n') + 9])
+  again = retention.measure(workdir=tmp_path, config=CONFIG, **settings)
+  assert again == whole
+  assert path.read_bytes() == written
+  with pytest.raises(ValueError, match='another config'):
+    retention.measure(
+      workdir=tmp_path, config=CONFIG, config_text='b = 2', **settings
+    )
+
+
+def test_a_model_that_takes_up_no_needle_has_nothing_to_lose(
+  settings, tmp_path
+):
+  model = settings['model']
+  params = jax.tree.map(jnp.zeros_like, model.params)
+  settings = settings | {'model': dataclasses.replace(model, params=params)}
+  with pytest.raises(ValueError, match='none of 8 memories has the value'):
+    retention.measure(workdir=tmp_path, config=CONFIG, **settings)
