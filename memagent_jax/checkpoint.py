@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import concurrent.futures
 import dataclasses
 import difflib
-import hashlib
 from importlib import metadata
 import json
 import os
@@ -26,15 +25,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from memagent_jax import manifest
 from memagent_jax.train_state import TrainState
 
-_MANIFEST = 'SHA256SUMS'
 _STATE, _RUN = 'state', 'run'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 # What process 0 tells the others instead of a step.
 _NOTHING, _ALL_DAMAGED = -1, -2
-_HASH_THREADS = 4
-_READ_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +224,7 @@ class Checkpoints:
   def _seal(self, step: int) -> None:
     self._manager.wait_until_finished()
     if jax.process_index() == 0:
-      _write_manifest(self._directory / str(step))
+      manifest.write(self._directory / str(step))
 
   def _newest_good_step(self) -> int | None:
     """The same step on all processes; process 0 reads and renames."""
@@ -289,52 +286,16 @@ def _newest_config(directory: epath.Path) -> str | None:
   steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()]
   for step in sorted(steps, reverse=True):
     path = directory / str(step)
-    if _fault(path, within=f'{_RUN}/') is None:
+    if manifest.fault(path, within=f'{_RUN}/') is None:
       reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
       return reader.restore(path / _RUN)['config']
-  return None
-
-
-# --- manifest -----------------------------------------------------------------
-
-
-def _write_manifest(step: epath.Path) -> None:
-  sums = _digests(_files(step))
-  text = ''.join(f'{digest}  {name}\n' for name, digest in sums.items())
-  partial = step / f'{_MANIFEST}.partial'
-  partial.write_text(text)
-  partial.replace(step / _MANIFEST)
-
-
-def _fault(step: epath.Path, within: str = '') -> str | None:
-  """What is wrong with a step's files, or those below `within`; else None."""
-  manifest = step / _MANIFEST
-  if not manifest.exists():
-    return f'{_MANIFEST} is missing'
-  # A damaged manifest need not be text, and may have lost lines: its names are
-  # compared with what is there before any file is opened.
-  text = manifest.read_bytes().decode(errors='replace')
-  listed = {}
-  for line in text.splitlines():
-    digest, _, name = line.partition('  ')
-    listed[name] = digest
-  files = _files(step)
-  for name in sorted(listed.keys() | files.keys()):
-    if name not in files:
-      return f'{name} is missing'
-    if name not in listed:
-      return f'{name} is not listed in {_MANIFEST}'
-  checked = {name: p for name, p in files.items() if name.startswith(within)}
-  for name, digest in _digests(checked).items():
-    if digest != listed[name]:
-      return f'{name} has other bytes than were written'
   return None
 
 
 def _newest_good(directory: epath.Path, steps: list[int]) -> int:
   """A step, _NOTHING or _ALL_DAMAGED; renames damaged steps that are newer."""
   for step in sorted(steps, reverse=True):
-    fault = _fault(directory / str(step))
+    fault = manifest.fault(directory / str(step))
     if fault is None:
       return step
     moved = _free_name(directory, f'damaged.{step}')
@@ -355,34 +316,6 @@ def _free_name(directory: epath.Path, name: str) -> epath.Path:
     count += 1
     path = directory / f'{name}.{count}'
   return path
-
-
-def _files(step: epath.Path) -> dict[str, epath.Path]:
-  """Files of a step by relative name, the manifest left out."""
-  found = {}
-  for root, _, names in step.walk(on_error=_raise):
-    for name in names:
-      path = root / name
-      found[path.relative_to(step).as_posix()] = path
-  found.pop(_MANIFEST, None)
-  return dict(sorted(found.items()))
-
-
-def _raise(error: OSError) -> None:
-  raise error
-
-
-def _digests(files: Mapping[str, epath.Path]) -> dict[str, str]:
-  with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
-    return dict(zip(files, pool.map(_digest, files.values()), strict=True))
-
-
-def _digest(path: epath.Path) -> str:
-  digest = hashlib.sha256()
-  with path.open('rb') as stream:
-    while block := stream.read(_READ_BYTES):
-      digest.update(block)
-  return digest.hexdigest()
 
 
 # --- what else is checked -----------------------------------------------------

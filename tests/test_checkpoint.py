@@ -409,7 +409,7 @@ def test_a_manifest_that_cannot_be_written_is_a_failed_save(
   def full(step):
     raise OSError(f'no space for {step.name}')
 
-  monkeypatch.setattr(checkpoint, '_write_manifest', full)
+  monkeypatch.setattr(checkpoint.manifest, 'write', full)
   with (
     pytest.raises(OSError, match=r'step 7 was not saved in .*no space for 7'),
     Checkpoints(tmp_path) as checkpoints,
@@ -544,7 +544,7 @@ def test_two_processes_agree(tmp_path):
       if process == 0:
         def full(step):
           raise OSError('no space')
-        checkpoint._write_manifest = full
+        checkpoint.manifest.write = full
       checkpoints.save(3, state(3), {}, '')
       try:
         checkpoints.wait()
