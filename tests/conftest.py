@@ -1,5 +1,10 @@
 """Fixtures that several test files share."""
 
+import os
+from pathlib import Path
+import subprocess
+import sys
+
 import hypothesis
 import pytest
 
@@ -82,3 +87,28 @@ def tiny_model_dir(tiny_tokenizer, tmp_path_factory):
   directory = tmp_path_factory.mktemp('model') / 'tiny'
   huggingface.save_model(directory, config, params, tiny_tokenizer)
   return directory
+
+
+@pytest.fixture(scope='session')
+def run_on_eight_devices():
+  """Runs Python code in a process of its own that has eight CPU devices."""
+
+  def run(code: str) -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+      [sys.executable, '-c', code],
+      cwd=root,
+      env=os.environ
+      | {
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+        '--xla_cpu_collective_call_terminate_timeout_seconds=600',
+        'PYTHONPATH': str(root),
+      },
+      capture_output=True,
+      text=True,
+      timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+  return run

@@ -1,10 +1,5 @@
 """The rules table and its errors; one run on eight virtual devices."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 from flax import linen as nn
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -147,19 +142,7 @@ np.testing.assert_allclose(forward(placed), forward(params), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_sharded_forward_equals_the_plain_one_on_eight_devices():
-  root = pathlib.Path(sharding.__file__).parents[1]
-  result = subprocess.run(
-    [sys.executable, '-c', ON_EIGHT_DEVICES],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-      '--xla_cpu_collective_call_terminate_timeout_seconds=600',
-      'PYTHONPATH': str(root),
-    },
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
-  assert result.returncode == 0, result.stderr[-3000:]
+def test_sharded_forward_equals_the_plain_one_on_eight_devices(
+  run_on_eight_devices,
+):
+  run_on_eight_devices(ON_EIGHT_DEVICES)

@@ -2,11 +2,7 @@
 
 import dataclasses
 import functools
-import os
-from pathlib import Path
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -226,24 +222,10 @@ def compare_on_eight_devices():
 
 
 @pytest.mark.slow
-def test_eight_devices_change_nothing():
-  root = Path(__file__).parents[1]
-  code = 'from tests import test_update as t; t.compare_on_eight_devices()'
-  ran = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=root,
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-      '--xla_cpu_collective_call_terminate_timeout_seconds=600',
-      'PYTHONPATH': str(root),
-    },
-    capture_output=True,
-    text=True,
-    timeout=240,
+def test_eight_devices_change_nothing(run_on_eight_devices):
+  run_on_eight_devices(
+    'from tests import test_update as t; t.compare_on_eight_devices()'
   )
-  assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 # --- The step ----------------------------------------------------------------
