@@ -8,23 +8,14 @@ OUT := demo_output
 .PHONY: demo test test-slow lint
 
 demo: $(INSTALLED)
-	@rm -rf $(OUT)/grpo $(OUT)/lengths
+	@echo '== demo: a language model reads the start of a novel, chunk by chunk'
 	@mkdir -p $(OUT)
-	@echo '== demo, 1 of 3: a model that reads single chunks learns what to remember'
-	$(PY) -m experiments.train --gin_file=gin_configs/runs/demo_grpo.gin \
-	  --workdir=$(OUT)/grpo --live
-	@echo '== demo, 2 of 3: accuracy before and after, far beyond the 4 chunks learned from'
-	$(PY) -m experiments.evaluate_lengths \
-	  --gin_file=gin_configs/runs/demo_lengths.gin --workdir=$(OUT)/lengths \
-	  --trained_chunks=4
-	@echo '== demo, 3 of 3: a language model reads the start of a novel, chunk by chunk'
 	$(PY) -m experiments.ask \
 	  --document=experiments/data/adventures_of_sherlock_holmes.txt.gz \
 	  --max_characters=20000 \
 	  --question='Under what name does the masked visitor come to Holmes?' \
 	  --chunk_tokens=1024 --memory_tokens=96 --answer_tokens=64 \
 	  --output=$(OUT)/reading.json --trace=$(OUT)/reading.html
-	@echo '== accuracy against length: $(OUT)/lengths/report.html'
 	@echo '== the life of the memory: $(OUT)/reading.html'
 
 test: $(INSTALLED)

@@ -14,6 +14,10 @@ from memagent_jax.retention import RetentionConfig
 from memagent_jax.rollout import ReadingConfig
 
 ROOT = Path(__file__).parents[1]
+MODEL = ROOT / 'experiments/tiny/warmup'
+pytestmark = pytest.mark.skipif(
+  not MODEL.exists(), reason='the tiny warm-up checkpoint is not shipped yet'
+)
 # Of gin_configs/tasks/tiny_needles.gin.
 TEMPLATE = prompts.Template(
   '{question}\nMemory: {memory}\n{chunk}\nNew memory:',
@@ -29,7 +33,7 @@ CONFIG = RetentionConfig(turns=40, rows=8, chunks_per_key=3)
 @pytest.fixture(scope='module')
 def settings():
   return {
-    'model': pretrained.load_model(ROOT / 'experiments/tiny/warmup'),
+    'model': pretrained.load_model(MODEL),
     'template': TEMPLATE,
     'reading': READING,
     'essays': [ROOT / 'experiments/data/tale_of_two_cities.txt.gz'],
