@@ -7,7 +7,6 @@ together, so a grid that was killed goes on where it was.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import json
 import os
 from pathlib import Path
 import time
@@ -119,10 +118,7 @@ def read_rows(
     whole = len(rows) - len(rows) % examples
     rows = rows[:whole]
     # Batches are appended whole: what is left over was cut by a kill.
-    lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
-    partial = path.with_suffix('.partial')
-    partial.write_text(''.join(lines), encoding='utf-8')
-    os.replace(partial, path)
+    row_log.rewrite(path, rows)
   return rows
 
 

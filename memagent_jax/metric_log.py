@@ -37,11 +37,7 @@ class MetricLog:
     self._directory.mkdir(parents=True, exist_ok=True)
     path = self._directory / 'metrics.jsonl'
     kept = [row for row in read_metrics(path) if row['step'] < first_step]
-    partial = path.with_suffix('.partial')
-    partial.write_text(
-      ''.join(json.dumps(row) + '\n' for row in kept), encoding='utf-8'
-    )
-    os.replace(partial, path)
+    row_log.rewrite(path, kept)
     self._lines = path.open('a', encoding='utf-8')
     self._events = tensorboardX.SummaryWriter(
       str(self._directory), purge_step=first_step or None

@@ -1,6 +1,6 @@
 """Append-only logs of JSON objects, and the workdirs that hold one.
 
-What is on disk is never written again: a kill costs the line it cut, no more.
+A kill costs the line it cut, no more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,16 +23,22 @@ def append(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
 
   A half-written last line is cut off first.
   """
-  text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
   with Path(path).open('a+b') as file:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - 1, 0))
     if file.read(1) not in (b'', b'\n'):
       file.seek(0)
       file.truncate(file.read().rfind(b'\n') + 1)
-    file.write(text.encode())
+    file.write(_lines(rows))
     file.flush()
     os.fsync(file.fileno())
+
+
+def rewrite(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
+  """Replaces a log by these objects, all at once."""
+  partial = Path(path).with_suffix('.partial')
+  partial.write_bytes(_lines(rows))
+  os.replace(partial, path)
 
 
 def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
@@ -50,3 +56,9 @@ def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
     raise ValueError(
       f'{workdir} has rows of another config ({path.name}); use another workdir.'
     )
+
+
+def _lines(rows: Sequence[Mapping]) -> bytes:
+  return b''.join(
+    json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows
+  )

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 import re
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,19 +12,10 @@ import pytest
 from memagent_jax import grpo
 from memagent_jax.grpo import GrpoConfig
 from memagent_jax.structs import EOS, LENGTH, SKIPPED, WeightedMean
+from tests.tiny_runs import OBJECTIVES, preset
 
-OBJECTIVES = Path(__file__).parents[1] / 'gin_configs' / 'objectives'
 PRESETS = ('paper', 'released_script', 'dapo', 'dr_grpo')
 LOG_PROBS = ('logprob', 'old_logprob', 'reference_logprob', 'sampler_logprob')
-
-
-@functools.cache
-def preset(name):
-  gin.clear_config()
-  gin.parse_config_file(str(OBJECTIVES / f'{name}.gin'))
-  config = gin.get_configurable(GrpoConfig)()
-  gin.clear_config()
-  return config
 
 
 # --- WeightedMean ------------------------------------------------------------

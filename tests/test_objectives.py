@@ -2,20 +2,17 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
-import gin
 import jax
 import numpy as np
 import pytest
 
-from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.objectives import Imitation, Policy
 from memagent_jax.turn_rows import PolicyRows, TurnRows
+from tests.tiny_runs import preset
 
-GIN_CONFIGS = Path(__file__).parents[1] / 'gin_configs' / 'objectives'
 PRESETS = ('paper', 'released_script', 'dapo', 'dr_grpo')
 THETA = 100.0
 MODEL = ModelConfig(
@@ -26,15 +23,6 @@ S, R, TEMPERATURE = 18, 6, 0.7
 PROMPT_N = np.array([4, 12, 1, 2, 12, 7, 3], np.int32)
 RESPONSE_N = np.array([3, 6, 6, 0, 6, 1, 5], np.int32)
 MASK_NxR = np.arange(R) < RESPONSE_N[:, None]
-
-
-@functools.cache
-def preset(name):
-  gin.clear_config()
-  gin.parse_config_file(str(GIN_CONFIGS / f'{name}.gin'))
-  config = gin.get_configurable(GrpoConfig)()
-  gin.clear_config()
-  return config
 
 
 @functools.cache

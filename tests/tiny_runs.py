@@ -2,8 +2,10 @@
 
 import functools
 import itertools
+from pathlib import Path
 import random
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,7 @@ READING = ReadingConfig(
 )
 # No KL: no second model.
 GRPO = GrpoConfig(kl_coefficient=0.0)
+OBJECTIVES = Path(__file__).parents[1] / 'gin_configs' / 'objectives'
 
 
 def model(tokenizer) -> Model:
@@ -132,3 +135,13 @@ def watch_samples(monkeypatch) -> list:
 
   monkeypatch.setattr(trajectories, 'sample', watched)
   return seen
+
+
+@functools.cache
+def preset(name: str) -> GrpoConfig:
+  """The objective of gin_configs/objectives/NAME.gin."""
+  gin.clear_config()
+  gin.parse_config_file(str(OBJECTIVES / f'{name}.gin'))
+  config = gin.get_configurable(GrpoConfig)()
+  gin.clear_config()
+  return config

@@ -174,8 +174,12 @@ def needle_question(kind: str, key: str) -> str:
   return f'What is the special magic {kind} for {key} mentioned in the text?'
 
 
-def needles_question(kind: str, keys: Sequence[str]) -> str:
-  """The question for all values of some keys."""
+def needles_question(
+  kind: str, keys: Sequence[str], values_per_key: int = 1
+) -> str:
+  """The question for all values of one or more keys."""
+  if len(keys) == values_per_key == 1:
+    return needle_question(kind, keys[0])
   names = ', '.join(keys[:-1]) + ', and ' if len(keys) > 1 else ''
   return (
     f'What are all the special magic {kind}s for {names}{keys[-1]} mentioned in '
@@ -204,7 +208,8 @@ def _needles(spec, filler, size, rng) -> Draft:
     text, source = filler.cut(size, rng)
     document, spans = haystack.hide(text, statements)
   answers = tuple(value for key in asked for value in values[key])
-  return Draft(document, _question(spec, asked), answers, spans, source)
+  question = needles_question(spec.value, asked, spec.num_values)
+  return Draft(document, question, answers, spans, source)
 
 
 def _distractors(spec, size, taken, rng) -> tuple[list[str], int]:
@@ -230,12 +235,6 @@ def _among(others, statements, rest):
   # Digits have more tokens than words: twice the characters stand for a needle.
   tail = haystack.cut_at_word(' '.join([haystack.NOISE] * 4), 2 * rest)
   return haystack.join([*pieces, (tail, False)])
-
-
-def _question(spec: Needles, asked: list[str]) -> str:
-  if len(asked) == 1 and spec.num_values == 1:
-    return needle_question(spec.value, asked[0])
-  return needles_question(spec.value, asked)
 
 
 def _variable_tracking(size, rng) -> Draft:

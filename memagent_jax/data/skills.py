@@ -90,10 +90,7 @@ def _extract(config, fillers, what, make, absent, rng) -> Demonstration:
   if not absent:
     hidden += asked
     response = ''.join(_note(key, value) for key, value in asked)
-  if len(keys) == 1:
-    question = ruler.needle_question(what, keys[0])
-  else:
-    question = ruler.needles_question(what, keys)
+  question = ruler.needles_question(what, keys)
   chunk = _chunk(config, fillers, hidden, what, rng)
   return Demonstration(question, config.nothing, chunk, response)
 

@@ -7,6 +7,7 @@ import pytest
 
 from memagent_jax.data import demonstration_files
 from memagent_jax.data.skills import Demonstration
+from tests.data import jsonl_files
 
 ROOT = Path(__file__).parents[2]
 _RIGHT = {
@@ -18,14 +19,7 @@ _RIGHT = {
 
 
 def _write(folder: Path, *rows) -> Path:
-  """A file of these lines; a mapping changes the fields of a right row."""
-  path = folder / 'turns.jsonl'
-  lines = [
-    row if isinstance(row, bytes) else json.dumps(_RIGHT | row).encode()
-    for row in rows
-  ]
-  path.write_bytes(b'\n'.join(lines))
-  return path
+  return jsonl_files.write(folder / 'turns.jsonl', _RIGHT, *rows)
 
 
 def _without(*names):

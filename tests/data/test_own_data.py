@@ -12,6 +12,7 @@ import pytest
 
 from memagent_jax.data import own_data
 from memagent_jax.data.examples import Example, from_json
+from tests.data import jsonl_files
 
 _RIGHT = {
   'question': 'Who wrote it?',
@@ -21,14 +22,7 @@ _RIGHT = {
 
 
 def _write(folder: Path, *rows) -> Path:
-  """A file of these lines; a mapping changes the fields of a right row."""
-  path = folder / 'mine.jsonl'
-  lines = [
-    row if isinstance(row, bytes) else json.dumps(_RIGHT | row).encode()
-    for row in rows
-  ]
-  path.write_bytes(b'\n'.join(lines))
-  return path
+  return jsonl_files.write(folder / 'mine.jsonl', _RIGHT, *rows)
 
 
 def _only_problem(path, **kwargs) -> own_data.Problem:
