@@ -35,11 +35,13 @@ class Segment(NamedTuple):
 
   visible_NxT: query t of row n sees slots < visible_NxT[n, t]; None means
   causal: the segment holds the queries' own positions, slots <= t are seen.
+  first_NxT: slots before it are not seen; None means that all are.
   """
 
   k_NxJxDxS: jax.Array
   v_NxJxDxS: jax.Array
   visible_NxT: jax.Array | None = None
+  first_NxT: jax.Array | None = None
 
 
 def attention(q_NxTxHxD: jax.Array, segments: Sequence[Segment]) -> jax.Array:
@@ -48,16 +50,26 @@ def attention(q_NxTxHxD: jax.Array, segments: Sequence[Segment]) -> jax.Array:
   Query heads share kv heads in groups of H/J. Scores and softmax are float32.
   Padding at the end of a causal row needs no mask: no real query sees it.
   """
-  n, t, h, d = q_NxTxHxD.shape
-  j = segments[0].k_NxJxDxS.shape[1]
-  q = q_NxTxHxD * (d**-0.5)
-  q = q.reshape(n, t, j, h // j, d).transpose(0, 2, 3, 1, 4)  # N J G T D
+  q = grouped(q_NxTxHxD, segments[0].k_NxJxDxS.shape[1])
   if segments[0].visible_NxT is None:
     (segment,) = segments
     out = _causal(q, segment.k_NxJxDxS, segment.v_NxJxDxS)
   else:
-    out, _ = _attend(q, segments)
-  return out.transpose(0, 3, 1, 2, 4).reshape(n, t, h, d)
+    out, _ = attend([(q, segment) for segment in segments])
+  return ungrouped(out)
+
+
+def grouped(q_NxTxHxD: jax.Array, kv_heads: int) -> jax.Array:
+  """Queries by the kv head they share, scaled: [N, J, G, T, D]."""
+  n, t, h, d = q_NxTxHxD.shape
+  q = q_NxTxHxD * (d**-0.5)
+  return q.reshape(n, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
+
+
+def ungrouped(out: jax.Array) -> jax.Array:
+  """[N, J, G, T, D] as [N, T, H, D]."""
+  n, j, g, t, d = out.shape
+  return out.transpose(0, 3, 1, 2, 4).reshape(n, t, j * g, d)
 
 
 @jax.custom_vjp
@@ -74,19 +86,19 @@ def _causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def _causal_forward(q, k, v):
   outs, log_totals = [], []
-  for first, last, size, end in _pieces(q.shape[3]):
+  for first, last, size, end in pieces(q.shape[3]):
     k_prefix, v_prefix = k[..., :end], v[..., :end]
 
     def one(_, x, k=k_prefix, v=v_prefix):
       start, q = x
-      return None, _attend(q, [_seen_from(start, q, k, v)])
+      return None, attend([(q, _seen_from(start, q, k, v))])
 
-    starts, q_blocks = _split(first, last, size, q)
+    starts, q_blocks = split(first, last, size, q)
     _, (out, log_total) = lax.scan(
       one, None, (starts, q_blocks), unroll=len(starts) == 1
     )
-    outs.append(_join(out))
-    log_totals.append(_join(log_total))
+    outs.append(join(out))
+    log_totals.append(join(log_total))
   return jnp.concatenate(outs, axis=3), (
     q,
     k,
@@ -104,7 +116,7 @@ def _causal_backward(saved, d_out):
   q = recompute.after(q, d_out)
   d_qs = []
   d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-  for first, last, size, end in _pieces(q.shape[3]):
+  for first, last, size, end in pieces(q.shape[3]):
     k_prefix, v_prefix = k[..., :end], v[..., :end]
 
     def one(total, x, k=k_prefix, v=v_prefix):
@@ -122,21 +134,21 @@ def _causal_backward(saved, d_out):
       d_q = _rows_by_values(d_s, k).reshape(q.shape).astype(q.dtype)
       return jax.tree.map(jnp.add, total, (d_k, d_v)), d_q
 
-    starts, *blocks = _split(first, last, size, q, log_total, d_out)
+    starts, *blocks = split(first, last, size, q, log_total, d_out)
     zeros = (jnp.zeros_like(d_k[..., :end]), jnp.zeros_like(d_v[..., :end]))
     (d_k_prefix, d_v_prefix), d_q = lax.scan(
       one, zeros, (starts, *blocks), unroll=len(starts) == 1
     )
     d_k = d_k.at[..., :end].add(d_k_prefix)
     d_v = d_v.at[..., :end].add(d_v_prefix)
-    d_qs.append(_join(d_q))
+    d_qs.append(join(d_q))
   return jnp.concatenate(d_qs, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
 _causal.defvjp(_causal_forward, _causal_backward)
 
 
-def _pieces(t: int) -> list[tuple[int, int, int, int]]:
+def pieces(t: int) -> list[tuple[int, int, int, int]]:
   """(first, last, block size, prefix) of runs of blocks that share a prefix.
 
   A prefix serves several blocks of a long row: fewer shapes to compile, for
@@ -156,7 +168,7 @@ def _pieces(t: int) -> list[tuple[int, int, int, int]]:
   return pieces
 
 
-def _split(first: int, last: int, size: int, *xs: jax.Array):
+def split(first: int, last: int, size: int, *xs: jax.Array):
   """First query of every block [B], and queries of x as [B,N,J,G,size,D]."""
   blocks = (last - first) // size
 
@@ -168,7 +180,7 @@ def _split(first: int, last: int, size: int, *xs: jax.Array):
   return first + size * jnp.arange(blocks), *map(split, xs)
 
 
-def _join(x: jax.Array) -> jax.Array:
+def join(x: jax.Array) -> jax.Array:
   """Blocks [B,N,J,G,T,D] side by side, [N,J,G,B*T,D]."""
   x = jnp.moveaxis(x, 0, 3)
   return x.reshape(*x.shape[:3], -1, x.shape[-1])
@@ -180,15 +192,20 @@ def _seen_from(start, q: jax.Array, k: jax.Array, v: jax.Array) -> Segment:
   return Segment(k, v, jnp.broadcast_to(start + 1 + jnp.arange(t), (n, t)))
 
 
-def _attend(
-  q: jax.Array, segments: Sequence[Segment]
+def attend(
+  parts: Sequence[tuple[jax.Array, Segment]],
 ) -> tuple[jax.Array, jax.Array]:
-  """Attention of q [N,J,G,T,D] over segments; one softmax across them all.
+  """Attention of queries over segments; one softmax across them all.
 
-  Beside it, the log of the softmax' denominators, float32 [N,J,G,T,1].
+  Args:
+    parts: q [N,J,G,T,D], from `grouped`, and the segment it looks at. The same
+      queries in every part, which may be rotated differently.
+
+  Returns:
+    [N,J,G,T,D], and the log of the softmax' denominators, float32 [N,J,G,T,1].
   """
-  n, j, g, t, d = q.shape
-  scores = [_scores(q, segment) for segment in segments]
+  n, j, g, t, d = parts[0][0].shape
+  scores = [_scores(q, segment) for q, segment in parts]
   top = [s.max(axis=-1, keepdims=True) for s in scores]
   top = lax.stop_gradient(_reduce(jnp.maximum, top))
   weights = [jnp.exp(s - top) for s in scores]
@@ -199,10 +216,10 @@ def _attend(
       _rows_by_values(
         w.reshape(n, j, g * t, -1).astype(s.v_NxJxDxS.dtype), s.v_NxJxDxS
       )
-      for w, s in zip(weights, segments, strict=True)
+      for w, (_, s) in zip(weights, parts, strict=True)
     ],
   )
-  out = (out.reshape(n, j, g, t, d) / total).astype(q.dtype)
+  out = (out.reshape(n, j, g, t, d) / total).astype(parts[0][0].dtype)
   return out, top + jnp.log(total)
 
 
@@ -213,6 +230,8 @@ def _scores(q: jax.Array, segment: Segment) -> jax.Array:
   s = s.reshape(n, j, g, t, -1)
   slot = jnp.arange(s.shape[-1])
   seen = slot < segment.visible_NxT[:, None, None, :, None]
+  if segment.first_NxT is not None:
+    seen &= slot >= segment.first_NxT[:, None, None, :, None]
   return jnp.where(seen, s, _HIDDEN)
 
 

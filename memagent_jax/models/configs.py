@@ -70,6 +70,28 @@ class RopeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DualChunkAttention:
+  """DCA: no distance exceeds the window, whatever the length of the text.
+
+  Source: arXiv 2402.17463.
+  """
+
+  # Chunks of the text; at least half the window, three quarters in the paper.
+  chunk_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SinkAttention:
+  """Every query sees the first tokens and as many of the latest as fit.
+
+  Source: StreamingLLM, arXiv 2309.17453.
+  """
+
+  # First tokens that stay visible; four in the paper.
+  sinks: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape and flavour of one decoder. Axis letters as in `structs.py`."""
 
@@ -96,6 +118,9 @@ class ModelConfig:
   tie_embeddings: bool = True
   # Activations' dtype; params keep their own, softmax and log-probs are float32.
   dtype: str = 'float32'
+  # How texts beyond max_positions are seen; None: all of it, as it is. Not part
+  # of an exported model.
+  attention: DualChunkAttention | SinkAttention | None = None
 
   def __post_init__(self):
     if self.architecture not in ARCHITECTURES:
@@ -112,8 +137,21 @@ class ModelConfig:
         f'num_heads {self.num_heads} is not a multiple of num_kv_heads '
         f'{self.num_kv_heads}.'
       )
+    if isinstance(self.attention, DualChunkAttention):
+      # Else chunks that are no neighbours would be within one window.
+      self._check_part('chunk_tokens', -(-self.max_positions // 2))
+    elif isinstance(self.attention, SinkAttention):
+      self._check_part('sinks', 1)
     if self.head_dim % 2:
       raise ValueError(f'head_dim {self.head_dim} is odd; rotary needs pairs.')
+
+  def _check_part(self, name: str, least: int) -> None:
+    value = getattr(self.attention, name)
+    if not least <= value < self.max_positions:
+      raise ValueError(
+        f'{name} of the attention is {value}; expected at least {least} and '
+        f'less than {self.max_positions}, the window.'
+      )
 
 
 def from_hf_config(hf: Mapping[str, Any], source: str) -> ModelConfig:

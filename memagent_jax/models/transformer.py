@@ -13,13 +13,14 @@ prompt of 5 tokens in 8 prompt slots and the 3rd decode step of 6:
 """
 
 import functools
+from typing import NamedTuple
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
 
-from memagent_jax.models import recompute, rope
+from memagent_jax.models import long_attention, recompute, rope
 from memagent_jax.models.attention import Segment, attention
 from memagent_jax.models.configs import ModelConfig
 
@@ -41,6 +42,32 @@ class Past(struct.PyTreeNode):
   response: tuple[LayerKV, ...]
   prompt_length_N: jax.Array
   step: jax.Array
+
+
+class Places(NamedTuple):
+  """Where the tokens of a forward pass stand, and how that turns their heads."""
+
+  position_NxT: jax.Array
+  # cos and sin [N, T, D] of keys, and of the queries of every view.
+  keys: tuple[jax.Array, jax.Array]
+  queries: tuple[tuple[jax.Array, jax.Array], ...]
+
+
+def _places(
+  config: ModelConfig, frequency_NxD2: jax.Array, position_NxT: jax.Array
+) -> Places:
+  turn = functools.partial(rope.tables, config, frequency_NxD2)
+  if config.attention is None:
+    both = turn(position_NxT)
+    return Places(position_NxT, both, (both,))
+  return Places(
+    position_NxT,
+    turn(long_attention.key_positions(config, position_NxT)),
+    tuple(
+      turn(view.query_NxT)
+      for view in long_attention.views(config, position_NxT)
+    ),
+  )
 
 
 class RMSNorm(nn.Module):
@@ -111,8 +138,7 @@ class Attention(nn.Module):
   def __call__(
     self,
     x_NxTxE: jax.Array,
-    cos_NxTxD: jax.Array,
-    sin_NxTxD: jax.Array,
+    places: Places,
     cache: tuple[LayerKV, LayerKV] | None,
     past: Past | None,
   ) -> tuple[jax.Array, LayerKV]:
@@ -132,15 +158,27 @@ class Attention(nn.Module):
     if c.qk_norm:
       q_NxTxHxD = RMSNorm(c.norm_epsilon, 'head_dim', name='q_norm')(q_NxTxHxD)
       k_NxTxJxD = RMSNorm(c.norm_epsilon, 'head_dim', name='k_norm')(k_NxTxJxD)
-    q_NxTxHxD = rope.rotate(q_NxTxHxD, cos_NxTxD, sin_NxTxD)
-    k_NxTxJxD = rope.rotate(k_NxTxJxD, cos_NxTxD, sin_NxTxD)
+    q_views = [rope.rotate(q_NxTxHxD, *turn) for turn in places.queries]
+    k_NxTxJxD = rope.rotate(k_NxTxJxD, *places.keys)
     k = k_NxTxJxD.transpose(0, 2, 3, 1)
     v = v_NxTxJxD.transpose(0, 2, 3, 1)
     if past is None:
       segments, written = [Segment(k, v)], (k, v)
     else:
       segments, written = _extend(cache, k, v, past)
-    out_NxTxHxD = attention(q_NxTxHxD, segments)
+    if c.attention is None:
+      out_NxTxHxD = attention(q_views[0], segments)
+    elif past is None:
+      out_NxTxHxD = long_attention.prefill(c, q_views, k, v)
+    else:
+      start_N = past.prompt_length_N
+      out_NxTxHxD = long_attention.decode(
+        c,
+        q_views,
+        segments,
+        places.position_NxT,
+        [jnp.zeros_like(start_N), start_N],
+      )
     out_NxTxE = Linear(
       (h, d, e),
       ('heads', 'head_dim', 'embed'),
@@ -221,13 +259,12 @@ class Block(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x_NxTxE, cos_NxTxD, sin_NxTxD, cache, past):
+  def __call__(self, x_NxTxE, places, cache, past):
     norm = self.config.norm_epsilon
     with jax.named_scope('attention'):
       y, written = Attention(self.config, name='attention')(
         RMSNorm(norm, name='attention_norm')(x_NxTxE),
-        cos_NxTxD,
-        sin_NxTxD,
+        places,
         cache,
         past,
       )
@@ -288,11 +325,11 @@ class Decoder(nn.Module):
     """
     c = self.config
     x_NxTxE = self.embedding[ids_NxT].astype(c.dtype)
-    cos_NxTxD, sin_NxTxD = rope.tables(c, frequency_NxD2, position_NxT)
+    places = _places(c, frequency_NxD2, position_NxT)
     written = []
     for i, layer in enumerate(self.layers):
       cache = None if past is None else (past.prompt[i], past.response[i])
-      x_NxTxE, kv = layer(x_NxTxE, cos_NxTxD, sin_NxTxD, cache, past)
+      x_NxTxE, kv = layer(x_NxTxE, places, cache, past)
       written.append(kv)
     return self.final_norm(x_NxTxE), tuple(written)
 

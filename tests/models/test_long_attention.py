@@ -1,0 +1,197 @@
+"""Attention variants against a NumPy reference that knows distances only."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memagent_jax import decode
+from memagent_jax.decode import SamplingConfig
+from memagent_jax.models import long_attention, rope
+from memagent_jax.models.configs import (
+  DualChunkAttention,
+  ModelConfig,
+  RopeConfig,
+  SinkAttention,
+)
+from memagent_jax.models.transformer import Decoder, init_params
+from memagent_jax.prompts import pad_rows
+
+WINDOW = 48
+PLAIN = ModelConfig(
+  architecture='llama',
+  vocab_size=61,
+  embed_dim=24,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  mlp_dim=32,
+  max_positions=WINDOW,
+  norm_epsilon=1e-5,
+  rope=RopeConfig(rope_theta=100.0),
+)
+VARIANTS = {
+  'dual chunk': DualChunkAttention(chunk_tokens=36),
+  'dual chunk of half': DualChunkAttention(chunk_tokens=24),
+  'sinks': SinkAttention(sinks=4),
+}
+
+
+def config(name):
+  return dataclasses.replace(PLAIN, attention=VARIANTS[name])
+
+
+def distance(variant, i, j):
+  """How far key j seems to query i, as the papers define it; None: not seen."""
+  if isinstance(variant, SinkAttention):
+    # The cache holds the sinks and the latest tokens, numbered as they lie there.
+    held = [*range(variant.sinks)]
+    held += range(max(variant.sinks, i + 1 - (WINDOW - variant.sinks)), i + 1)
+    held = sorted({k for k in held if k <= i})
+    return len(held) - 1 - held.index(j) if j in held else None
+  if j > i:
+    return None
+  size, local = variant.chunk_tokens, WINDOW - variant.chunk_tokens
+  apart = i // size - j // size
+  key = j % size
+  if apart == 0:
+    return i % size - key
+  if apart == 1 and i % size < local:
+    return size + i % size - key
+  return WINDOW - 1 - key
+
+
+def reference(variant, q_TxHxD, k_TxJxD, v_TxJxD):
+  """float64, one head and query at a time; keys stay, queries turn."""
+  t, heads, dim = q_TxHxD.shape
+  group = heads // k_TxJxD.shape[1]
+  exponent = np.arange(0, dim, 2) / dim
+  speed = PLAIN.rope.rope_theta**-exponent
+
+  def turned(x, d):
+    first, second = np.split(x, 2)
+    cos, sin = np.cos(d * speed), np.sin(d * speed)
+    return np.concatenate(
+      [first * cos - second * sin, second * cos + first * sin]
+    )
+
+  out = np.zeros(q_TxHxD.shape)
+  for i in range(t):
+    seen = [(j, distance(variant, i, j)) for j in range(t)]
+    seen = [(j, d) for j, d in seen if d is not None]
+    for h in range(heads):
+      score = np.array(
+        [turned(q_TxHxD[i, h], d) @ k_TxJxD[j, h // group] for j, d in seen]
+      )
+      weight = np.exp(score / np.sqrt(dim))
+      weight /= weight.sum()
+      out[i, h] = sum(
+        w * v_TxJxD[j, h // group]
+        for w, (j, _) in zip(weight, seen, strict=True)
+      )
+  return out
+
+
+# 150 and 300 tokens are three and six windows; 300 also are several blocks.
+@pytest.mark.parametrize('length', [1, WINDOW, 150, 300])
+@pytest.mark.parametrize('name', VARIANTS)
+def test_prefill_equals_the_reference(name, length):
+  rng = np.random.default_rng(length)
+  q = rng.normal(size=(1, length, 4, 8))
+  k, v = rng.normal(size=(2, 1, length, 2, 8))
+  variant = config(name)
+  at = jnp.arange(length)[None]
+  frequency = rope.frequencies(variant, jnp.array([length]))
+
+  def turned(x, position):
+    return rope.rotate(
+      jnp.asarray(x, jnp.float32), *rope.tables(variant, frequency, position)
+    )
+
+  got = long_attention.prefill(
+    variant,
+    [turned(q, view.query_NxT) for view in long_attention.views(variant, at)],
+    turned(k, long_attention.key_positions(variant, at)).transpose(0, 2, 3, 1),
+    jnp.asarray(v, jnp.float32).transpose(0, 2, 3, 1),
+  )
+
+  want = reference(VARIANTS[name], q[0], k[0], v[0])
+  np.testing.assert_allclose(got[0], want, rtol=0, atol=1e-5)
+
+
+def hidden(variant, params, ids_NxT):
+  lengths = jnp.full((ids_NxT.shape[0],), ids_NxT.shape[1])
+  return Decoder(variant).apply(
+    {'params': params},
+    ids_NxT,
+    jnp.broadcast_to(jnp.arange(ids_NxT.shape[1]), ids_NxT.shape),
+    rope.frequencies(variant, lengths),
+  )[0]
+
+
+@pytest.fixture(scope='module')
+def params():
+  # Large enough that attention is peaked: what a query sees then matters.
+  return jax.tree.map(lambda x: 1.5 * x, init_params(PLAIN, jax.random.key(0)))
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_a_text_within_the_window_is_read_as_by_plain_attention(name, params):
+  ids = jax.random.randint(jax.random.key(1), (2, WINDOW), 0, 61)
+  np.testing.assert_allclose(
+    hidden(config(name), params, ids), hidden(PLAIN, params, ids), atol=2e-5
+  )
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_one_token_beyond_the_window_it_is_not(name, params):
+  ids = jax.random.randint(jax.random.key(1), (2, WINDOW + 1), 0, 61)
+  got = hidden(config(name), params, ids)
+  plain = hidden(PLAIN, params, ids)
+  np.testing.assert_allclose(got[:, :WINDOW], plain[:, :WINDOW], atol=2e-5)
+  assert np.abs(got[:, WINDOW] - plain[:, WINDOW]).max() > 1e-3
+
+
+# The rows end inside of the window, at a chunk's border, and beyond both; the
+# responses cross borders.
+@pytest.mark.parametrize('name', VARIANTS)
+def test_decoded_log_probs_are_those_of_reading_the_whole_text(name, params):
+  variant = config(name)
+  rng = np.random.default_rng(3)
+  prompts = [rng.integers(0, 61, n).tolist() for n in (20, 72, 150)]
+  keys = decode.row_keys(
+    0, jnp.arange(3, dtype=jnp.uint32), jnp.zeros(3, jnp.int32)
+  )
+  response = jax.jit(
+    lambda p: decode.generate(
+      variant, p, pad_rows(prompts, 160), SamplingConfig(40, 1.0), (), keys
+    )
+  )(params)
+
+  for n, prompt in enumerate(prompts):
+    answer = np.asarray(response.ids_NxR[n])
+    text = jnp.asarray([*prompt, *answer])[None]
+    states = hidden(variant, params, text)[0, len(prompt) - 1 : -1]
+    logits = Decoder(variant).apply(
+      {'params': params}, states, method=Decoder.logits
+    )
+    want = jax.nn.log_softmax(logits)[np.arange(40), answer]
+    np.testing.assert_allclose(response.logprob_NxR[n], want, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'variant,expected',
+  [
+    (DualChunkAttention(WINDOW), 'at least 24 and less than 48'),
+    # Chunks 0 and 2 would be within the window and yet not as they are.
+    (DualChunkAttention(23), 'at least 24 and less than 48'),
+    (SinkAttention(WINDOW), 'at least 1 and less than 48'),
+    (SinkAttention(0), 'at least 1 and less than 48'),
+  ],
+)
+def test_a_variant_that_does_not_suit_the_window_is_refused(variant, expected):
+  with pytest.raises(ValueError, match=expected):
+    dataclasses.replace(PLAIN, attention=variant)
