@@ -163,9 +163,21 @@ class RolloutConfig:
   learn_memory_turns: bool = True
   # Entropy of the policy at every token, as a metric.
   with_entropy: bool = True
+  # (step, temperature), rising steps: from that step on it takes the place of the
+  # reading's. A higher one brings errors back that have become rare.
+  later_temperatures: tuple[tuple[int, float], ...] = ()
 
   def __post_init__(self):
     object.__setattr__(self, 'width_shares', tuple(self.width_shares))
+    object.__setattr__(
+      self, 'later_temperatures', tuple(map(tuple, self.later_temperatures))
+    )
+    begins = [step for step, _ in self.later_temperatures]
+    if begins != sorted({step for step in begins if step > 0}):
+      raise ValueError(
+        f'later_temperatures begin at steps {begins}; expected rising ones '
+        'above 0.'
+      )
     if self.rollouts < 2:
       raise ValueError(
         f'rollouts is {self.rollouts}; a group needs 2 or more: one trajectory '
@@ -190,6 +202,15 @@ class RolloutConfig:
       raise ValueError(
         f'width_shares are {shares}; expected rising ones above 0 up to 1.'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Phase:
+  """Steps that are sampled, and trained on, at one temperature."""
+
+  first_step: int
+  agent: AgentConfig
+  objective: Policy
 
 
 class Rollouts:
@@ -224,12 +245,14 @@ class Rollouts:
         importance cap without the trainer's own log-probs, an overlong buffer
         beyond the answer's cap, or documents that the mini-batches do not divide.
     """
-    if reading.temperature <= 0 or reading.top_p < 1:
-      raise ValueError(
-        f'training rollouts have temperature {reading.temperature} and top_p '
-        f'{reading.top_p}; expected a temperature above 0 and top_p 1: else '
-        'the recorded log-probs are not those of the policy that is trained.'
-      )
+    temperatures = ((0, reading.temperature), *config.later_temperatures)
+    for _, temperature in temperatures:
+      if temperature <= 0 or reading.top_p < 1:
+        raise ValueError(
+          f'training rollouts have temperature {temperature} and top_p '
+          f'{reading.top_p}; expected a temperature above 0 and top_p 1: else '
+          'the recorded log-probs are not those of the policy that is trained.'
+        )
     if documents_per_step % config.mini_batches:
       raise ValueError(
         f'{documents_per_step} documents do not divide into {config.mini_batches} '
@@ -246,7 +269,18 @@ class Rollouts:
         f'overlong_buffer_tokens is {objective.overlong_buffer_tokens}; expected '
         f'at most answer_tokens, {reading.answer_tokens}.'
       )
-    self._agent = rollout.make_agent(model, template, reading)
+    self._phases = [
+      _Phase(
+        step,
+        rollout.make_agent(
+          model,
+          template,
+          dataclasses.replace(reading, temperature=temperature),
+        ),
+        Policy(model.config, objective, temperature, config.with_entropy),
+      )
+      for step, temperature in temperatures
+    ]
     self._tokenizer, self._documents = model.tokenizer, documents_per_step
     self._batches = BatchIterator(
       documents(model.tokenizer),
@@ -259,19 +293,16 @@ class Rollouts:
         seed=reading.seed,
       ),
     )
-    self._config, self._grpo, self._reading = config, objective, reading
+    self._config, self._grpo, self._seed = config, objective, reading.seed
     self._reference = None
     if grpo.needs_reference(objective):
       # A copy: the trainer donates its own params.
       self._reference = jax.tree.map(jnp.copy, model.params)
-    self._objective = Policy(
-      model.config, objective, reading.temperature, config.with_entropy
-    )
 
   @property
   def agent(self) -> AgentConfig:
-    """Static configuration of the rollouts."""
-    return self._agent
+    """Static configuration of the first step's rollouts."""
+    return self._phases[0].agent
 
   @property
   def batch_shape(self) -> tuple[int, int]:
@@ -286,28 +317,31 @@ class Rollouts:
     """Goes on with the documents after those of `state`."""
     self._batches.restore(state)
 
-  def sample(self, params: dict) -> tuple[Batch, Trajectories]:
-    """The next documents, and the trajectories of their rollouts."""
+  def sample(self, params: dict, step: int = 0) -> tuple[Batch, Trajectories]:
+    """The next documents, and trajectories as those of a step are sampled."""
     batch = next(self._batches)
     found = trajectories_lib.sample(
-      self._agent,
+      self._phase(step).agent,
       params,
       batch,
       rollouts=self._config.rollouts,
-      seed=self._reading.seed,
+      seed=self._seed,
     )
     return batch, found
 
+  def _phase(self, step: int) -> _Phase:
+    return [p for p in self._phases if p.first_step <= step][-1]
+
   def next(self, step: int, params: dict) -> Experience:
     """Samples, judges and weighs a batch; refills it within its budget."""
-    del step
+    phase = self._phase(step)
     taken: list[PolicyRows] = []
     measured: list[dict[str, float]] = []
     seconds = {'rollout': 0.0, 'verify': 0.0}
     for _ in range(1 + self._grpo.max_refills):
       # --- rollout ----------------------------------------------------------
       begun = time.perf_counter()
-      batch, found = self.sample(params)
+      batch, found = self.sample(params, step)
       sampled = time.perf_counter()
       seconds['rollout'] += sampled - begun
 
@@ -324,7 +358,9 @@ class Rollouts:
     surplus = len(taken) - self._documents
     taken = taken[: self._documents]
     begun = time.perf_counter()
-    mini_batches, trained_tokens = self._mini_batches(taken, spare, params)
+    mini_batches, trained_tokens = self._mini_batches(
+      phase, taken, spare, params
+    )
     seconds['rows'] = time.perf_counter() - begun
     metrics = {
       name: float(np.mean([m[name] for m in measured if name in m]))
@@ -332,6 +368,7 @@ class Rollouts:
     }
     metrics |= {name: sum(m[name] for m in measured) for name in _COUNTS}
     metrics |= {
+      'temperature': phase.objective.temperature,
       'groups/trained': len(taken),
       'groups/surplus': max(surplus, 0),
       'groups/missing': max(-surplus, 0),
@@ -339,7 +376,7 @@ class Rollouts:
       'rows/trained': sum(int((rows.weight_N > 0).sum()) for rows in taken),
     }
     return Experience(
-      objective=self._objective,
+      objective=phase.objective,
       mini_batches=mini_batches,
       metrics=metrics,
       seconds=seconds,
@@ -379,7 +416,7 @@ class Rollouts:
       return verdicts.reward_BxG
     penalty_N = grpo.soft_overlong_penalty(
       found.answer.length_N,
-      self._agent.answer.max_tokens,
+      self.agent.answer.max_tokens,
       self._grpo.overlong_buffer_tokens,
     )
     penalty_BxG = np.asarray(penalty_N).reshape(verdicts.reward_BxG.shape)
@@ -400,7 +437,7 @@ class Rollouts:
     if not self._config.learn_memory_turns:
       weight_TxN[:-1] = 0.0
     turns, logprob_NxR = turn_rows.trajectory_rows(
-      self._agent,
+      self.agent,
       found.documents,
       found.first_memory,
       found.turns,
@@ -437,7 +474,11 @@ class Rollouts:
     return groups, spare
 
   def _mini_batches(
-    self, groups: list[PolicyRows], spare: PolicyRows, params: dict
+    self,
+    phase: _Phase,
+    groups: list[PolicyRows],
+    spare: PolicyRows,
+    params: dict,
   ) -> tuple[list[tuple[MicroBatches, ...]], int]:
     """Groups dealt out to the mini-batches, which are as many as configured."""
     count = self._config.mini_batches
@@ -453,7 +494,9 @@ class Rollouts:
         micro_tokens=self._config.micro_tokens,
         capacity=self._capacity(mine),
       )
-      result.append(tuple(self._with_log_probs(b, params) for b in batches))
+      result.append(
+        tuple(self._with_log_probs(phase, b, params) for b in batches)
+      )
     return result, trained_tokens
 
   def _widths(self, rows: PolicyRows) -> list[int]:
@@ -466,9 +509,11 @@ class Rollouts:
     most = max(len(rows.weight_N) for rows in groups)
     return most * (self._documents // self._config.mini_batches)
 
-  def _with_log_probs(self, batch: MicroBatches, params: dict) -> MicroBatches:
+  def _with_log_probs(
+    self, phase: _Phase, batch: MicroBatches, params: dict
+  ) -> MicroBatches:
     rows = batch.rows
-    model, temperature = self._agent.model, self._reading.temperature
+    model, temperature = phase.agent.model, phase.objective.temperature
     if self._reference is not None:
       rows = rows.replace(
         reference_logprob_NxR=update_lib.log_probs(

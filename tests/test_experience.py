@@ -315,6 +315,21 @@ def test_log_probs_of_reference_and_trainer(model, monkeypatch):
     np.testing.assert_array_equal(batch.rows.reference_logprob_NxR, expected)
 
 
+def test_a_later_temperature_is_that_of_sampler_and_trainer(model):
+  source = tiny_runs.rollouts(
+    model, old_log_probs='trainer', later_temperatures=[(2, 3.0), (5, 0.5)]
+  )
+  for step, temperature in enumerate([1.0, 1.0, 3.0, 3.0, 3.0, 0.5]):
+    experience = source.next(step, model.params)
+    assert experience.metrics['temperature'] == temperature
+    assert experience.objective.temperature == temperature
+    # Of one temperature, sampler and trainer agree; of two they would not.
+    for row in all_rows(experience):
+      real = slice(0, int(row.turns.response_length_N))
+      gap = row.old_logprob_NxR[real] - row.sampler_logprob_NxR[real]
+      assert np.abs(gap).max() < 1e-4
+
+
 # --- Randomness and resuming --------------------------------------------------
 
 
@@ -388,6 +403,9 @@ def test_readings_that_cannot_be_trained_on_are_refused(
     ({'old_log_probs': 'both'}, "'both'; choose from sampler, trainer"),
     ({'micro_tokens': 0}, 'micro_tokens is 0'),
     ({'width_shares': (0.5, 0.9)}, r'width_shares are \(0.5, 0.9\)'),
+    ({'later_temperatures': [(4, 1.5), (4, 2.0)]}, r'begin at steps \[4, 4\]'),
+    ({'later_temperatures': [(0, 1.5)]}, r'begin at steps \[0\]'),
+    ({'later_temperatures': [(3, 0.0)]}, 'temperature 0.0 and top_p 1.0'),
     (
       {'grpo': GrpoConfig(importance_cap=2.0)},
       'importance_cap is 2.0 and old_log_probs is',
