@@ -23,13 +23,17 @@ from typing import Any
 from absl import app, flags, logging
 
 _TASK = flags.DEFINE_string(
-  'task', None, 'One of the 13 RULER tasks, ruler_hqa or hotpotqa_train.'
+  'task',
+  None,
+  'One of the 13 RULER tasks, ruler_hqa, hotpotqa, hotpotqa_train or squad.',
 )
 _TOKENS = flags.DEFINE_integer(
   'tokens', 8192, 'Length of a RULER sample: 98 to 100 % of this.'
 )
 _NUM_PARAGRAPHS = flags.DEFINE_integer(
-  'num_paragraphs', 200, 'Paragraphs of a ruler_hqa document.'
+  'num_paragraphs',
+  None,
+  'Paragraphs of a document. [200; hotpotqa 10, squad 1]',
 )
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', 'smollm2-135m', 'Model name, model directory, or bytes.'
@@ -218,92 +222,49 @@ def _in_order(settings, indices):
 
 def _settings() -> dict[str, Any]:
   """All that a worker needs, as plain values; fetches what is missing."""
-  from memagent_jax.data import ruler
+  from memagent_jax.data import benchmarks
+  from memagent_jax.models import pretrained
 
   task = _TASK.value
-  known = (*ruler.TASKS, 'ruler_hqa', 'hotpotqa_train')
-  if task not in known:
-    raise ValueError(
-      f'task {task!r} is unknown; choose from {", ".join(known)}.'
-    )
+  if task == benchmarks.OWN:
+    raise ValueError('own documents are not made; see --validate.')
+  texts = benchmarks.Texts((_ESSAYS.value,), _SQUAD.value, _HOTPOTQA.value)
+  files = benchmarks.obtain(task, texts, pretrained.cache_dir() / 'data')
+  in_tokens = benchmarks.unit(task) == 'tokens'
   return {
     'task': task,
-    'tokens': _TOKENS.value,
-    'num_paragraphs': _NUM_PARAGRAPHS.value,
+    'files': files,
+    'size': _TOKENS.value if in_tokens else _NUM_PARAGRAPHS.value,
     'seed': _SEED.value,
     'tokenizer': os.path.basename(_TOKENIZER.value.rstrip('/')),
     'tokenizer_directory': _tokenizer_directory(),
     'template_tokens': _TEMPLATE_TOKENS.value,
     'answer_tokens': _ANSWER_TOKENS.value,
-    'files': _files(task),
   }
-
-
-def _files(task: str) -> dict[str, list[str]]:
-  """Files that the task is made from, by part of the corpus."""
-  from memagent_jax.data import ruler, sources
-  from memagent_jax.models import pretrained
-
-  cache = pretrained.cache_dir() / 'data'
-
-  def obtain(name, path):
-    return [str(file) for file in sources.obtain(name, path, cache)]
-
-  needles = ruler.NEEDLE_TASKS.get(task)
-  if needles is not None and needles.haystack == 'essay':
-    return {'essay': [_ESSAYS.value]}
-  if task == 'qa_1':
-    return {'squad': obtain('squad2_dev', _SQUAD.value)}
-  if task in ('qa_2', 'ruler_hqa'):
-    return {'hotpotqa': obtain('hotpotqa_dev', _HOTPOTQA.value)}
-  if task == 'hotpotqa_train':
-    return {'hotpotqa': obtain('hotpotqa_train', _HOTPOTQA.value)}
-  return {}
 
 
 def _start_worker(settings: dict[str, Any]) -> None:
-  """Loads tokenizer and corpus once per process."""
-  from memagent_jax.data import haystack, question_sets, ruler
+  """Loads tokenizer and texts once per process."""
+  from memagent_jax.data.benchmarks import Benchmark
 
-  parts = {}
-  readers = {
-    'essay': haystack.essays,
-    'squad': question_sets.read_squad,
-    'hotpotqa': question_sets.read_hotpotqa,
-  }
-  for part, paths in settings['files'].items():
-    parts[part] = readers[part](*paths)
   _worker.update(
     settings=settings,
-    corpus=ruler.Corpus(**parts),
+    benchmark=Benchmark(settings['task'], settings['files']),
     encoder=_encoder(settings['tokenizer_directory']),
   )
 
 
 def _example(index: int):
   """Example `index`, made in this process."""
-  from memagent_jax.data import paragraphs, ruler
-
-  s, corpus = _worker['settings'], _worker['corpus']
-  counted = {
-    'encoder': _worker['encoder'],
-    'encoder_name': s['tokenizer'],
-    'seed': s['seed'],
-  }
-  if s['task'] == 'ruler_hqa':
-    return paragraphs.hqa_example(
-      corpus.hotpotqa, index, num_paragraphs=s['num_paragraphs'], **counted
-    )
-  if s['task'] == 'hotpotqa_train':
-    return paragraphs.training_example(corpus.hotpotqa, index, **counted)
-  return ruler.example(
-    s['task'],
+  s = _worker['settings']
+  return _worker['benchmark'].example(
     index,
-    tokens=s['tokens'],
-    corpus=corpus,
+    s['size'],
+    encoder=_worker['encoder'],
+    encoder_name=s['tokenizer'],
+    seed=s['seed'],
     template_tokens=s['template_tokens'],
     answer_tokens=s['answer_tokens'],
-    **counted,
   )
 
 

@@ -2,7 +2,6 @@
 
     QuestionSet -> fitted (RULER qa_1, qa_2)      a number of tokens
                 -> hqa_example (RULER-HQA)        a number of paragraphs
-                -> training_example (HotpotQA)    200 paragraphs
 
 Gold paragraphs stand at uniform places, drawn anew for every example id.
 """
@@ -19,9 +18,8 @@ from memagent_jax.data.fit import Draft, Encoder, count_tokens
 from memagent_jax.data.question_sets import Question, QuestionSet
 
 # Source: MemAgent, arXiv 2507.02259, section 4: RULER-HQA's document counts
-# (7K to 3.5M tokens) and the size of a training document (about 28K tokens).
+# (7K to 3.5M tokens).
 HQA_PARAGRAPHS = tuple(50 * 2**i for i in range(10))
-TRAINING_PARAGRAPHS = 200
 
 
 def fitted(
@@ -84,26 +82,6 @@ def hqa_example(
     tokenizer=encoder_name,
     gold_spans=draft.gold_spans,
     source=draft.source,
-  )
-
-
-def training_example(
-  questions: QuestionSet,
-  index: int,
-  *,
-  encoder: Encoder,
-  encoder_name: str,
-  seed: int = 0,
-) -> Example:
-  """Question `index` in the form MemAgent trains on: 200 paragraphs."""
-  return hqa_example(
-    questions,
-    index,
-    num_paragraphs=TRAINING_PARAGRAPHS,
-    encoder=encoder,
-    encoder_name=encoder_name,
-    seed=seed,
-    task='hotpotqa_train',
   )
 
 

@@ -98,15 +98,6 @@ def test_every_question_comes_once_before_any_comes_again():
   assert ids[:7] != [paragraphs.pick(questions, i, 2).id for i in range(7)]
 
 
-def test_the_training_form():
-  example = paragraphs.training_example(
-    question_set(5, 300), 2, encoder=ByteEncoder(), encoder_name='bytes'
-  )
-  assert len(numbers(example)) == 200
-  assert example.id.startswith('hotpotqa_train/200/0/q')
-  assert (example.reward, example.metric) == ('boxed_em', 'sub_em_strict')
-
-
 def test_what_cannot_be_made_is_named():
   with pytest.raises(ValueError, match='1 paragraphs do not hold the 2 gold'):
     make(question_set(5, 60), 0, 1)
