@@ -11,6 +11,7 @@ setup(
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',
+    'bm25s>=0.2.7',
     'etils>=1.9',
     'flax>=0.12',
     'gguf>=0.17',

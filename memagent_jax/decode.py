@@ -11,6 +11,7 @@ The loop stops when every row has sampled a control id or reached its cap.
 """
 
 import dataclasses
+import hashlib
 import math
 
 from flax import struct
@@ -134,6 +135,11 @@ def log_probabilities(logits_NxV: jax.Array, sampling: SamplingConfig):
     least_Nx1 = jnp.take_along_axis(sorted_NxV, kept_N[:, None] - 1, axis=-1)
     logits_NxV = jnp.where(logits_NxV >= least_Nx1, logits_NxV, -jnp.inf)
   return jax.nn.log_softmax(logits_NxV)
+
+
+def example_number(name: str) -> int:
+  """An example's name as the 32 bits that its rows' keys start from."""
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big')
 
 
 def row_keys(seed: int, example_N: jax.Array, rollout_N: jax.Array):

@@ -7,8 +7,8 @@ ids under jit. Nothing is decoded and encoded again: memory moves as ids.
     <|im_start|>user ... {question} ... {memory} ... {chunk} ... assistant
     `----- ids ----'     ids_NxQ        ids_NxM      ids_NxK     ids ----'
 
-Fields are `{question}`, `{memory}` and `{chunk}`; other braces, `\boxed{}`
-among them, are text.
+Fields are `{question}`, `{memory}` and `{chunk}`, or `{document}` where a whole
+document is one turn; other braces, `\boxed{}` among them, are text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,12 @@ import numpy as np
 from memagent_jax.structs import Tokens
 
 _FIELD = re.compile(r'\{([A-Za-z_]\w*)\}')
-_TURN_FIELDS: Mapping[str, tuple[str, ...]] = {
+# Fields of every kind of turn.
+TURNS: Mapping[str, tuple[str, ...]] = {
   'memory_turn': ('question', 'memory', 'chunk'),
   'answer_turn': ('question', 'memory'),
+  'document_turn': ('question', 'document'),
+  'question_turn': ('question',),
 }
 
 
@@ -43,22 +46,40 @@ class Template:
   empty_memory: str  # plain text
 
   def __post_init__(self):
-    for turn, expected in _TURN_FIELDS.items():
-      got = _FIELD.findall(getattr(self, turn))
-      for field in expected:
-        if got.count(field) != 1:
-          raise ValueError(
-            f'template: {turn} has {{{field}}} {got.count(field)} times; '
-            'expected once.'
-          )
-      unknown = sorted(set(got) - set(expected))
-      if unknown:
-        raise ValueError(
-          f'template: {turn} has unknown fields {unknown}; known: '
-          f'{list(expected)}.'
-        )
+    _check_turn('memory_turn', self.memory_turn)
+    _check_turn('answer_turn', self.answer_turn)
     if not self.empty_memory.strip():
       raise ValueError('template: empty_memory is blank; expected some text.')
+
+
+@dataclasses.dataclass(frozen=True)
+class OneTurnTemplate:
+  """Wording of a single turn, with the document in it or without any.
+
+  Raises ValueError as `Template` does.
+  """
+
+  document_turn: str  # with {question} and {document}, once each
+  question_turn: str  # with {question}, once
+
+  def __post_init__(self):
+    _check_turn('document_turn', self.document_turn)
+    _check_turn('question_turn', self.question_turn)
+
+
+def _check_turn(turn: str, text: str) -> None:
+  expected, got = TURNS[turn], _FIELD.findall(text)
+  for field in expected:
+    if got.count(field) != 1:
+      raise ValueError(
+        f'template: {turn} has {{{field}}} {got.count(field)} times; '
+        'expected once.'
+      )
+  unknown = sorted(set(got) - set(expected))
+  if unknown:
+    raise ValueError(
+      f'template: {turn} has unknown fields {unknown}; known: {list(expected)}.'
+    )
 
 
 def read_template(path: str | os.PathLike) -> Template:
@@ -99,6 +120,16 @@ DEFAULT_TEMPLATE = Template(
   empty_memory='(empty)',
 )
 
+DEFAULT_ONE_TURN_TEMPLATE = OneTurnTemplate(
+  document_turn=(
+    '<document>\n{document}\n</document>\n\n<question>{question}</question>\n\n'
+    'Answer the question from the document, inside \\boxed{}.'
+  ),
+  question_turn=(
+    '<question>{question}</question>\n\nAnswer the question, inside \\boxed{}.'
+  ),
+)
+
 # A piece of a turn: token ids, or the name of a field.
 Piece = tuple[int, ...] | str
 
@@ -114,15 +145,16 @@ class Prompts:
   @property
   def memory_turn_tokens(self) -> int:
     """Tokens of a memory turn's prompt beside question, memory and chunk."""
-    return _literal_tokens(self.memory_turn)
+    return literal_tokens(self.memory_turn)
 
   @property
   def answer_turn_tokens(self) -> int:
     """Tokens of an answer turn's prompt beside question and memory."""
-    return _literal_tokens(self.answer_turn)
+    return literal_tokens(self.answer_turn)
 
 
-def _literal_tokens(pieces: Sequence[Piece]) -> int:
+def literal_tokens(pieces: Sequence[Piece]) -> int:
+  """Tokens of a turn beside its fields."""
   return sum(len(p) for p in pieces if not isinstance(p, str))
 
 
@@ -137,22 +169,32 @@ def compile_template(template: Template, tokenizer) -> Prompts:
     ValueError: the chat format loses or repeats a field.
   """
   return Prompts(
-    memory_turn=_pieces(template.memory_turn, 'memory_turn', tokenizer),
-    answer_turn=_pieces(template.answer_turn, 'answer_turn', tokenizer),
+    memory_turn=compile_turn('memory_turn', template.memory_turn, tokenizer),
+    answer_turn=compile_turn('answer_turn', template.answer_turn, tokenizer),
     empty_memory=tuple(tokenizer.encode(template.empty_memory)),
   )
 
 
-def _pieces(text: str, turn: str, tokenizer) -> tuple[Piece, ...]:
+def compile_turn(turn: str, text: str, tokenizer) -> tuple[Piece, ...]:
+  """One turn inside the model's chat format, as pieces of token ids.
+
+  Args:
+    turn: its kind, one of TURNS.
+    text: the wording.
+    tokenizer: a `models.tokenizer.Tokenizer`.
+
+  Raises:
+    ValueError: the chat format loses or repeats a field.
+  """
   # Fields pass through the chat format under names that no format touches.
-  for field in _TURN_FIELDS[turn]:
+  for field in TURNS[turn]:
     text = text.replace(f'{{{field}}}', f'@@memagent:{field}@@')
   chat = tokenizer.render([{'role': 'user', 'content': text}])
   parts = re.split(r'@@memagent:(\w+)@@', chat)
-  if sorted(parts[1::2]) != sorted(_TURN_FIELDS[turn]):
+  if sorted(parts[1::2]) != sorted(TURNS[turn]):
     raise ValueError(
       f'template: the chat format turns the fields of {turn} into '
-      f'{parts[1::2]}; expected {list(_TURN_FIELDS[turn])}.'
+      f'{parts[1::2]}; expected {list(TURNS[turn])}.'
     )
   pieces: list[Piece] = []
   for i, part in enumerate(parts):

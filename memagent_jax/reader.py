@@ -1,7 +1,7 @@
 """`Reader`: one document of any length, read with one model for some questions.
 
-    feed(text) -> StreamEncoder -> ChunkCutter -> rollout.read -> memory
-                                                     answer() <--'
+    feed(text) -> ChunkStream -> rollout.read -> memory
+                                    answer() <--'
 
 The reader holds the memories, how many chunks it has read and the tail that is
 not yet a whole chunk: a few KB, saved by `state()`. Questions are the rows of
@@ -10,7 +10,6 @@ one batch, so several of them cost one pass over the document.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import hashlib
 import time
 from typing import Any
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import decode, prompts, rollout
-from memagent_jax.data.chunks import ChunkCutter, StreamEncoder
+from memagent_jax.data.chunks import ChunkCutter, ChunkStream
 from memagent_jax.prompts import Template
 from memagent_jax.rollout import ReadingConfig
 from memagent_jax.structs import EOS, FINISH_REASONS, Response, Tokens
@@ -105,20 +104,15 @@ class Reader:
     )
     self._question = prompts.pad_rows(question_ids, width)
     self._memory = rollout.first_memory(self._agent, len(self._questions))
-    examples = [
-      int.from_bytes(hashlib.sha256(q.encode()).digest()[:4], 'big')
-      for q in self._questions
-    ]
+    examples = [decode.example_number(q) for q in self._questions]
     self._key_N = decode.row_keys(
       self.config.seed,
       jnp.asarray(np.asarray(examples, np.uint32)),
       jnp.zeros(len(examples), jnp.int32),
     )
-    self._cutter = ChunkCutter(
+    self._stream = ChunkStream(
       model.tokenizer, self.config.chunk_tokens, self.config.chunk_cut
     )
-    self._encoder = StreamEncoder(model.tokenizer)
-    self._pending: list[int] = []
     self._chunks_read = 0
     self._tokens_read = 0
 
@@ -161,11 +155,15 @@ class Reader:
 
   def count_chunks(self, text: str) -> int:
     """Chunks that a document of this text makes; reads nothing."""
-    return len(self._cutter.split(self._model.tokenizer.encode(text)))
+    tokenizer = self._model.tokenizer
+    cutter = ChunkCutter(
+      tokenizer, self.config.chunk_tokens, self.config.chunk_cut
+    )
+    return len(cutter.split(tokenizer.encode(text)))
 
   def feed(self, text: str) -> list[Turn]:
     """Reads on; returns the turns of the chunks that became complete."""
-    self._pending += self._encoder.feed(text)
+    self._stream.feed(text)
     return self._read_whole_chunks()
 
   def feed_ids(self, ids: Sequence[int]) -> list[Turn]:
@@ -174,28 +172,19 @@ class Reader:
     Raises:
       ValueError: text was fed before whose ids are not settled yet.
     """
-    if self._encoder.tail_characters:
-      raise ValueError(
-        f'feed_ids after feed: {self._encoder.tail_characters} characters '
-        'wait for what follows them. Feed a document as text or as ids.'
-      )
-    self._pending += [int(i) for i in ids]
+    self._stream.feed_ids(ids)
     return self._read_whole_chunks()
 
   def _read_whole_chunks(self) -> list[Turn]:
     turns = []
-    while len(self._pending) > self.config.chunk_tokens:
-      size = self._cutter.length(self._pending[: self.config.chunk_tokens + 1])
-      turns += self._read(self._pending[:size])
+    while chunk := self._stream.chunk():
+      turns += self._read(chunk)
     return turns
 
   def finish(self) -> list[Turn]:
     """Reads the tail as the document's last chunk; returns its turns."""
-    self._pending += self._encoder.finish()
-    turns = []
-    for chunk in self._cutter.split(self._pending):
-      turns += self._read(chunk)
-    return turns
+    self._stream.end()
+    return self._read_whole_chunks()
 
   def answer(self) -> list[Answer]:
     """Answers as if the document ended here; the reading goes on unchanged.
@@ -205,8 +194,7 @@ class Reader:
     """
     start = time.perf_counter()
     memory = self._memory
-    tail = self._pending + self._encoder.peek()
-    for i, chunk in enumerate(self._cutter.split(tail)):
+    for i, chunk in enumerate(self._stream.rest()):
       memory, _ = self._step(memory, chunk, self._chunks_read + i)
     response = rollout.answer(
       self._agent, self._model.params, self._question, memory, self._key_N
@@ -225,7 +213,7 @@ class Reader:
     ]
 
   def _read(self, chunk: list[int]) -> list[Turn]:
-    """Reads the chunk that `_pending` starts with into the memories.
+    """Reads the stream's next chunk into the memories.
 
     Nothing changes before the turn is over: an interrupt loses no text.
     """
@@ -250,7 +238,8 @@ class Reader:
       )
       for n, ids in enumerate(memories)
     ]
-    self._memory, self._pending = memory, self._pending[len(chunk) :]
+    self._memory = memory
+    self._stream.take(chunk)
     self._chunks_read += 1
     self._tokens_read += len(chunk)
     if self.on_turn is not None:
@@ -286,8 +275,8 @@ class Reader:
       'memory_ids': _rows(self._memory),
       'chunks_read': self._chunks_read,
       'tokens_read': self._tokens_read,
-      'pending_ids': self._pending,
-      'pending_text': self._encoder.tail,
+      'pending_ids': self._stream.pending,
+      'pending_text': self._stream.tail,
     }
 
   @classmethod
@@ -325,8 +314,13 @@ class Reader:
       )
       reader._chunks_read = int(state['chunks_read'])
       reader._tokens_read = int(state['tokens_read'])
-      reader._pending = [int(i) for i in state['pending_ids']]
-      reader._encoder = StreamEncoder(model.tokenizer, state['pending_text'])
+      reader._stream = ChunkStream(
+        model.tokenizer,
+        reader.config.chunk_tokens,
+        reader.config.chunk_cut,
+        pending=state['pending_ids'],
+        tail=state['pending_text'],
+      )
     except (KeyError, TypeError) as e:
       raise ValueError(f'reader state is damaged: {e!r}') from e
     return reader

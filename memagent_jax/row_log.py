@@ -8,6 +8,9 @@ import json
 import os
 from pathlib import Path
 
+# The file of a workdir that says whose rows it has.
+CONFIG = 'config.gin'
+
 
 def read(path: str | os.PathLike) -> Iterator[dict]:
   """Objects of a log; a half-written last line is left out."""
@@ -49,7 +52,7 @@ def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
   """
   workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / 'config.gin'
+  path = workdir / CONFIG
   if not path.exists():
     path.write_text(config_text, encoding='utf-8')
   elif path.read_text(encoding='utf-8') != config_text:

@@ -10,7 +10,6 @@ the example's id, the number of its reading and g alone.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +72,9 @@ def sample(
     ),
   )
   rows = len(batch.ids) * rollouts
-  example_N = np.repeat([_example_number(name) for name in batch.ids], rollouts)
+  example_N = np.repeat(
+    [decode.example_number(name) for name in batch.ids], rollouts
+  )
   reading_B = np.asarray(batch.readings)
   rollout_N = (rollouts * reading_B[:, None] + np.arange(rollouts)).reshape(-1)
   key_N = decode.row_keys(
@@ -141,8 +142,3 @@ def texts(tokenizer, tokens: Tokens) -> list[str]:
       np.asarray(tokens.ids_NxW), np.asarray(tokens.length_N), strict=True
     )
   ]
-
-
-def _example_number(name: str) -> int:
-  """An example's id as the 32 bits that its keys start from."""
-  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big')

@@ -1,6 +1,7 @@
 """Text to chunks of token ids: streaming encoding, and where a chunk ends.
 
     text pieces -> StreamEncoder -> ids -> ChunkCutter -> chunks
+    `----------------- ChunkStream does all of it ------------'
 
 The chunks, joined, are exactly the ids of the whole text encoded at once.
 """
@@ -177,3 +178,80 @@ class ChunkCutter:
       if bare:
         return bare.endswith(_ENDERS)
     return False
+
+
+class ChunkStream:
+  """The chunks of a text that arrives in pieces, one after another."""
+
+  def __init__(
+    self,
+    tokenizer,
+    chunk_tokens: int,
+    cut: str = 'sentence',
+    *,
+    pending: Sequence[int] = (),
+    tail: str = '',
+  ):
+    """Makes a stream.
+
+    Args:
+      tokenizer: a `models.tokenizer.Tokenizer`.
+      chunk_tokens: budget of a chunk in tokens.
+      cut: one of CUTS.
+      pending: `pending` of a stream to go on with.
+      tail: `tail` of that stream.
+    """
+    self._cutter = ChunkCutter(tokenizer, chunk_tokens, cut)
+    self._encoder = StreamEncoder(tokenizer, tail)
+    self._chunk_tokens = chunk_tokens
+    self._pending = [int(i) for i in pending]
+    self._ended = False
+
+  @property
+  def pending(self) -> list[int]:
+    """Ids that no chunk has taken yet."""
+    return list(self._pending)
+
+  @property
+  def tail(self) -> str:
+    """Text behind `pending` whose ids are not settled."""
+    return self._encoder.tail
+
+  def feed(self, text: str) -> None:
+    """Takes the next piece of the text."""
+    self._ended = False
+    self._pending += self._encoder.feed(text)
+
+  def feed_ids(self, ids: Sequence[int]) -> None:
+    """Takes the next piece as ids of the same tokenizer.
+
+    Raises:
+      ValueError: text was fed before whose ids are not settled yet.
+    """
+    if self._encoder.tail_characters:
+      raise ValueError(
+        f'feed_ids after feed: {self._encoder.tail_characters} characters '
+        'wait for what follows them. Feed a document as text or as ids.'
+      )
+    self._ended = False
+    self._pending += [int(i) for i in ids]
+
+  def end(self) -> None:
+    """Says that the text is over, for now: what is left becomes chunks."""
+    self._pending += self._encoder.finish()
+    self._ended = True
+
+  def chunk(self) -> list[int]:
+    """The next chunk; [] where none is whole yet. Stays until it is taken."""
+    if len(self._pending) <= self._chunk_tokens and not self._ended:
+      return []
+    window = self._pending[: self._chunk_tokens + 1]
+    return window[: self._cutter.length(window)] if window else []
+
+  def take(self, chunk: Sequence[int]) -> None:
+    """Goes on behind the chunk that `chunk` has just returned."""
+    self._pending = self._pending[len(chunk) :]
+
+  def rest(self) -> list[list[int]]:
+    """Chunks of all that is left, as if the text ended here; nothing changes."""
+    return self._cutter.split(self._pending + self._encoder.peek())

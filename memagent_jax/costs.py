@@ -1,0 +1,70 @@
+"""What reading costs, by arithmetic: FLOPs of a turn and of a whole document.
+
+A multiplication and an addition are two; norms, rotations and the softmax, which
+are a few in a thousand, are left out. So is what an implementation computes and
+masks.
+"""
+
+from memagent_jax.models.configs import (
+  DualChunkAttention,
+  ModelConfig,
+  SinkAttention,
+)
+
+
+def turn_flops(
+  config: ModelConfig, prompt_tokens: int, response_tokens: int
+) -> float:
+  """FLOPs of a prefill and of decoding a response, the head included.
+
+  Args:
+    config: the model; sliding windows cost less, dual chunks do not.
+    prompt_tokens: of the prompt.
+    response_tokens: sampled; the last one is never read.
+  """
+  c = config
+  heads = c.head_dim * (
+    2 * c.num_heads + 2 * c.num_kv_heads
+  )  # q and o, k and v
+  layer = c.embed_dim * heads + 3 * c.embed_dim * c.mlp_dim
+  read = prompt_tokens + max(response_tokens - 1, 0)
+  # Scores and the sum of the values: 2 products of head_dim a head and pair.
+  pairs = 4 * c.num_heads * c.head_dim * _pairs(config, read)
+  head = 2 * c.embed_dim * c.vocab_size * max(response_tokens, 1)
+  return float(c.num_layers * (2 * layer * read + pairs) + head)
+
+
+def memory_reading_flops(
+  config: ModelConfig,
+  *,
+  document_tokens: int,
+  chunk_tokens: int,
+  turn_tokens: int,
+  response_tokens: int,
+) -> float:
+  """FLOPs of reading a document chunk by chunk, without the answer.
+
+  Args:
+    config: the model.
+    document_tokens: of the document.
+    chunk_tokens: of a chunk.
+    turn_tokens: of a memory turn's prompt beside its chunk.
+    response_tokens: of a memory.
+  """
+  turns = -(-document_tokens // chunk_tokens)
+  one = turn_flops(config, turn_tokens + chunk_tokens, response_tokens)
+  return turns * one
+
+
+def _pairs(config: ModelConfig, tokens: int) -> float:
+  """Query and key pairs of a causal text."""
+  all_pairs = tokens * (tokens + 1) / 2
+  if isinstance(config.attention, SinkAttention):
+    window = config.max_positions
+    beyond = max(tokens - window, 0)
+    # A triangle up to the window, then `window` keys a query.
+    return min(all_pairs, window * (window + 1) / 2 + beyond * window)
+  assert config.attention is None or isinstance(
+    config.attention, DualChunkAttention
+  )
+  return all_pairs

@@ -1,0 +1,375 @@
+"""Runs a grid: makes its documents, answers, scores, writes, and goes on.
+
+Plan.shard -> batch by batch -> traces/, rows.jsonl, timings.jsonl
+
+WORKDIR/config.gin            the grid; a workdir of another one is refused
+        rows*.jsonl           a finished row a line, never computed twice
+        timings*.jsonl        a finished batch a line
+        traces/, progress/    what memories did; where killed batches were
+        not_run.json          cells that are too long, and what they cost
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+import re
+import statistics
+import time
+
+import jax
+
+from memagent_jax import grid, process_memory, rewards, row_log
+from memagent_jax.data import benchmarks
+from memagent_jax.data.benchmarks import Benchmark, Texts
+from memagent_jax.data.examples import Example
+from memagent_jax.grid import Batch, Block, Cell, Place, Plan
+from memagent_jax.methods.method import Method, Result
+from memagent_jax.models import pretrained
+from memagent_jax.models.tokenizer import Tokenizer
+
+NOT_RUN = 'not_run.json'
+_NAME = re.compile(r'[\w .+-]+')
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+  """What the documents of a grid are made of, and counted with."""
+
+  texts: Texts = dataclasses.field(default_factory=Texts)
+  # Its tokenizer counts the tokens of every size.
+  counted_with: str = pretrained.DEFAULT_MODEL
+  # Room in a size for the wording around document and question.
+  template_tokens: int = 64
+  # Room in a size for the answer; None: the task's published budget.
+  answer_tokens: int | None = None
+
+
+def evaluate(
+  *,
+  workdir: str | os.PathLike,
+  models: Mapping[str, str],
+  methods: Mapping[str, Method],
+  blocks: Sequence[Block],
+  documents: Documents,
+  rows: int = 32,
+  config_text: str = '',
+  shard: tuple[int, int] = (0, 1),
+  retry_failed: bool = False,
+  merge: Sequence[str | os.PathLike] | None = None,
+  report: Callable[[str], None] = print,
+) -> None:
+  """Runs what of a grid, or of one shard of it, is not done.
+
+  Args:
+    workdir: of the grid; shards may share it or have their own.
+    models: name or directory of each, by the name that rows have.
+    methods: by the name that rows have.
+    blocks: what is run with what.
+    documents: what they are made of.
+    rows: of a batch at most.
+    config_text: a workdir of another one is refused.
+    shard: which part of how many.
+    retry_failed: forget failed rows, and compute them again.
+    merge: workdirs of shards: take their rows, run nothing.
+    report: gets a line per batch.
+
+  Raises:
+    ValueError: a workdir of another grid, an unknown task, model or method, or
+      a cell with more examples than its task has.
+  """
+  for name in (*models, *methods):
+    if not _NAME.fullmatch(name):
+      raise ValueError(
+        f'name {name!r}: expected letters, digits, spaces and . + - _ only.'
+      )
+  workdir = Path(workdir)
+  made = _plan(models, methods, blocks, rows)
+  row_log.claim_workdir(workdir, config_text)
+  _write_not_run(workdir, made)
+  if merge is not None:
+    _collect(workdir, merge, config_text)
+    finish(workdir, made)
+    done, all_rows = len(read_rows(workdir)), len(made.order())
+    report(f'{workdir}: {done} of {all_rows} rows')
+    return
+  batches = made.shard(*shard)
+  ending = '' if shard == (0, 1) else f'_{shard[0]}_of_{shard[1]}'
+  if retry_failed:
+    _forget_failed(workdir)
+  runner = _Runner(workdir, ending, models, methods, documents, report)
+  runner.run(batches)
+  if shard == (0, 1):
+    finish(workdir, made)
+
+
+def finish(workdir: str | os.PathLike, made: Plan) -> None:
+  """Brings all rows of a workdir into one file, in the grid's order."""
+  order = made.order()
+  rows = {
+    order[place]: row
+    for row in read_rows(workdir)
+    if (place := _place(row)) in order
+  }
+  row_log.rewrite(Path(workdir) / 'rows.jsonl', [rows[i] for i in sorted(rows)])
+  for path in Path(workdir).glob('rows_*.jsonl'):
+    path.unlink()
+
+
+def _collect(
+  workdir: Path, others: Sequence[str | os.PathLike], config_text: str
+) -> None:
+  """Copies rows, timings and traces of other workdirs of the same grid here."""
+  for number, other in enumerate(map(Path, others)):
+    if not (other / row_log.CONFIG).exists():
+      raise ValueError(f'{other}: no grid ran here.')
+    row_log.claim_workdir(other, config_text)
+    for kind in ('rows', 'timings'):
+      for path in sorted(other.glob(f'{kind}*.jsonl')):
+        target = workdir / f'{kind}_from_{number}_{path.name}'
+        row_log.rewrite(target, list(row_log.read(path)))
+    for path in (other / 'traces').rglob('*.jsonl'):
+      target = workdir / path.relative_to(other)
+      target.parent.mkdir(parents=True, exist_ok=True)
+      target.write_bytes(path.read_bytes())
+
+
+def read_rows(workdir: str | os.PathLike) -> list[dict]:
+  """The rows of a workdir, every one once; half-written lines are left out."""
+  rows: dict[tuple[Cell, int], dict] = {}
+  for path in sorted(Path(workdir).glob('rows*.jsonl')):
+    for row in row_log.read(path):
+      rows.setdefault(_place(row), row)
+  return list(rows.values())
+
+
+def read_timings(workdir: str | os.PathLike) -> list[dict]:
+  """What every finished batch took."""
+  return [
+    line
+    for path in sorted(Path(workdir).glob('timings*.jsonl'))
+    for line in row_log.read(path)
+  ]
+
+
+class _Runner:
+  """Runs batches one after another."""
+
+  def __init__(self, workdir, ending, models, methods, documents, report):
+    self._workdir, self._ending = workdir, ending
+    self._models, self._methods = models, methods
+    self._documents, self._report = documents, report
+    self._done = {_place(row) for row in read_rows(workdir)}
+    self._load = functools.lru_cache(maxsize=2)(pretrained.load_model)
+    self._benchmark = functools.lru_cache(_open_benchmark)
+    self._encoder = Tokenizer.from_directory(
+      pretrained.resolve(documents.counted_with)
+    )
+    # FLOPs and seconds so far, by model and method.
+    self._rates: dict[tuple[str, str], tuple[float, float]] = {}
+
+  def run(self, batches: Sequence[Batch]) -> None:
+    """Computes the rows that are missing."""
+    open_batches = [b for b in batches if self._missing(b)]
+    known = sum(len(b.places) for b in batches)
+    for number, batch in enumerate(open_batches):
+      begun = time.perf_counter()
+      rows = self._batch(batch)
+      seconds = time.perf_counter() - begun
+      self._learn_rate(batch, seconds)
+      left = open_batches[number + 1 :]
+      done = known - sum(len(self._missing(b)) for b in left)
+      cell = batch.cell
+      right = sum(row['score'] for row in rows)
+      failed = sum(bool(row['error']) for row in rows)
+      same = [
+        b
+        for b in left
+        if (b.cell.model, b.cell.method, b.cell.tokens)
+        == (cell.model, cell.method, cell.tokens)
+      ]
+      self._report(
+        f'{done} of {known} rows  {cell.model}, {cell.method}, '
+        f'{cell.tokens:,} tokens: {right:g} of {len(rows)} right'
+        + (f', {failed} failed' if failed else '')
+        + f', {seconds:.0f} s; left: {self._eta(same)} of this length, '
+        f'{self._eta(left)} in all'
+      )
+
+  def _missing(self, batch: Batch) -> list[Place]:
+    return [p for p in batch.places if (p.cell, p.index) not in self._done]
+
+  def _batch(self, batch: Batch) -> list[dict]:
+    """Answers a batch and writes what was missing of it."""
+    method, cell = self._methods[batch.cell.method], batch.cell
+    wanted = self._missing(batch)
+    if method.independent_rows:
+      places = list(wanted)
+    else:
+      # The shape is always the full one.
+      filler = batch.places[:1] * (batch.rows - len(batch.places))
+      places = [*batch.places, *filler]
+    examples = [self._example(place) for place in places]
+    progress = self._workdir / 'progress' / f'{batch.name}.json'
+    progress.parent.mkdir(exist_ok=True)
+    model = self._load(self._models[cell.model])
+    with process_memory.Peak() as peak:
+      begun = time.perf_counter()
+      answered = method.answer(model, examples, progress)
+      seconds = time.perf_counter() - begun
+    rows = []
+    for place, example, result in zip(
+      places, examples, answered.results, strict=True
+    ):
+      if place in wanted:
+        wanted.remove(place)
+        trace = self._write_trace(place, example, result)
+        rows.append(_row(place, example, result, method.sampling, trace))
+    self._append('rows', rows)
+    chunk_seconds = answered.chunk_seconds
+    self._append(
+      'timings',
+      [
+        {
+          'batch': batch.name,
+          'model': cell.model,
+          'method': cell.method,
+          'tokens': cell.tokens,
+          'rows': len(places),
+          'read_tokens': sum(r.read_tokens for r in answered.results),
+          'flops': sum(r.flops for r in answered.results),
+          'seconds': round(seconds, 3),
+          'chunk_seconds': round(statistics.median(chunk_seconds), 6)
+          if chunk_seconds
+          else None,
+          'peak_host_bytes': peak.host_bytes,
+          'peak_device_bytes': _device_bytes(),
+        }
+      ],
+    )
+    progress.unlink(missing_ok=True)
+    self._done |= {_place(row) for row in rows}
+    return rows
+
+  def _example(self, place: Place) -> Example:
+    cell, d = place.cell, self._documents
+    benchmark = self._benchmark(cell.task, d.texts)
+    if benchmark.count is not None and place.index >= benchmark.count:
+      raise ValueError(
+        f'task {cell.task} has {benchmark.count} examples; the grid asks for '
+        f'number {place.index + 1}. Lower examples.'
+      )
+    return benchmark.example(
+      place.index,
+      cell.size or None,
+      encoder=self._encoder,
+      encoder_name=d.counted_with,
+      seed=cell.seed,
+      template_tokens=d.template_tokens,
+      answer_tokens=d.answer_tokens,
+    )
+
+  def _write_trace(self, place: Place, example: Example, result: Result) -> str:
+    if not result.trace:
+      return ''
+    cell = place.cell
+    name = example.id.replace('/', '_')
+    path = Path('traces') / cell.model / cell.method / f'{name}.jsonl'
+    (self._workdir / path).parent.mkdir(parents=True, exist_ok=True)
+    row_log.rewrite(
+      self._workdir / path,
+      [{'question': example.question, 'answer': result.answer}, *result.trace],
+    )
+    return str(path)
+
+  def _append(self, kind: str, lines: Sequence[Mapping]) -> None:
+    row_log.append(self._workdir / f'{kind}{self._ending}.jsonl', lines)
+
+  def _learn_rate(self, batch: Batch, seconds: float) -> None:
+    key = (batch.cell.model, batch.cell.method)
+    flops, spent = self._rates.get(key, (0.0, 0.0))
+    self._rates[key] = (flops + batch.flops, spent + seconds)
+
+  def _eta(self, batches: Sequence[Batch]) -> str:
+    """Time that batches will take, at the rates measured so far."""
+    flops, spent = map(sum, zip(*self._rates.values(), strict=True))
+    seconds = 0.0
+    for batch in batches:
+      key = (batch.cell.model, batch.cell.method)
+      known_flops, known_spent = self._rates.get(key, (flops, spent))
+      seconds += batch.flops * known_spent / known_flops
+    hours, rest = divmod(round(seconds), 3600)
+    return f'{hours}:{rest // 60:02d}:{rest % 60:02d}'
+
+
+def _plan(models, methods, blocks, rows) -> Plan:
+  configs = {
+    name: pretrained.open_model(pretrained.resolve(path))[0]
+    for name, path in models.items()
+  }
+  return grid.plan(blocks, methods, configs, rows)
+
+
+def _open_benchmark(task: str, texts: Texts) -> Benchmark:
+  cache = pretrained.cache_dir() / 'data'
+  return Benchmark(task, benchmarks.obtain(task, texts, cache))
+
+
+def _row(
+  place: Place, example: Example, result: Result, sampling: str, trace: str
+) -> dict:
+  """A line of `rows.jsonl`; no times, so that two runs' are equal."""
+  cell = place.cell
+  score = 0.0
+  if not result.error:
+    score = rewards.score(example.metric, result.answer, example.answers).value
+  depth = None
+  if example.gold_spans:
+    depth = example.gold_spans[0][0] / max(len(example.document), 1)
+  return {
+    **dataclasses.asdict(cell),
+    'index': place.index,
+    'id': example.id,
+    'tokens': example.tokens,
+    'sampling': sampling,
+    'answer': result.answer,
+    'answers': list(example.answers),
+    'score': score,
+    'error': result.error,
+    'finish_reason': result.finish_reason,
+    'turns': dict(result.turns),
+    'own_tokens': result.own_tokens,
+    'read_tokens': result.read_tokens,
+    'flops': result.flops,
+    'depth': depth,
+    'health': dict(result.health),
+    'trace': trace,
+  }
+
+
+def _place(row: Mapping) -> tuple[Cell, int]:
+  fields = [field.name for field in dataclasses.fields(Cell)]
+  return Cell(*(row[name] for name in fields)), row['index']
+
+
+def _forget_failed(workdir: Path) -> None:
+  for path in workdir.glob('rows*.jsonl'):
+    row_log.rewrite(
+      path, [row for row in row_log.read(path) if not row['error']]
+    )
+
+
+def _write_not_run(workdir: Path, made: Plan) -> None:
+  lines = [
+    {**dataclasses.asdict(cell), 'tokens': cell.tokens, 'flops': flops}
+    for cell, flops in made.not_run
+  ]
+  (workdir / NOT_RUN).write_text(json.dumps(lines, indent=1), encoding='utf-8')
+
+
+def _device_bytes() -> int | None:
+  """Most memory of the first device so far; None where it does not say."""
+  stats = jax.local_devices()[0].memory_stats()
+  return None if stats is None else stats.get('peak_bytes_in_use')

@@ -1,0 +1,355 @@
+"""The memory agent as a method: many documents side by side, of any length.
+
+    texts -> a ChunkStream a row -> windows of chunk slots -> rollout.read
+      -> memories, traces, health; now and then progress.json -> rollout.answer
+
+A killed reading goes on at the last window whose progress was saved.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax import costs, decode, prompts, rollout, trajectories
+from memagent_jax.data.chunks import ChunkStream
+from memagent_jax.data.examples import Example
+from memagent_jax.methods.method import Answered, Result, sampling_name
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.pretrained import Model
+from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
+from memagent_jax.rollout import AgentConfig, ReadingConfig
+from memagent_jax.structs import FINISH_REASONS, LENGTH, Tokens, Turns
+
+# Text that a row's stream is given at a time.
+_FEED_CHARS = 65_536
+# Changes of a memory that a trace keeps at either end.
+_TRACED_CHANGES = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Reads chunk by chunk and answers from the memory."""
+
+  template: Template = DEFAULT_TEMPLATE
+  reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
+  # Chunk slots of one call on the device.
+  window_chunks: int = 8
+  # Least time between two saves of the progress.
+  save_every_seconds: float = 30.0
+
+  independent_rows = False
+
+  @property
+  def sampling(self) -> str:
+    """Greedy, or temperature and top-p."""
+    return sampling_name(self.reading.temperature, self.reading.top_p)
+
+  def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
+    """All of them: the length of a document costs no memory."""
+    del config, tokens
+    return rows
+
+  def most_tokens(self) -> int | None:
+    """Any document is read."""
+    return None
+
+  def flops(self, config: ModelConfig, tokens: int) -> float:
+    """About what a document of so many tokens costs."""
+    r = self.reading
+    return costs.memory_reading_flops(
+      config,
+      document_tokens=tokens,
+      chunk_tokens=r.chunk_tokens,
+      # Memories and questions are seldom as long as they may be.
+      turn_tokens=r.memory_tokens // 2,
+      response_tokens=r.memory_tokens // 2,
+    )
+
+  def answer(
+    self, model: Model, examples: Sequence[Example], progress: Path | None
+  ) -> Answered:
+    """Reads all documents side by side, then answers every question.
+
+    Raises:
+      ValueError: a question over its cap, or caps beyond the model's window.
+    """
+    agent = rollout.make_agent(model, self.template, self.reading)
+    question = prompts.pad_rows(
+      [_question_ids(model, self.reading, e) for e in examples],
+      self.reading.question_tokens,
+    )
+    key_N = decode.row_keys(
+      self.reading.seed,
+      jnp.asarray([decode.example_number(e.id) for e in examples], jnp.uint32),
+      jnp.zeros(len(examples), jnp.int32),
+    )
+    first, saved = _load(progress, len(examples))
+    rows = [
+      _Row(
+        agent,
+        model.tokenizer,
+        self.reading.chunk_cut,
+        example,
+        int(question_tokens),
+        state,
+      )
+      for example, question_tokens, state in zip(
+        examples, np.asarray(question.length_N), saved, strict=True
+      )
+    ]
+    memory = prompts.pad_rows(
+      [row.progress.memory_ids for row in rows], self.reading.memory_tokens
+    )
+    chunk_seconds, saved_at = [], time.perf_counter()
+    while True:
+      window = [row.next_chunks(self.window_chunks) for row in rows]
+      if not any(window):
+        break
+      begun = time.perf_counter()
+      memory, turns = rollout.read(
+        agent,
+        model.params,
+        question,
+        memory,
+        _slots(window, self.window_chunks, self.reading.chunk_tokens),
+        key_N,
+        jnp.full((len(rows),), first, jnp.int32),
+      )
+      turns = jax.device_get(turns)
+      if min(map(len, window)) == self.window_chunks:
+        # Windows in which some rows are over are faster than the others.
+        spent = time.perf_counter() - begun
+        chunk_seconds.append(spent / self.window_chunks)
+      for n, (row, chunks) in enumerate(zip(rows, window, strict=True)):
+        row.add(turns, n, chunks, first)
+      first += self.window_chunks
+      now = time.perf_counter()
+      if progress is not None and now - saved_at > self.save_every_seconds:
+        _save(progress, first, rows)
+        saved_at = now
+    response = jax.device_get(
+      rollout.answer(agent, model.params, question, memory, key_N)
+    )
+    answers = trajectories.texts(
+      model.tokenizer, trajectories.without_control_id(response)
+    )
+    return Answered(
+      [
+        row.result(
+          answers[n],
+          FINISH_REASONS[int(response.finish_N[n])],
+          int(response.length_N[n]),
+        )
+        for n, row in enumerate(rows)
+      ],
+      # The first window has the compilation in it.
+      chunk_seconds[1:],
+    )
+
+
+@dataclasses.dataclass
+class _Progress:
+  """Where a document's reading is, and what its memory did; JSON-able."""
+
+  memory_ids: list[int]
+  # Of the text: characters that the stream was given, and what it holds back.
+  fed_chars: int = 0
+  pending: list[int] = dataclasses.field(default_factory=list)
+  unsettled: str = ''
+  ended: bool = False
+  # Turns by finish reason, and how many left the memory as it was.
+  turns: dict[str, int] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys(FINISH_REASONS[:2], 0)
+  )
+  unchanged: int = 0
+  tokens: int = 0
+  memory_tokens: int = 0
+  flops: float = 0.0
+  # Chunks at which an answer came into the memory, and was lost again.
+  enters: int | None = None
+  leaves: int | None = None
+  kept: bool = False
+  # The first and the last changes of the memory.
+  first_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  last_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+class _Row:
+  """One document on its way."""
+
+  def __init__(
+    self,
+    agent: AgentConfig,
+    tokenizer,
+    cut: str,
+    example: Example,
+    question_tokens: int,
+    progress: _Progress | None = None,
+  ):
+    self._agent, self._tokenizer = agent, tokenizer
+    self._example, self._question_tokens = example, question_tokens
+    self._progress = progress or _Progress(list(agent.prompts.empty_memory))
+    self._stream = ChunkStream(
+      tokenizer,
+      agent.chunk_tokens,
+      cut,
+      pending=self._progress.pending,
+      tail=self._progress.unsettled,
+    )
+    if self._progress.ended:
+      self._stream.end()
+
+  @property
+  def progress(self) -> _Progress:
+    """As it is now; a reading that starts from it goes on here."""
+    return dataclasses.replace(
+      self._progress,
+      pending=self._stream.pending,
+      unsettled=self._stream.tail,
+    )
+
+  def next_chunks(self, count: int) -> list[list[int]]:
+    """The next chunks, fewer at the end of the document."""
+    p, text = self._progress, self._example.document
+    chunks: list[list[int]] = []
+    while len(chunks) < count:
+      if chunk := self._stream.chunk():
+        self._stream.take(chunk)
+        chunks.append(chunk)
+      elif p.fed_chars < len(text):
+        self._stream.feed(text[p.fed_chars : p.fed_chars + _FEED_CHARS])
+        p.fed_chars += _FEED_CHARS
+      elif p.ended:
+        break
+      else:
+        self._stream.end()
+        p.ended = True
+    return chunks
+
+  def add(
+    self, turns: Turns, n: int, chunks: Sequence[Sequence[int]], first: int
+  ) -> None:
+    """Takes the turns of a window into account; row n is this one."""
+    p, agent = self._progress, self._agent
+    for c, chunk in enumerate(chunks):
+      kept = turns.memory.length_N[c, n]
+      ids = turns.memory.ids_NxW[c, n, :kept].tolist()
+      finish = FINISH_REASONS[int(turns.response.finish_N[c, n])]
+      p.turns[finish] += 1
+      p.tokens += len(chunk)
+      p.memory_tokens += len(ids)
+      p.flops += costs.turn_flops(
+        agent.model,
+        agent.prompts.memory_turn_tokens
+        + self._question_tokens
+        + len(p.memory_ids)
+        + len(chunk),
+        int(turns.response.length_N[c, n]),
+      )
+      if ids == p.memory_ids:
+        p.unchanged += 1
+      else:
+        self._change(first + c, chunk, ids, finish)
+      p.memory_ids = ids
+
+  def _change(
+    self, number: int, chunk: Sequence[int], ids: Sequence[int], finish: str
+  ) -> None:
+    p, memory = self._progress, self._tokenizer.decode(ids)
+    has = any(answer in memory for answer in self._example.answers)
+    if has and p.enters is None:
+      p.enters = number
+    if p.kept and not has and p.leaves is None:
+      p.leaves = number
+    p.kept = has
+    change = {
+      'chunk_index': number,
+      'chunk': self._tokenizer.decode(chunk),
+      'memory': memory,
+      'finish_reason': finish,
+    }
+    if len(p.first_changes) < _TRACED_CHANGES:
+      p.first_changes.append(change)
+    else:
+      p.last_changes = [*p.last_changes, change][-_TRACED_CHANGES:]
+
+  def result(
+    self, answer: str, finish_reason: str, answer_tokens: int
+  ) -> Result:
+    """What became of the document."""
+    p, agent = self._progress, self._agent
+    turns = max(sum(p.turns.values()), 1)
+    return Result(
+      answer=answer,
+      finish_reason=finish_reason,
+      own_tokens=p.tokens,
+      read_tokens=p.tokens,
+      turns=p.turns,
+      flops=p.flops
+      + costs.turn_flops(
+        agent.model,
+        agent.prompts.answer_turn_tokens
+        + self._question_tokens
+        + len(p.memory_ids),
+        answer_tokens,
+      ),
+      health={
+        'saturated': p.turns[FINISH_REASONS[LENGTH]] / turns,
+        'unchanged': p.unchanged / turns,
+        'memory_tokens': p.memory_tokens / turns,
+        'evidence_enters_turn': p.enters,
+        'evidence_leaves_turn': p.leaves,
+        'evidence_kept': p.kept,
+      },
+      trace=[*p.first_changes, *p.last_changes],
+    )
+
+
+def _question_ids(model: Model, reading: ReadingConfig, example: Example):
+  ids = model.tokenizer.encode(example.question)
+  if len(ids) > reading.question_tokens:
+    raise ValueError(
+      f'example {example.id}: the question has {len(ids)} tokens; the cap, '
+      f'question_tokens, is {reading.question_tokens}.'
+    )
+  return ids
+
+
+def _slots(
+  window: Sequence[Sequence[Sequence[int]]], slots: int, width: int
+) -> Tokens:
+  """Chunk slots [C, N, K] of the rows' next chunks."""
+  ids_CxNxK = np.zeros((slots, len(window), width), np.int32)
+  length_CxN = np.zeros((slots, len(window)), np.int32)
+  for n, chunks in enumerate(window):
+    for c, chunk in enumerate(chunks):
+      ids_CxNxK[c, n, : len(chunk)] = chunk
+      length_CxN[c, n] = len(chunk)
+  return Tokens(jnp.asarray(ids_CxNxK), jnp.asarray(length_CxN))
+
+
+def _save(path: Path, first: int, rows: Sequence[_Row]) -> None:
+  partial = path.with_suffix('.partial')
+  saved = [dataclasses.asdict(row.progress) for row in rows]
+  partial.write_text(
+    json.dumps({'first': first, 'rows': saved}), encoding='utf-8'
+  )
+  os.replace(partial, path)
+
+
+def _load(
+  path: Path | None, rows: int
+) -> tuple[int, Sequence[_Progress | None]]:
+  """The next chunk's number, and where every row was; nothing at the start."""
+  if path is None or not path.exists():
+    return 0, [None] * rows
+  saved = json.loads(path.read_text(encoding='utf-8'))
+  return saved['first'], [_Progress(**row) for row in saved['rows']]

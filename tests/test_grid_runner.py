@@ -1,0 +1,301 @@
+"""A grid that runs: rows, traces, timings; killed, sharded, merged, retried."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+
+from memagent_jax import grid_runner, rollout, row_log
+from memagent_jax.data.benchmarks import Texts
+from memagent_jax.grid import Block
+from memagent_jax.methods.memory import Memory
+from memagent_jax.methods.method import Answered, Result
+from memagent_jax.methods.one_turn import OneTurn
+from memagent_jax.models import huggingface
+from memagent_jax.prompts import OneTurnTemplate
+from tests import tiny_runs
+
+READING = dataclasses.replace(
+  tiny_runs.READING, temperature=0.0, question_tokens=90, chunk_tokens=64
+)
+METHODS = {
+  'memory': Memory(tiny_runs.TEMPLATE, READING, 2, 0.0),
+  'none': OneTurn(
+    context='none',
+    template=OneTurnTemplate('{document}{question}', '{question}'),
+    answer_tokens=5,
+    document_tokens=2000,
+  ),
+}
+BLOCKS = (
+  Block(('tiny',), ('memory',), ('niah_single_1', 'vt'), (600, 900), 3),
+  Block(('tiny',), ('none',), ('vt',), (600, 3000), 2),
+)
+
+
+@pytest.fixture(scope='module')
+def directory(tiny_tokenizer, tmp_path_factory):
+  path = tmp_path_factory.mktemp('model') / 'tiny'
+  model = tiny_runs.model(tiny_tokenizer)
+  huggingface.save_model(path, model.config, model.params, model.tokenizer)
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def run(directory):
+  """Evaluates the grid; arguments change it. Lines of the report come back."""
+
+  def run(workdir, **changes):
+    lines = []
+    grid_runner.evaluate(
+      **{
+        'workdir': workdir,
+        'models': {'tiny': directory},
+        'methods': METHODS,
+        'blocks': BLOCKS,
+        'documents': grid_runner.Documents(
+          Texts(), directory, template_tokens=0, answer_tokens=5
+        ),
+        'rows': 4,
+        'config_text': 'this grid',
+        'report': lines.append,
+      }
+      | changes
+    )
+    return lines
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def whole(run, tmp_path_factory):
+  """The workdir of a grid that nobody interrupted."""
+  workdir = tmp_path_factory.mktemp('whole')
+  run(workdir)
+  return workdir
+
+
+def rows_of(workdir):
+  return (workdir / 'rows.jsonl').read_bytes()
+
+
+def killed_at(monkeypatch, call):
+  """The process dies at this call of `rollout.read`; undo to live on."""
+  read, calls = rollout.read, []
+
+  def dying(*args):
+    calls.append(None)
+    if len(calls) == call:
+      raise KeyboardInterrupt
+    return read(*args)
+
+  monkeypatch.setattr(rollout, 'read', dying)
+
+
+# --- Rows ---------------------------------------------------------------------
+
+
+def test_every_row_is_there_once_in_the_grid_s_order(whole):
+  rows = list(row_log.read(whole / 'rows.jsonl'))
+  assert [(r['method'], r['task'], r['size'], r['index']) for r in rows] == [
+    *(
+      ('memory', task, size, i)
+      for task in ('niah_single_1', 'vt')
+      for size in (600, 900)
+      for i in range(3)
+    ),
+    *(('none', 'vt', 600, i) for i in range(2)),
+  ]
+  first, last = rows[0], rows[-1]
+  assert first['id'] == 'niah_single_1/600/0/0'
+  assert 0.98 * 600 <= first['tokens'] <= 600
+  assert first['sampling'] == 'greedy' and first['score'] == 0.0
+  assert 0 <= first['depth'] <= 1 and first['error'] == ''
+  assert sum(first['turns'].values()) >= first['own_tokens'] / 64
+  assert first['own_tokens'] == first['read_tokens'] > 400
+  assert last['read_tokens'] == 0 < last['own_tokens']
+
+
+def test_traces_are_files_beside_the_rows(whole):
+  for row in row_log.read(whole / 'rows.jsonl'):
+    question, *lines = row_log.read(whole / row['trace'])
+    assert question['answer'] == row['answer']
+    if row['method'] == 'memory':
+      changed = (1 - row['health']['unchanged']) * sum(row['turns'].values())
+      assert len(lines) == round(changed)
+
+
+def test_timings_say_what_a_batch_took(whole):
+  lines = grid_runner.read_timings(whole)
+  # Memory: 6 rows of each length in batches of 4; one of 2 rows without.
+  assert len(lines) == 5 and {line['rows'] for line in lines} == {4}
+  for line in lines:
+    assert line['seconds'] > 0 and line['flops'] > 0
+    assert line['peak_host_bytes'] > 1e8
+
+
+def test_what_is_not_run_is_priced(whole):
+  (line,) = json.loads((whole / 'not_run.json').read_text(encoding='utf-8'))
+  assert (line['method'], line['size']) == ('none', 3000)
+  assert line['flops'] > 0
+
+
+def test_scores_are_those_of_the_task_s_metric(run, tmp_path, monkeypatch):
+  def right(self, model, examples, progress):
+    texts = [', '.join(e.answers) for e in examples]
+    texts[1] = 'something else'
+    return Answered([Result(t, 'eos', 9, 9, {}, 1.0) for t in texts])
+
+  monkeypatch.setattr(Memory, 'answer', right)
+  lines = run(tmp_path, blocks=BLOCKS[:1])
+  scores = [row['score'] for row in row_log.read(tmp_path / 'rows.jsonl')]
+  # Every batch has one wrong row in second place.
+  assert sorted(scores) == [0.0] * 4 + [1.0] * 8
+  assert '3 of 4 right' in lines[0] and lines[-1].startswith('12 of 12 rows')
+  assert lines[-1].endswith('0:00:00 in all')
+
+
+# --- Going on -----------------------------------------------------------------
+
+
+def test_a_grid_that_is_done_computes_nothing(run, whole, monkeypatch):
+  before = rows_of(whole)
+  monkeypatch.setattr(Memory, 'answer', None)
+  assert run(whole) == []
+  assert rows_of(whole) == before
+
+
+def test_a_grid_killed_three_times_has_the_same_rows(
+  run, whole, tmp_path, monkeypatch
+):
+  for call in (2, 4, 9):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+      killed_at(patch, call)
+      run(tmp_path)
+  # As a kill in the middle of a write leaves it.
+  path = tmp_path / 'rows.jsonl'
+  path.write_bytes(path.read_bytes() + b'{"model": "ti')
+  run(tmp_path)
+  assert rows_of(tmp_path) == rows_of(whole)
+  assert not list((tmp_path / 'progress').iterdir())
+
+
+def test_a_full_disk_leaves_the_rows_that_were_written(
+  run, whole, tmp_path, monkeypatch
+):
+  append = row_log.append
+
+  def full(path, rows):
+    if path.name == 'rows.jsonl' and path.exists():
+      raise OSError(28, 'No space left on device')
+    append(path, rows)
+
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
+    patch.setattr(row_log, 'append', full)
+    run(tmp_path)
+  assert len(grid_runner.read_rows(tmp_path)) == 4
+  run(tmp_path)
+  assert rows_of(tmp_path) == rows_of(whole)
+
+
+# --- Shards -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('apart', [True, False])
+def test_shards_joined_are_the_whole(run, whole, tmp_path, apart):
+  one = tmp_path / 'one'
+  two = tmp_path / 'two' if apart else one
+  run(one, shard=(0, 2))
+  missing = run(one, merge=[])
+  assert int(missing[0].split()[-4]) < 14
+  run(two, shard=(1, 2))
+  (line,) = run(one, merge=[two] if apart else [])
+  assert line.endswith('14 of 14 rows')
+  assert rows_of(one) == rows_of(whole)
+  for row in row_log.read(one / 'rows.jsonl'):
+    assert (one / row['trace']).exists()
+  assert len(grid_runner.read_timings(one)) == 5
+  # Once more changes nothing.
+  run(one, merge=[two] if apart else [])
+  assert rows_of(one) == rows_of(whole)
+  assert len(grid_runner.read_timings(one)) == 5
+
+
+def test_a_shard_of_another_grid_is_refused(run, whole, tmp_path):
+  other = tmp_path / 'other'
+  other.mkdir()
+  with pytest.raises(ValueError, match='other: no grid ran here'):
+    run(tmp_path / 'one', merge=[other])
+  row_log.claim_workdir(other, 'another grid')
+  with pytest.raises(ValueError, match='rows of another config'):
+    run(tmp_path / 'one', merge=[other])
+
+
+# --- Failures -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Flaky(OneTurn):
+  """Fails for documents in `failing`, a list that a test changes."""
+
+  failing: tuple = ()
+  independent_rows = True
+
+  def answer(self, model, examples, progress):
+    SEEN.append([e.id for e in examples])
+    return Answered(
+      [
+        Result('', 'error', 0, 0, {}, 0.0, error='no server')
+        if e.id in FAILING
+        else Result(e.answers[0], 'eos', 9, 9, {}, 1.0)
+        for e in examples
+      ]
+    )
+
+
+SEEN: list = []
+FAILING: set = set()
+
+
+def test_failed_rows_count_as_wrong_and_are_retried_alone(run, tmp_path):
+  FAILING.update({'niah_single_1/600/0/1', 'niah_single_1/600/0/2'})
+  block = Block(('tiny',), ('flaky',), ('niah_single_1',), (600,), 6)
+  retry = functools.partial(
+    run, tmp_path, blocks=[block], methods={'flaky': Flaky()}
+  )
+  lines = retry()
+  assert '2 of 4 right, 2 failed' in lines[0]
+  rows = list(row_log.read(tmp_path / 'rows.jsonl'))
+  assert [row['score'] for row in rows] == [1, 0, 0, 1, 1, 1]
+  assert [row['error'] for row in rows[:2]] == ['', 'no server']
+  # Without the flag a failure stays one.
+  SEEN.clear()
+  assert retry() == [] and not SEEN
+  FAILING.remove('niah_single_1/600/0/1')
+  retry(retry_failed=True)
+  assert SEEN == [['niah_single_1/600/0/1', 'niah_single_1/600/0/2']]
+  rows = list(row_log.read(tmp_path / 'rows.jsonl'))
+  assert [row['score'] for row in rows] == [1, 1, 0, 1, 1, 1]
+
+
+def test_another_grid_s_workdir_is_refused(run, whole):
+  with pytest.raises(ValueError, match='rows of another config'):
+    run(whole, config_text='another')
+
+
+def test_names_that_no_file_can_have_are_refused(run, tmp_path, directory):
+  with pytest.raises(ValueError, match="name 'a/b'"):
+    run(tmp_path, models={'a/b': directory})
+
+
+def test_more_examples_than_a_task_has(run, tmp_path, directory):
+  own = tmp_path / 'own.jsonl'
+  own.write_text(
+    json.dumps({'question': 'Who?', 'answers': ['Ann'], 'document': 'Ann.'}),
+    encoding='utf-8',
+  )
+  documents = grid_runner.Documents(Texts(own=str(own)), directory)
+  block = Block(('tiny',), ('memory',), ('own',), examples=2)
+  with pytest.raises(ValueError, match=r'own has 1 examples; .* number 2'):
+    run(tmp_path / 'run', blocks=[block], documents=documents)
