@@ -58,16 +58,6 @@ class Cell:
   size: int
   seed: int
 
-  @property
-  def tokens(self) -> int:
-    """About how long its documents are."""
-    unit = benchmarks.unit(self.task)
-    if unit == 'tokens':
-      return self.size
-    if unit == 'documents':
-      return _OWN_TOKENS
-    return max(self.size, 1) * _PARAGRAPH_TOKENS
-
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -86,6 +76,8 @@ class Batch:
   places: tuple[Place, ...]
   # Rows that its arrays have: the last batch of a group is filled up.
   rows: int
+  # About how long its documents are.
+  tokens: int
   flops: float
 
   @property
@@ -100,8 +92,8 @@ class Plan:
 
   # Longest first.
   batches: tuple[Batch, ...]
-  # Cells that no method will run, and the FLOPs of one of their documents.
-  not_run: tuple[tuple[Cell, float], ...]
+  # Cells that no method will run; tokens and FLOPs of one of their documents.
+  not_run: tuple[tuple[Cell, int, float], ...]
 
   def order(self) -> dict[tuple[Cell, int], int]:
     """Where a row stands in the finished file."""
@@ -134,6 +126,7 @@ def plan(
   methods: Mapping[str, Method],
   configs: Mapping[str, ModelConfig],
   rows: int,
+  size_tokens: int | None = None,
 ) -> Plan:
   """Batches of all blocks; a row that is in several blocks is in one batch.
 
@@ -142,6 +135,7 @@ def plan(
     methods: by name.
     configs: of the models, by name.
     rows: of a batch at most; a method may take fewer of long documents.
+    size_tokens: tokens of a unit of size; None: as `benchmarks.unit` says.
 
   Raises:
     ValueError: a block with an unknown model or method; it lists the known.
@@ -153,11 +147,11 @@ def plan(
   not_run = []
   for cell in sorted(counts, key=dataclasses.astuple):
     method, config = methods[cell.method], configs[cell.model]
-    limit = method.most_tokens()
-    if limit is not None and cell.tokens > limit:
-      not_run.append((cell, method.flops(config, cell.tokens)))
+    tokens, limit = _tokens(cell, size_tokens), method.most_tokens()
+    if limit is not None and tokens > limit:
+      not_run.append((cell, tokens, method.flops(config, tokens)))
       continue
-    group = groups.setdefault((cell.model, cell.method, cell.tokens), [])
+    group = groups.setdefault((cell.model, cell.method, tokens), [])
     group += [Place(cell, index) for index in range(counts[cell])]
   batches = []
   for (model, name, tokens), places in groups.items():
@@ -170,11 +164,22 @@ def plan(
           f'{model}_{name}_{tokens}_{number}',
           tuple(places[start : start + size]),
           size,
+          tokens,
           cost,
         )
       )
   batches.sort(key=lambda batch: (-batch.flops, batch.name))
   return Plan(tuple(batches), tuple(not_run))
+
+
+def _tokens(cell: Cell, size_tokens: int | None) -> int:
+  """About how long a cell's documents are."""
+  unit = benchmarks.unit(cell.task)
+  if size_tokens is None and unit == 'documents':
+    return _OWN_TOKENS
+  if size_tokens is None:
+    size_tokens = 1 if unit == 'tokens' else _PARAGRAPH_TOKENS
+  return max(cell.size, 1) * size_tokens
 
 
 def _cells(

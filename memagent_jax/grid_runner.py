@@ -35,12 +35,24 @@ _NAME = re.compile(r'[\w .+-]+')
 
 
 @dataclasses.dataclass(frozen=True)
+class ChunkSizes:
+  """Sizes are chunks of one model, not tokens."""
+
+  # Name or directory of the model, or of its tokenizer.
+  tokenizer: str
+  chunk_tokens: int
+  chunk_cut: str = 'sentence'
+
+
+@dataclasses.dataclass(frozen=True)
 class Documents:
   """What the documents of a grid are made of, and counted with."""
 
   texts: Texts = dataclasses.field(default_factory=Texts)
-  # Its tokenizer counts the tokens of every size.
+  # Its tokenizer counts tokens: of sizes, and of every row.
   counted_with: str = pretrained.DEFAULT_MODEL
+  # None: sizes are as `benchmarks.unit` says.
+  chunks: ChunkSizes | None = None
   # Room in a size for the wording around document and question.
   template_tokens: int = 64
   # Room in a size for the answer; None: the task's published budget.
@@ -86,7 +98,7 @@ def evaluate(
         f'name {name!r}: expected letters, digits, spaces and . + - _ only.'
       )
   workdir = Path(workdir)
-  made = _plan(models, methods, blocks, rows)
+  made = _plan(models, methods, blocks, rows, documents)
   row_log.claim_workdir(workdir, config_text)
   _write_not_run(workdir, made)
   if merge is not None:
@@ -167,6 +179,10 @@ class _Runner:
     self._encoder = Tokenizer.from_directory(
       pretrained.resolve(documents.counted_with)
     )
+    if documents.chunks is not None:
+      self._chunk_tokenizer = Tokenizer.from_directory(
+        pretrained.resolve(documents.chunks.tokenizer)
+      )
     # FLOPs and seconds so far, by model and method.
     self._rates: dict[tuple[str, str], tuple[float, float]] = {}
 
@@ -187,12 +203,12 @@ class _Runner:
       same = [
         b
         for b in left
-        if (b.cell.model, b.cell.method, b.cell.tokens)
-        == (cell.model, cell.method, cell.tokens)
+        if (b.cell.model, b.cell.method, b.tokens)
+        == (cell.model, cell.method, batch.tokens)
       ]
       self._report(
         f'{done} of {known} rows  {cell.model}, {cell.method}, '
-        f'{cell.tokens:,} tokens: {right:g} of {len(rows)} right'
+        f'{batch.tokens:,} tokens: {right:g} of {len(rows)} right'
         + (f', {failed} failed' if failed else '')
         + f', {seconds:.0f} s; left: {self._eta(same)} of this length, '
         f'{self._eta(left)} in all'
@@ -236,7 +252,8 @@ class _Runner:
           'batch': batch.name,
           'model': cell.model,
           'method': cell.method,
-          'tokens': cell.tokens,
+          'size': cell.size,
+          'tokens': batch.tokens,
           'rows': len(places),
           'read_tokens': sum(r.read_tokens for r in answered.results),
           'flops': sum(r.flops for r in answered.results),
@@ -261,6 +278,17 @@ class _Runner:
         f'task {cell.task} has {benchmark.count} examples; the grid asks for '
         f'number {place.index + 1}. Lower examples.'
       )
+    if d.chunks is not None:
+      made = benchmark.example_of_chunks(
+        place.index,
+        cell.size,
+        tokenizer=self._chunk_tokenizer,
+        chunk_tokens=d.chunks.chunk_tokens,
+        chunk_cut=d.chunks.chunk_cut,
+        seed=cell.seed,
+      )
+      counted = len(self._encoder.encode(made.document))
+      return dataclasses.replace(made, tokens=counted, tokenizer=d.counted_with)
     return benchmark.example(
       place.index,
       cell.size or None,
@@ -304,12 +332,14 @@ class _Runner:
     return f'{hours}:{rest // 60:02d}:{rest % 60:02d}'
 
 
-def _plan(models, methods, blocks, rows) -> Plan:
+def _plan(models, methods, blocks, rows, documents) -> Plan:
   configs = {
     name: pretrained.open_model(pretrained.resolve(path))[0]
     for name, path in models.items()
   }
-  return grid.plan(blocks, methods, configs, rows)
+  chunks = documents.chunks
+  unit = None if chunks is None else chunks.chunk_tokens
+  return grid.plan(blocks, methods, configs, rows, unit)
 
 
 def _open_benchmark(task: str, texts: Texts) -> Benchmark:
@@ -363,8 +393,8 @@ def _forget_failed(workdir: Path) -> None:
 
 def _write_not_run(workdir: Path, made: Plan) -> None:
   lines = [
-    {**dataclasses.asdict(cell), 'tokens': cell.tokens, 'flops': flops}
-    for cell, flops in made.not_run
+    {**dataclasses.asdict(cell), 'tokens': tokens, 'flops': flops}
+    for cell, tokens, flops in made.not_run
   ]
   (workdir / NOT_RUN).write_text(json.dumps(lines, indent=1), encoding='utf-8')
 

@@ -71,7 +71,8 @@ def test_the_longest_batches_come_first():
 def test_what_is_too_long_is_not_run_and_has_a_price():
   made = plan(block(methods=('full',), sizes=(5000, 10_000)))
   assert {cell.size for cell, _ in made.order()} == {5000}
-  ((cell, flops),) = made.not_run
+  ((cell, tokens, flops),) = made.not_run
+  assert tokens == 10_000
   assert cell == Cell('a', 'full', 'niah_single_1', 10_000, 0)
   assert flops == METHODS['full'].flops(tiny_runs.CONFIG, 10_000)
 
@@ -96,9 +97,19 @@ def test_the_order_of_rows_does_not_depend_on_their_batches():
   assert one == other and sorted(one.values()) == list(range(12))
 
 
-def test_sizes_of_other_units_have_about_their_tokens():
-  assert Cell('a', 'memory', 'ruler_hqa', 50, 0).tokens == 50 * 150
-  assert Cell('a', 'memory', 'own', 0, 0).tokens == 8192
+@pytest.mark.parametrize(
+  ('task', 'size', 'unit', 'tokens'),
+  [
+    ('vt', 3000, None, 3000),
+    ('ruler_hqa', 50, None, 50 * 150),
+    ('own', 0, None, 8192),
+    ('niah_single_2', 16, 256, 16 * 256),
+  ],
+)
+def test_sizes_of_other_units_have_about_their_tokens(task, size, unit, tokens):
+  blocks = [block(tasks=(task,), sizes=(size,))]
+  (batch,) = grid.plan(blocks, METHODS, CONFIGS, 4, unit).batches
+  assert batch.tokens == tokens
 
 
 @pytest.mark.parametrize(

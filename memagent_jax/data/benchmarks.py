@@ -12,6 +12,7 @@ import os
 
 from memagent_jax.data import (
   haystack,
+  needle_documents,
   own_data,
   paragraphs,
   question_sets,
@@ -187,6 +188,45 @@ class Benchmark:
       template_tokens=template_tokens,
       answer_tokens=answer_tokens,
       **counted,
+    )
+
+  def example_of_chunks(
+    self,
+    index: int,
+    chunks: int,
+    *,
+    tokenizer,
+    chunk_tokens: int,
+    chunk_cut: str = 'sentence',
+    seed: int = 0,
+  ) -> Example:
+    """Example number `index` of a needle task, in so many chunks of a tokenizer.
+
+    Args:
+      index: 0, 1, ...
+      chunks: as `needle_documents.example`.
+      tokenizer: of the model that reads.
+      chunk_tokens: budget of a chunk.
+      chunk_cut: where chunks end.
+      seed: of the whole set.
+
+    Raises:
+      ValueError: another task, or chunks that cannot be made.
+    """
+    if self._task not in ruler.NEEDLE_TASKS:
+      raise ValueError(
+        f'task {self._task} has no sizes in chunks; choose from '
+        f'{", ".join(ruler.NEEDLE_TASKS)}.'
+      )
+    return needle_documents.example(
+      self._task,
+      index,
+      tokenizer=tokenizer,
+      chunks=chunks,
+      chunk_tokens=chunk_tokens,
+      chunk_cut=chunk_cut,
+      corpus=self._corpus,
+      seed=seed,
     )
 
   def _questions(self) -> question_sets.QuestionSet:

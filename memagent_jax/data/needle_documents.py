@@ -1,9 +1,10 @@
-"""RULER's needle tasks as an endless seqio mixture of documents of few chunks.
+"""RULER's needle tasks by chunks: documents, and an endless seqio mixture of them.
 
 ruler.example -> as many chunks as asked for -> GeneratedRows -> seqio.Mixture
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 
 import seqio
 
@@ -54,32 +55,17 @@ def needle_documents(
       f'tasks {unknown or "none"}; choose from {", ".join(ruler.NEEDLE_TASKS)}.'
     )
   corpus = Corpus(essay=haystack.essays(*essays))
-  cutter = ChunkCutter(tokenizer, chunk_tokens, chunk_cut)
   vocabulary = tasks.TokenizerVocabulary(tokenizer, tokenizer.vocab_size)
-
-  def make(task: str, index: int) -> Example:
-    size = int(chunks * chunk_tokens * _FILL)
-    for trial in range(_MAX_TRIES):
-      example = ruler.example(
-        task,
-        index + trial * num_examples,
-        tokens=size,
-        encoder=tokenizer,
-        encoder_name=tokenizer.fingerprint,
-        corpus=corpus,
-        seed=seed,
-        answer_tokens=0,
-      )
-      got = len(cutter.split(tokenizer.encode(example.document)))
-      if (1 - _TOLERANCE) * chunks <= got <= chunks:
-        return example
-      # Sentences differ: a longer or shorter text comes closer.
-      size += (chunks - got) * chunk_tokens // 4
-    raise ValueError(
-      f'task {task}: no document of {chunks} chunks of {chunk_tokens} tokens in '
-      f'{_MAX_TRIES} tries; the last had {got}.'
-    )
-
+  make = functools.partial(
+    example,
+    tokenizer=tokenizer,
+    chunks=chunks,
+    chunk_tokens=chunk_tokens,
+    chunk_cut=chunk_cut,
+    corpus=corpus,
+    num_examples=num_examples,
+    seed=seed,
+  )
   made = [
     tasks.example_task(
       f'{name}_{chunks}_chunks',
@@ -97,3 +83,55 @@ def needle_documents(
     for task, rate in zip(made, tasks_and_rates.values(), strict=True)
   ]
   return seqio.Mixture('needle_documents', rates)
+
+
+def example(
+  task: str,
+  index: int,
+  *,
+  tokenizer,
+  chunks: int,
+  chunk_tokens: int,
+  corpus: Corpus,
+  chunk_cut: str = 'sentence',
+  num_examples: int = 20_000,
+  seed: int = 0,
+) -> Example:
+  """Document number `index` of so many chunks; a pure function of its arguments.
+
+  Args:
+    task: one of `ruler.NEEDLE_TASKS`.
+    index: less than `num_examples`.
+    tokenizer: of the model that reads.
+    chunks: never more; above 32, up to 3 % less.
+    chunk_tokens: budget of a chunk.
+    corpus: has the essay.
+    chunk_cut: where chunks end.
+    num_examples: what does not fit is made anew from a number beyond these.
+    seed: of the documents.
+
+  Raises:
+    ValueError: none of many tries has so many chunks.
+  """
+  cutter = ChunkCutter(tokenizer, chunk_tokens, chunk_cut)
+  size = int(chunks * chunk_tokens * _FILL)
+  for trial in range(_MAX_TRIES):
+    made = ruler.example(
+      task,
+      index + trial * num_examples,
+      tokens=size,
+      encoder=tokenizer,
+      encoder_name=tokenizer.fingerprint,
+      corpus=corpus,
+      seed=seed,
+      answer_tokens=0,
+    )
+    got = len(cutter.split(tokenizer.encode(made.document)))
+    if (1 - _TOLERANCE) * chunks <= got <= chunks:
+      return made
+    # Sentences differ: a longer or shorter text comes closer.
+    size += (chunks - got) * chunk_tokens // 4
+  raise ValueError(
+    f'task {task}: no document of {chunks} chunks of {chunk_tokens} tokens in '
+    f'{_MAX_TRIES} tries; the last had {got}.'
+  )
