@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 
 from memagent_jax.data import benchmarks
+from memagent_jax.grid_rows import Cell
 from memagent_jax.methods.method import Method
 from memagent_jax.models.configs import ModelConfig
 
@@ -46,17 +47,6 @@ class Block:
       raise ValueError(f'examples is {self.examples}; expected 1 or more.')
     for task in self.tasks:
       benchmarks.check(task)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """One number of a report: rows that differ in their example only."""
-
-  model: str
-  method: str
-  task: str
-  size: int
-  seed: int
 
 
 @dataclasses.dataclass(frozen=True)

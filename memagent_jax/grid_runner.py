@@ -12,7 +12,6 @@ WORKDIR/config.gin            the grid; a workdir of another one is refused
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import json
 import os
 from pathlib import Path
 import re
@@ -21,16 +20,15 @@ import time
 
 import jax
 
-from memagent_jax import grid, process_memory, rewards, row_log
+from memagent_jax import grid, grid_rows, process_memory, rewards, row_log
 from memagent_jax.data import benchmarks
 from memagent_jax.data.benchmarks import Benchmark, Texts
 from memagent_jax.data.examples import Example
-from memagent_jax.grid import Batch, Block, Cell, Place, Plan
+from memagent_jax.grid import Batch, Block, Place, Plan
 from memagent_jax.methods.method import Method, Result
 from memagent_jax.models import pretrained
 from memagent_jax.models.tokenizer import Tokenizer
 
-NOT_RUN = 'not_run.json'
 _NAME = re.compile(r'[\w .+-]+')
 
 
@@ -100,11 +98,11 @@ def evaluate(
   workdir = Path(workdir)
   made = _plan(models, methods, blocks, rows, documents)
   row_log.claim_workdir(workdir, config_text)
-  _write_not_run(workdir, made)
+  grid_rows.write_not_run(workdir, made.not_run)
   if merge is not None:
     _collect(workdir, merge, config_text)
     finish(workdir, made)
-    done, all_rows = len(read_rows(workdir)), len(made.order())
+    done, all_rows = len(grid_rows.read_rows(workdir)), len(made.order())
     report(f'{workdir}: {done} of {all_rows} rows')
     return
   batches = made.shard(*shard)
@@ -122,8 +120,8 @@ def finish(workdir: str | os.PathLike, made: Plan) -> None:
   order = made.order()
   rows = {
     order[place]: row
-    for row in read_rows(workdir)
-    if (place := _place(row)) in order
+    for row in grid_rows.read_rows(workdir)
+    if (place := grid_rows.place(row)) in order
   }
   row_log.rewrite(Path(workdir) / 'rows.jsonl', [rows[i] for i in sorted(rows)])
   for path in Path(workdir).glob('rows_*.jsonl'):
@@ -148,24 +146,6 @@ def _collect(
       target.write_bytes(path.read_bytes())
 
 
-def read_rows(workdir: str | os.PathLike) -> list[dict]:
-  """The rows of a workdir, every one once; half-written lines are left out."""
-  rows: dict[tuple[Cell, int], dict] = {}
-  for path in sorted(Path(workdir).glob('rows*.jsonl')):
-    for row in row_log.read(path):
-      rows.setdefault(_place(row), row)
-  return list(rows.values())
-
-
-def read_timings(workdir: str | os.PathLike) -> list[dict]:
-  """What every finished batch took."""
-  return [
-    line
-    for path in sorted(Path(workdir).glob('timings*.jsonl'))
-    for line in row_log.read(path)
-  ]
-
-
 class _Runner:
   """Runs batches one after another."""
 
@@ -173,7 +153,7 @@ class _Runner:
     self._workdir, self._ending = workdir, ending
     self._models, self._methods = models, methods
     self._documents, self._report = documents, report
-    self._done = {_place(row) for row in read_rows(workdir)}
+    self._done = {grid_rows.place(row) for row in grid_rows.read_rows(workdir)}
     self._load = functools.lru_cache(maxsize=2)(pretrained.load_model)
     self._benchmark = functools.lru_cache(_open_benchmark)
     self._encoder = Tokenizer.from_directory(
@@ -261,13 +241,15 @@ class _Runner:
           'chunk_seconds': round(statistics.median(chunk_seconds), 6)
           if chunk_seconds
           else None,
+          # Whether the seconds are those of chunks, or of whole prompts.
+          'chunked': any(r.turns for r in answered.results),
           'peak_host_bytes': peak.host_bytes,
           'peak_device_bytes': _device_bytes(),
         }
       ],
     )
     progress.unlink(missing_ok=True)
-    self._done |= {_place(row) for row in rows}
+    self._done |= {grid_rows.place(row) for row in rows}
     return rows
 
   def _example(self, place: Place) -> Example:
@@ -379,24 +361,11 @@ def _row(
   }
 
 
-def _place(row: Mapping) -> tuple[Cell, int]:
-  fields = [field.name for field in dataclasses.fields(Cell)]
-  return Cell(*(row[name] for name in fields)), row['index']
-
-
 def _forget_failed(workdir: Path) -> None:
   for path in workdir.glob('rows*.jsonl'):
     row_log.rewrite(
       path, [row for row in row_log.read(path) if not row['error']]
     )
-
-
-def _write_not_run(workdir: Path, made: Plan) -> None:
-  lines = [
-    {**dataclasses.asdict(cell), 'tokens': tokens, 'flops': flops}
-    for cell, tokens, flops in made.not_run
-  ]
-  (workdir / NOT_RUN).write_text(json.dumps(lines, indent=1), encoding='utf-8')
 
 
 def _device_bytes() -> int | None:

@@ -71,3 +71,58 @@ def _at_most(events: int, count: int, rate: float) -> float:
       log + k * math.log(rate) + (count - k) * math.log1p(-rate)
     )
   return total
+
+
+def difference_interval(
+  first: tuple[float, int], second: tuple[float, int]
+) -> tuple[float, float, float]:
+  """Difference of two shares, second - first, and its 95 % interval.
+
+  Args:
+    first: successes and count of the one.
+    second: of the other, from other examples.
+
+  Source: Newcombe 1998, "Interval estimation for the difference between
+  independent proportions", method 10.
+  """
+  (low1, high1), (low2, high2) = (
+    wilson_interval(*first),
+    wilson_interval(*second),
+  )
+  share1, share2 = first[0] / first[1], second[0] / second[1]
+  difference = share2 - share1
+  return (
+    difference,
+    difference - math.hypot(share2 - low2, high1 - share1),
+    difference + math.hypot(high2 - share2, share1 - low1),
+  )
+
+
+def paired_bootstrap(
+  first: Sequence[float],
+  second: Sequence[float],
+  *,
+  draws: int = 10_000,
+  seed: int = 0,
+) -> tuple[float, float, float]:
+  """Mean difference of paired scores, second - first, and its 95 % interval.
+
+  The interval holds the middle of the means of `draws` resamplings of the pairs.
+
+  Args:
+    first: scores of the one, example by example.
+    second: scores of the other on the same examples.
+    draws: resamplings.
+    seed: of the resampling.
+
+  Source: Efron and Tibshirani 1993, percentile interval.
+  """
+  gap = np.asarray(second, float) - np.asarray(first, float)
+  if not len(gap):
+    return (math.nan,) * 3
+  rng = np.random.default_rng(seed)
+  means = np.empty(draws)
+  for i in range(draws):
+    means[i] = gap[rng.integers(0, len(gap), len(gap))].mean()
+  low, high = np.percentile(means, [2.5, 97.5])
+  return float(gap.mean()), float(low), float(high)

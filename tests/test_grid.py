@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from memagent_jax import grid
-from memagent_jax.grid import Block, Cell
+from memagent_jax.grid import Block
+from memagent_jax.grid_rows import Cell
 from memagent_jax.methods.memory import Memory
 from memagent_jax.methods.one_turn import OneTurn
 from tests import tiny_runs

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from memagent_jax import grid_runner, rollout, row_log
+from memagent_jax import grid_rows, grid_runner, rollout, row_log
 from memagent_jax.data.benchmarks import Texts
 from memagent_jax.grid import Block
 from memagent_jax.methods.memory import Memory
@@ -127,7 +127,7 @@ def test_traces_are_files_beside_the_rows(whole):
 
 
 def test_timings_say_what_a_batch_took(whole):
-  lines = grid_runner.read_timings(whole)
+  lines = grid_rows.read_timings(whole)
   # Memory: 6 rows of each length in batches of 4; one of 2 rows without.
   assert len(lines) == 5 and {line['rows'] for line in lines} == {4}
   for line in lines:
@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_the_rows_that_were_written(
   with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
     patch.setattr(row_log, 'append', full)
     run(tmp_path)
-  assert len(grid_runner.read_rows(tmp_path)) == 4
+  assert len(grid_rows.read_rows(tmp_path)) == 4
   run(tmp_path)
   assert rows_of(tmp_path) == rows_of(whole)
 
@@ -215,11 +215,11 @@ def test_shards_joined_are_the_whole(run, whole, tmp_path, apart):
   assert rows_of(one) == rows_of(whole)
   for row in row_log.read(one / 'rows.jsonl'):
     assert (one / row['trace']).exists()
-  assert len(grid_runner.read_timings(one)) == 5
+  assert len(grid_rows.read_timings(one)) == 5
   # Once more changes nothing.
   run(one, merge=[two] if apart else [])
   assert rows_of(one) == rows_of(whole)
-  assert len(grid_runner.read_timings(one)) == 5
+  assert len(grid_rows.read_timings(one)) == 5
 
 
 def test_a_shard_of_another_grid_is_refused(run, whole, tmp_path):

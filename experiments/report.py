@@ -1,0 +1,58 @@
+"""Draws a grid of evaluation: a page, pictures, tables; also of a part of it.
+
+  python -m experiments.report --workdir=runs/eval_quick
+  python -m experiments.report --workdir=A --compare=B   # paired bootstrap
+
+Writes WORKDIR/report/: report.html (self-contained), PNG and SVG, tables.md,
+points.csv.
+"""
+
+import sys
+
+from absl import app, flags
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.evaluate.')
+_TITLE = flags.DEFINE_string(
+  'title', 'Accuracy against document length', 'Of the page.'
+)
+_AXIS = flags.DEFINE_string(
+  'axis', 'SmolLM2 tokens', 'What the tokens of the rows are called.'
+)
+_TRAINED_TOKENS = flags.DEFINE_integer(
+  'trained_tokens', None, 'Longest document of training, shaded in the plot.'
+)
+_LEAST_TOKENS = flags.DEFINE_integer(
+  'least_tokens', 0, 'Where the drop to the longest documents is counted from.'
+)
+_COMPARE = flags.DEFINE_string(
+  'compare', None, 'Workdir of another run on the same examples.'
+)
+
+
+def main(argv):
+  if len(argv) > 1 or _WORKDIR.value is None:
+    raise app.UsageError('--workdir is needed, and no other arguments.')
+  from experiments import runs
+
+  with runs.clear_errors():
+    from memagent_jax import grid_rows
+    from memagent_jax.report import page
+    from memagent_jax.report import series as series_lib
+
+    path = page.write(
+      _WORKDIR.value,
+      title=_TITLE.value,
+      axis=_AXIS.value,
+      trained_tokens=_TRAINED_TOKENS.value,
+      least_tokens=_LEAST_TOKENS.value,
+      compared=_COMPARE.value,
+    )
+    rows = grid_rows.read_rows(_WORKDIR.value)
+    for sampling, mine in series_lib.samplings(rows).items():
+      print(f'{sampling}, {_AXIS.value}')
+      print(page.text(page.accuracy_table(series_lib.points(mine))))
+    print(f'page: {path}')
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))

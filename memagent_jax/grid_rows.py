@@ -1,0 +1,69 @@
+"""The files of a grid's workdir: what is read of them, without any model.
+
+rows*.jsonl, timings*.jsonl, not_run.json -> grid_runner.py, report/
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from memagent_jax import row_log
+
+_NOT_RUN = 'not_run.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One number of a report: rows that differ in their example only."""
+
+  model: str
+  method: str
+  task: str
+  size: int
+  seed: int
+
+
+def read_rows(workdir: str | os.PathLike) -> list[dict]:
+  """The rows of a workdir, every one once; half-written lines are left out."""
+  rows: dict[tuple[Cell, int], dict] = {}
+  for path in sorted(Path(workdir).glob('rows*.jsonl')):
+    for row in row_log.read(path):
+      rows.setdefault(place(row), row)
+  return list(rows.values())
+
+
+def read_timings(workdir: str | os.PathLike) -> list[dict]:
+  """What every finished batch took."""
+  return [
+    line
+    for path in sorted(Path(workdir).glob('timings*.jsonl'))
+    for line in row_log.read(path)
+  ]
+
+
+def place(row: Mapping) -> tuple[Cell, int]:
+  """Which row of the grid a line of `rows.jsonl` is."""
+  fields = [field.name for field in dataclasses.fields(Cell)]
+  return Cell(*(row[name] for name in fields)), row['index']
+
+
+def read_not_run(workdir: str | os.PathLike) -> list[dict]:
+  """Cells that are too long for their method; tokens and FLOPs of a document."""
+  path = Path(workdir) / _NOT_RUN
+  if not path.exists():
+    return []
+  return json.loads(path.read_text(encoding='utf-8'))
+
+
+def write_not_run(
+  workdir: str | os.PathLike, not_run: Iterable[tuple[Cell, int, float]]
+) -> None:
+  """Writes what `read_not_run` reads: cell, tokens and FLOPs of each."""
+  lines = [
+    {**dataclasses.asdict(cell), 'tokens': tokens, 'flops': flops}
+    for cell, tokens, flops in not_run
+  ]
+  text = json.dumps(lines, indent=1)
+  (Path(workdir) / _NOT_RUN).write_text(text, encoding='utf-8')

@@ -1,0 +1,358 @@
+"""The report's pictures, from points, rows and timings; matplotlib figures.
+
+Lengths are tokens of the axis' tokenizer, on a logarithmic axis.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import itertools
+
+import matplotlib
+
+matplotlib.use('Agg')
+from matplotlib.figure import Figure
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+import numpy as np
+
+from memagent_jax.report.series import Point, Series
+
+# Colour-blind safe (Okabe and Ito 2008), dark enough on white.
+_COLOURS = (
+  *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'),
+  *('#555555', '#000000', '#7a5195', '#8c510a'),
+)
+_MARKS = 'os^DvP*Xhd'
+_DEPTHS = 10
+_NOT_RUN_NOTE = 'hollow: not run, by arithmetic'
+
+Labels = Mapping[Series, str]
+
+
+def accuracy(
+  found: Sequence[Point],
+  labels: Labels,
+  *,
+  title: str,
+  trained_tokens: int | None = None,
+  not_run: Mapping[Series, Sequence[float]] | None = None,
+) -> Figure:
+  """Percent of right answers against length, a line a series.
+
+  Args:
+    found: points of one task, or over all.
+    labels: of the series.
+    title: of the plot.
+    trained_tokens: longest document of training; lengths up to it are shaded.
+    not_run: lengths at which a series was not run.
+  """
+  figure, axes = plt.subplots(figsize=(8, 4.4), layout='constrained')
+  _accuracy(axes, found, labels, not_run or {})
+  if trained_tokens is not None and found:
+    least = min(point.tokens for point in found)
+    if trained_tokens > least:
+      axes.axvspan(
+        least,
+        trained_tokens,
+        color='#888888',
+        alpha=0.13,
+        linewidth=0,
+        label='lengths trained on',
+      )
+  axes.set_xlabel('document, tokens')
+  axes.set_ylabel('right answers, %')
+  axes.set_title(title, loc='left', fontsize=11)
+  axes.legend(frameon=False, fontsize=9, loc='best')
+  return figure
+
+
+def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
+  """One small plot a task."""
+  tasks = list(dict.fromkeys(point.task for point in found))
+  columns = min(len(tasks), 3)
+  rows = -(-len(tasks) // columns)
+  figure, grid = plt.subplots(
+    rows,
+    columns,
+    figsize=(3.1 * columns + 0.6, 2.5 * rows + 0.5),
+    sharey=True,
+    squeeze=False,
+    layout='constrained',
+  )
+  for axes in grid.flat[len(tasks) :]:
+    axes.set_visible(False)
+  for axes, task in zip(grid.flat, tasks, strict=False):
+    _accuracy(axes, [p for p in found if p.task == task], labels, {}, 3.5)
+    axes.set_title(task, loc='left', fontsize=9)
+    axes.tick_params(labelsize=8)
+  for axes in grid[:, 0]:
+    axes.set_ylabel('right answers, %', fontsize=8)
+  names = {}
+  for axes in grid.flat[: len(tasks)]:
+    for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+      names.setdefault(name, handle)
+  figure.legend(
+    names.values(),
+    names.keys(),
+    frameon=False,
+    fontsize=9,
+    loc='outside lower center',
+    ncols=min(len(names), 4),
+  )
+  return figure
+
+
+def _accuracy(axes, found, labels, not_run, marker_size=5) -> None:
+  series = list(dict.fromkeys(point.series for point in found))
+  order = list(labels)
+  for s in series:
+    mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
+    score = [100 * p.score for p in mine]
+    tokens = [p.tokens for p in mine]
+    style = _style(order.index(s))
+    axes.errorbar(
+      tokens,
+      score,
+      yerr=[
+        # Rounding can take a score of 0 or 1 outside its interval.
+        [100 * max(0.0, p.score - p.low) for p in mine],
+        [100 * max(0.0, p.high - p.score) for p in mine],
+      ],
+      **style,
+      markersize=marker_size,
+      linewidth=1.8,
+      elinewidth=1,
+      capsize=2.5,
+      label=labels[s],
+    )
+    beyond = [t for t in not_run.get(s, ()) if t > tokens[-1]]
+    if beyond:
+      axes.annotate(
+        'not run',
+        (tokens[-1], score[-1]),
+        xytext=(8, -3),
+        textcoords='offset points',
+        fontsize=8,
+        color=style['color'],
+      )
+  _length_axis(axes, [p.tokens for p in found])
+  axes.set_ylim(-2, 103)
+
+
+def depth_by_length(
+  rows: Sequence[Mapping], series: Series, label: str
+) -> Figure | None:
+  """Right answers by depth of the evidence and length; None without depths."""
+  mine = [
+    row
+    for row in rows
+    if Series(row['model'], row['method']) == series
+    and row['depth'] is not None
+  ]
+  sizes = sorted({row['size'] for row in mine})
+  if not sizes:
+    return None
+  total = np.zeros((_DEPTHS, len(sizes)))
+  right = np.zeros_like(total)
+  tokens: dict[int, list[int]] = {size: [] for size in sizes}
+  for row in mine:
+    place = min(int(row['depth'] * _DEPTHS), _DEPTHS - 1)
+    column = sizes.index(row['size'])
+    total[place, column] += 1
+    right[place, column] += row['score']
+    tokens[row['size']].append(row['tokens'])
+  share = np.where(total > 0, right / np.maximum(total, 1), np.nan)
+  figure, axes = plt.subplots(
+    figsize=(1.6 + 0.62 * len(sizes), 3.4), layout='constrained'
+  )
+  colours = plt.get_cmap('RdYlBu').with_extremes(bad='#eeeeee')
+  image = axes.imshow(
+    100 * share, cmap=colours, vmin=0, vmax=100, aspect='auto'
+  )
+  for (place, column), count in np.ndenumerate(total):
+    if count:
+      value = share[place, column]
+      axes.text(
+        column,
+        place,
+        f'{100 * value:.0f}',
+        ha='center',
+        va='center',
+        fontsize=7.5,
+        color='#ffffff' if value > 0.85 or value < 0.12 else '#222222',
+      )
+  axes.set_xticks(
+    range(len(sizes)),
+    [_short(float(np.median(tokens[size]))) for size in sizes],
+    fontsize=8,
+  )
+  axes.set_yticks(
+    range(_DEPTHS),
+    [
+      f'{100 * d // _DEPTHS}-{100 * (d + 1) // _DEPTHS}' for d in range(_DEPTHS)
+    ],
+    fontsize=8,
+  )
+  axes.set_xlabel('document, tokens', fontsize=9)
+  axes.set_ylabel('depth of the evidence, %', fontsize=9)
+  axes.set_title(label, loc='left', fontsize=10)
+  figure.colorbar(image, label='right answers, %', shrink=0.85)
+  return figure
+
+
+def cost(
+  found: Sequence[Point],
+  labels: Labels,
+  seconds: Mapping[tuple[Series, int], float],
+  not_run: Iterable[tuple[Series, float, float]],
+) -> Figure:
+  """Seconds, tokens and FLOPs of a document against its length.
+
+  Args:
+    found: points over all tasks.
+    labels: of the series.
+    seconds: of a document, by series and size.
+    not_run: (series, tokens, FLOPs) of documents that nobody ran.
+  """
+  figure, grid = plt.subplots(1, 3, figsize=(10.5, 3.6), layout='constrained')
+  order, priced = list(labels), list(not_run)
+  for s in dict.fromkeys(point.series for point in found):
+    mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
+    style = _style(order.index(s)) | {'markersize': 4, 'linewidth': 1.6}
+    timed = [p for p in mine if (s, p.size) in seconds]
+    grid[0].plot(
+      [p.tokens for p in timed],
+      [seconds[s, p.size] for p in timed],
+      **style,
+      label=labels[s],
+    )
+    tokens = [p.tokens for p in mine]
+    grid[1].plot(tokens, [max(p.read_tokens, 1) for p in mine], **style)
+    grid[2].plot(tokens, [p.flops for p in mine], **style)
+    beyond = sorted((t, f) for other, t, f in priced if other == s)
+    if beyond:
+      grid[2].plot(
+        *zip(*beyond, strict=True),
+        **style | {'linestyle': ':', 'markerfacecolor': 'white'},
+      )
+  for axes, name in zip(
+    grid,
+    (
+      'seconds a document',
+      'document tokens the model sees',
+      'FLOPs a document',
+    ),
+    strict=True,
+  ):
+    axes.set_yscale('log')
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=8)
+    axes.set_title(name, loc='left', fontsize=10)
+    axes.set_xlabel('document, tokens', fontsize=9)
+    lengths = [p.tokens for p in found]
+    if axes is grid[2]:
+      lengths += [t for _, t, _ in priced]
+      if priced:
+        axes.text(
+          0.02,
+          0.97,
+          _NOT_RUN_NOTE,
+          fontsize=8,
+          transform=axes.transAxes,
+          va='top',
+        )
+    _length_axis(axes, lengths, most=5)
+  figure.legend(
+    frameon=False,
+    fontsize=9,
+    loc='outside lower center',
+    ncols=min(len(labels), 5),
+  )
+  return figure
+
+
+def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
+  """Seconds of a chunk and peak memory against length; None without chunks."""
+  figure, grid = plt.subplots(1, 2, figsize=(8, 3.2), layout='constrained')
+  order, drawn = list(labels), []
+  for s in labels:
+    mine = sorted(
+      (
+        line
+        for line in timings
+        if Series(line['model'], line['method']) == s
+        and line['chunk_seconds'] is not None
+        and line['chunked']
+      ),
+      key=lambda line: line['tokens'],
+    )
+    if not mine:
+      continue
+    drawn += mine
+    by_length = [
+      (tokens, list(lines))
+      for tokens, lines in itertools.groupby(mine, lambda line: line['tokens'])
+    ]
+    style = _style(order.index(s)) | {'markersize': 4, 'linewidth': 1.6}
+    for axes, values in zip(
+      grid,
+      (
+        [
+          1000 * np.median([x['chunk_seconds'] / x['rows'] for x in lines])
+          for _, lines in by_length
+        ],
+        [
+          max(x['peak_device_bytes'] or x['peak_host_bytes'] for x in lines)
+          / 2**20
+          for _, lines in by_length
+        ],
+      ),
+      strict=True,
+    ):
+      axes.plot([t for t, _ in by_length], values, **style, label=labels[s])
+  if not drawn:
+    plt.close(figure)
+    return None
+  for axes, name in zip(
+    grid,
+    ('milliseconds a chunk and row', 'peak memory of the process, MB'),
+    strict=True,
+  ):
+    axes.set_ylim(bottom=0)
+    axes.set_title(name, loc='left', fontsize=10)
+    axes.set_xlabel('document, tokens', fontsize=9)
+    _length_axis(axes, [line['tokens'] for line in drawn], most=6)
+  grid[0].legend(frameon=False, fontsize=9)
+  return figure
+
+
+def _style(number: int) -> dict:
+  return {
+    'color': _COLOURS[number % len(_COLOURS)],
+    'marker': _MARKS[number % len(_MARKS)],
+  }
+
+
+def _length_axis(axes, tokens: Sequence[float], most: int = 12) -> None:
+  """A logarithmic axis with ticks at lengths that there are."""
+  axes.set_xscale('log', base=2)
+  ticks: list[float] = []
+  for t in sorted(set(tokens)):
+    # Lengths of different tasks differ a little.
+    if not ticks or t > 1.35 * ticks[-1]:
+      ticks.append(t)
+  ticks = ticks[:: -(-len(ticks) // most)] if ticks else ticks
+  axes.set_xticks(ticks, [_short(t) for t in ticks])
+  axes.minorticks_off()
+  axes.grid(axis='y', color='#dddddd', linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.spines[['top', 'right']].set_visible(False)
+
+
+def _short(tokens: float) -> str:
+  if tokens >= 950_000:
+    return f'{tokens / 1e6:.1f}M'
+  if tokens >= 9500:
+    return f'{tokens / 1000:.0f}K'
+  return f'{tokens / 1000:.1f}K' if tokens >= 950 else f'{tokens:.0f}'

@@ -1,0 +1,62 @@
+"""Rows and timings as a grid writes them."""
+
+
+def row(model, size, index, **changes):
+  """One row; its score is 1."""
+  return {
+    'model': model,
+    'method': 'memory',
+    'task': 'niah',
+    'size': size,
+    'seed': 0,
+    'index': index,
+    'id': f'niah/{size}/0/{index}',
+    'tokens': size + index,
+    'sampling': 'greedy',
+    'answer': 'four',
+    'answers': ['4'],
+    'score': 1.0,
+    'error': '',
+    'finish_reason': 'eos',
+    'turns': {'eos': 2, 'length': 1},
+    'own_tokens': 2 * (size + index),
+    'read_tokens': 2 * (size + index),
+    'flops': 1e9 * size,
+    'depth': index % 10 / 10,
+    'health': {
+      'saturated': 1 / 3,
+      'unchanged': 0.5,
+      'memory_tokens': 20.0,
+      'evidence_enters_turn': 0,
+      'evidence_leaves_turn': None,
+      'evidence_kept': True,
+    },
+    'trace': '',
+  } | changes
+
+
+def rows(model, size, scores, **changes):
+  """A row a score."""
+  return [
+    row(model, size, i, score=float(score), **changes)
+    for i, score in enumerate(scores)
+  ]
+
+
+def timing(model, size, **changes):
+  """A finished batch of 4 rows."""
+  return {
+    'batch': f'{model}_{size}',
+    'model': model,
+    'method': 'memory',
+    'size': size,
+    'tokens': size,
+    'rows': 4,
+    'read_tokens': 4 * size,
+    'flops': 4e9 * size,
+    'seconds': size / 100,
+    'chunk_seconds': 0.2,
+    'chunked': True,
+    'peak_host_bytes': 500 * 2**20,
+    'peak_device_bytes': None,
+  } | changes
