@@ -47,6 +47,22 @@ def main(argv):
   else:
     given = {'shard': _shard(), 'retry_failed': _RETRY_FAILED.value}
   runs.main(argv, _WORKDIR.value, **given)
+  if given.get('shard', (0, 1)) == (0, 1):
+    _print_cells()
+
+
+def _print_cells() -> None:
+  """The score of every length, over all tasks and by task."""
+  from memagent_jax import grid_rows
+  from memagent_jax.report import page, series
+
+  rows = grid_rows.read_rows(_WORKDIR.value)
+  for sampling, mine in series.samplings(rows).items():
+    found = series.points(mine) + series.points(mine, by_task=True)
+    for task in dict.fromkeys(point.task for point in found):
+      print(f'{task}, {sampling}: right answers, % [95 % interval]')
+      points = [point for point in found if point.task == task]
+      print(page.text(page.accuracy_table(points)))
 
 
 def _shard() -> tuple[int, int]:
