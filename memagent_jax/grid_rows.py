@@ -11,6 +11,7 @@ from pathlib import Path
 
 from memagent_jax import row_log
 
+LIKELIHOOD = 'likelihood.jsonl'
 _NOT_RUN = 'not_run.json'
 
 
@@ -47,6 +48,12 @@ def place(row: Mapping) -> tuple[Cell, int]:
   """Which row of the grid a line of `rows.jsonl` is."""
   fields = [field.name for field in dataclasses.fields(Cell)]
   return Cell(*(row[name] for name in fields)), row['index']
+
+
+def read_likelihood(workdir: str | os.PathLike) -> list[dict]:
+  """What `likelihood.measure` found, a line a model."""
+  path = Path(workdir) / LIKELIHOOD
+  return list(row_log.read(path)) if path.exists() else []
 
 
 def read_not_run(workdir: str | os.PathLike) -> list[dict]:

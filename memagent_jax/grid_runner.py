@@ -5,6 +5,7 @@ Plan.shard -> batch by batch -> traces/, rows.jsonl, timings.jsonl
 WORKDIR/config.gin            the grid; a workdir of another one is refused
         rows*.jsonl           a finished row a line, never computed twice
         timings*.jsonl        a finished batch a line
+        likelihood.jsonl      how well each model predicts from its memory
         traces/, progress/    what memories did; where killed batches were
         not_run.json          cells that are too long, and what they cost
 """
@@ -21,10 +22,12 @@ import time
 import jax
 
 from memagent_jax import grid, grid_rows, process_memory, rewards, row_log
+from memagent_jax import likelihood as likelihood_lib
 from memagent_jax.data import benchmarks
 from memagent_jax.data.benchmarks import Benchmark, Texts
 from memagent_jax.data.examples import Example
 from memagent_jax.grid import Batch, Block, Place, Plan
+from memagent_jax.likelihood import LikelihoodConfig
 from memagent_jax.methods.method import Method, Result
 from memagent_jax.models import pretrained
 from memagent_jax.models.tokenizer import Tokenizer
@@ -69,6 +72,7 @@ def evaluate(
   shard: tuple[int, int] = (0, 1),
   retry_failed: bool = False,
   merge: Sequence[str | os.PathLike] | None = None,
+  likelihood: LikelihoodConfig | None = None,
   report: Callable[[str], None] = print,
 ) -> None:
   """Runs what of a grid, or of one shard of it, is not done.
@@ -84,6 +88,7 @@ def evaluate(
     shard: which part of how many.
     retry_failed: forget failed rows, and compute them again.
     merge: workdirs of shards: take their rows, run nothing.
+    likelihood: measured for every model, by the first shard; None: not at all.
     report: gets a line per batch.
 
   Raises:
@@ -111,6 +116,8 @@ def evaluate(
     _forget_failed(workdir)
   runner = _Runner(workdir, ending, models, methods, documents, report)
   runner.run(batches)
+  if likelihood is not None and shard[0] == 0:
+    runner.measure_likelihood(likelihood)
   if shard == (0, 1):
     finish(workdir, made)
 
@@ -193,6 +200,15 @@ class _Runner:
         + f', {seconds:.0f} s; left: {self._eta(same)} of this length, '
         f'{self._eta(left)} in all'
       )
+
+  def measure_likelihood(self, config: LikelihoodConfig) -> None:
+    """Appends a line a model to `likelihood.jsonl`."""
+    path = self._workdir / grid_rows.LIKELIHOOD
+    known = {line['model'] for line in grid_rows.read_likelihood(self._workdir)}
+    for name, directory in self._models.items():
+      if name not in known:
+        found = likelihood_lib.measure(self._load(directory), config)
+        row_log.append(path, [{'model': name} | found])
 
   def _missing(self, batch: Batch) -> list[Place]:
     return [p for p in batch.places if (p.cell, p.index) not in self._done]

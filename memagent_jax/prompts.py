@@ -213,6 +213,21 @@ def memory_prompt(
   return _assemble(prompts.memory_turn, fields)
 
 
+def before_chunk(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
+  """What a memory turn's prompt has before its chunk.
+
+  Raises:
+    ValueError: the template has question or memory behind the chunk.
+  """
+  pieces = prompts.memory_turn[: prompts.memory_turn.index('chunk')]
+  if not {'question', 'memory'} <= set(pieces):
+    raise ValueError(
+      'template: memory_turn has its chunk before question or memory; expected '
+      'it behind both.'
+    )
+  return _assemble(pieces, {'question': question, 'memory': memory})
+
+
 def answer_prompt(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
   """Prompt of an answer turn; its width is the sum of all caps."""
   return _assemble(

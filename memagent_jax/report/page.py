@@ -14,12 +14,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from memagent_jax import grid_rows, row_log
+from memagent_jax import grid_rows
 from memagent_jax.report import figures
 from memagent_jax.report import series as series_lib
 from memagent_jax.report.series import ALL_TASKS, Point, Series
 
-LIKELIHOOD = 'likelihood.jsonl'
 # Failures that the page lists; rows.jsonl has them all.
 _SHOWN_FAILURES = 60
 _SHOWN_CHARS = 120
@@ -76,9 +75,9 @@ def write(
       if note:
         parts.append(f'<p class="quiet">{html.escape(note)}</p>')
       parts.append('</section>')
-  likelihood = workdir / LIKELIHOOD
-  if likelihood.exists():
-    table = _likelihood(list(row_log.read(likelihood)))
+  likelihood = grid_rows.read_likelihood(workdir)
+  if likelihood:
+    table = _likelihood(likelihood)
     parts += ['<h2>Likelihood</h2>', _html_table(table)]
     parts.append(f'<p class="quiet">{html.escape(_LIKELIHOOD_NOTE)}</p>')
     tables.append(f'## Likelihood\n\n{markdown(table)}')

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from memagent_jax import row_log
+from memagent_jax import grid_rows, row_log
 from memagent_jax.report import page
 from tests.report.rows import row, rows, timing
 
@@ -111,7 +111,7 @@ def test_one_row_is_a_report(tmp_path):
 def test_a_likelihood_is_a_table(workdir):
   line = {'model': 'after', 'chunks': 90, 'with_memory': -2.5}
   line |= {'without_memory': -2.75, 'difference': [0.25, 0.2, 0.3]}
-  row_log.append(workdir / page.LIKELIHOOD, [line])
+  row_log.append(workdir / grid_rows.LIKELIHOOD, [line])
   _, text = written(workdir)
   assert '-2.5000' in text and '+0.2500 [+0.2000, +0.3000]' in text
 
