@@ -37,8 +37,10 @@ setup(
     'parity': ['torch>=2.5'],
     'parquet': ['pyarrow>=17'],
     'pdf': ['pypdf>=5'],
+    'remote': ['openai>=2'],
     'dev': [
       'hypothesis>=6.100',
+      'openai>=2',
       'pyarrow>=17',
       'pypdf>=5',
       'pytest>=8',

@@ -10,6 +10,7 @@ from memagent_jax.models.configs import (
   ModelConfig,
   SinkAttention,
 )
+from memagent_jax.rollout import ReadingConfig
 
 
 def turn_flops(
@@ -34,26 +35,16 @@ def turn_flops(
   return float(c.num_layers * (2 * layer * read + pairs) + head)
 
 
-def memory_reading_flops(
-  config: ModelConfig,
-  *,
-  document_tokens: int,
-  chunk_tokens: int,
-  turn_tokens: int,
-  response_tokens: int,
+def reading_estimate(
+  config: ModelConfig, reading: ReadingConfig, document_tokens: int
 ) -> float:
-  """FLOPs of reading a document chunk by chunk, without the answer.
+  """About the FLOPs of reading a document chunk by chunk.
 
-  Args:
-    config: the model.
-    document_tokens: of the document.
-    chunk_tokens: of a chunk.
-    turn_tokens: of a memory turn's prompt beside its chunk.
-    response_tokens: of a memory.
+  Takes memories to be half as long as they may be, and questions to be short.
   """
-  turns = -(-document_tokens // chunk_tokens)
-  one = turn_flops(config, turn_tokens + chunk_tokens, response_tokens)
-  return turns * one
+  turns = -(-document_tokens // reading.chunk_tokens)
+  memory = reading.memory_tokens // 2
+  return turns * turn_flops(config, memory + reading.chunk_tokens, memory)
 
 
 def _pairs(config: ModelConfig, tokens: int) -> float:

@@ -161,7 +161,7 @@ class _Runner:
     self._models, self._methods = models, methods
     self._documents, self._report = documents, report
     self._done = {grid_rows.place(row) for row in grid_rows.read_rows(workdir)}
-    self._load = functools.lru_cache(maxsize=2)(pretrained.load_model)
+    self._load = functools.lru_cache(maxsize=2)(_load)
     self._benchmark = functools.lru_cache(_open_benchmark)
     self._encoder = Tokenizer.from_directory(
       pretrained.resolve(documents.counted_with)
@@ -207,7 +207,8 @@ class _Runner:
     known = {line['model'] for line in grid_rows.read_likelihood(self._workdir)}
     for name, directory in self._models.items():
       if name not in known:
-        found = likelihood_lib.measure(self._load(directory), config)
+        model = self._load(directory, True)
+        found = likelihood_lib.measure(model, config)
         row_log.append(path, [{'model': name} | found])
 
   def _missing(self, batch: Batch) -> list[Place]:
@@ -226,7 +227,7 @@ class _Runner:
     examples = [self._example(place) for place in places]
     progress = self._workdir / 'progress' / f'{batch.name}.json'
     progress.parent.mkdir(exist_ok=True)
-    model = self._load(self._models[cell.model])
+    model = self._load(self._models[cell.model], method.needs_params)
     with process_memory.Peak() as peak:
       begun = time.perf_counter()
       answered = method.answer(model, examples, progress)
@@ -264,7 +265,9 @@ class _Runner:
         }
       ],
     )
-    progress.unlink(missing_ok=True)
+    if not any(row['error'] for row in rows):
+      # A failed row that is retried goes on where it was.
+      progress.unlink(missing_ok=True)
     self._done |= {grid_rows.place(row) for row in rows}
     return rows
 
@@ -332,12 +335,17 @@ class _Runner:
 
 def _plan(models, methods, blocks, rows, documents) -> Plan:
   configs = {
-    name: pretrained.open_model(pretrained.resolve(path))[0]
+    name: pretrained.describe_model(path).config
     for name, path in models.items()
   }
   chunks = documents.chunks
   unit = None if chunks is None else chunks.chunk_tokens
   return grid.plan(blocks, methods, configs, rows, unit)
+
+
+def _load(name: str, with_params: bool) -> pretrained.Model:
+  load = pretrained.load_model if with_params else pretrained.describe_model
+  return load(name)
 
 
 def _open_benchmark(task: str, texts: Texts) -> Benchmark:

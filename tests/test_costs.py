@@ -10,6 +10,7 @@ from memagent_jax import costs
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig, RopeConfig, SinkAttention
 from memagent_jax.models.transformer import Decoder, abstract_params
+from memagent_jax.rollout import ReadingConfig
 
 # embed 4, 1 layer, 2 query heads and 1 kv head of 2, mlp 3, 10 ids.
 SMALL = ModelConfig('llama', 10, 4, 1, 2, 1, 2, 3, 16, 1e-5, RopeConfig())
@@ -68,15 +69,11 @@ def test_a_window_makes_attention_linear():
 
 
 def test_reading_is_linear_in_the_document():
-  def flops(tokens):
-    return costs.memory_reading_flops(
-      SMALL,
-      document_tokens=tokens,
-      chunk_tokens=8,
-      turn_tokens=4,
-      response_tokens=2,
-    )
+  reading = ReadingConfig(chunk_tokens=8, memory_tokens=4)
 
-  assert flops(8) == costs.turn_flops(SMALL, 12, 2)
+  def flops(tokens):
+    return costs.reading_estimate(SMALL, reading, tokens)
+
+  assert flops(8) == costs.turn_flops(SMALL, 10, 2)
   assert flops(8000) == 1000 * flops(8)
   assert flops(9) == flops(16)

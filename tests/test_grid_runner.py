@@ -241,6 +241,7 @@ class Flaky(OneTurn):
 
   failing: tuple = ()
   independent_rows = True
+  needs_params = False
 
   def answer(self, model, examples, progress):
     SEEN.append([e.id for e in examples])

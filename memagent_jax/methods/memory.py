@@ -46,6 +46,7 @@ class Memory:
   save_every_seconds: float = 30.0
 
   independent_rows = False
+  needs_params = True
 
   @property
   def sampling(self) -> str:
@@ -63,15 +64,7 @@ class Memory:
 
   def flops(self, config: ModelConfig, tokens: int) -> float:
     """About what a document of so many tokens costs."""
-    r = self.reading
-    return costs.memory_reading_flops(
-      config,
-      document_tokens=tokens,
-      chunk_tokens=r.chunk_tokens,
-      # Memories and questions are seldom as long as they may be.
-      turn_tokens=r.memory_tokens // 2,
-      response_tokens=r.memory_tokens // 2,
-    )
+    return costs.reading_estimate(config, self.reading, tokens)
 
   def answer(
     self, model: Model, examples: Sequence[Example], progress: Path | None

@@ -61,6 +61,8 @@ class Method(Protocol):
   sampling: str
   # Whether rows of a batch influence neither each other's bits nor shapes.
   independent_rows: bool
+  # Whether the model's weights are used here.
+  needs_params: bool
 
   def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
     """Documents of about so many tokens in a batch, `rows` at most."""

@@ -70,6 +70,7 @@ class OneTurn:
   seed: int = 0
 
   independent_rows = False
+  needs_params = True
 
   def __post_init__(self):
     for name, choices in (('context', CONTEXTS), ('extension', EXTENSIONS)):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 from pathlib import Path
@@ -96,23 +97,39 @@ def open_model(
   Raises:
     ValueError: unsupported or damaged; see `huggingface`, `gguf`, `tokenizer`.
   """
+  config, tokenizer, open_tensors = _open(path)
+  return config, tokenizer, open_tensors()
+
+
+def describe_model(name_or_dir: str | os.PathLike) -> Model:
+  """A model without params; a directory needs no weights for it.
+
+  Raises:
+    ValueError: as `load_model`.
+  """
+  config, tokenizer, _ = _open(resolve(name_or_dir))
+  return Model(str(name_or_dir), config, {}, tokenizer)
+
+
+def _open(path: Path):
+  """Config, tokenizer, and what opens the tensors."""
   if path.suffix == '.gguf':
     # The package behind it is slow to import, and directories do not need it.
     from memagent_jax.models import gguf
 
     source = gguf.GGUFModel(path)
-    config, read = source.config, source.read
+    config, open_tensors = source.config, lambda: source.read
     tokenizer = Tokenizer.from_gguf(source.metadata, str(path))
   else:
     config = huggingface.read_config(path)
-    read = huggingface.open_tensors(path, config)
+    open_tensors = functools.partial(huggingface.open_tensors, path, config)
     tokenizer = Tokenizer.from_directory(path)
   if tokenizer.vocab_size > config.vocab_size:
     raise ValueError(
       f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the embedding '
       f'{config.vocab_size} rows; they do not belong together.'
     )
-  return config, tokenizer, read
+  return config, tokenizer, open_tensors
 
 
 def default_model_dir(report: Callable[[str], None] = logging.info) -> Path:

@@ -1,0 +1,266 @@
+"""The same agent loop against any server with the OpenAI chat interface.
+
+    text -> ChunkStream -> one chat completion a turn -> memory as text -> answer
+
+Documents are read independently of each other, a bounded number at a time. What
+a server cannot answer after all retries is a failed row, not the end of the grid.
+"""
+
+import asyncio
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+from pathlib import Path
+import re
+import time
+from typing import Any
+
+from memagent_jax import costs
+from memagent_jax.data.chunks import ChunkStream
+from memagent_jax.data.examples import Example
+from memagent_jax.methods.method import Answered, Result, sampling_name
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.pretrained import Model
+from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
+from memagent_jax.rollout import ReadingConfig
+from memagent_jax.structs import EOS, FINISH_REASONS, LENGTH
+
+_FINISH = {'stop': FINISH_REASONS[EOS], 'length': FINISH_REASONS[LENGTH]}
+_FEED_CHARS = 65_536
+_THINKING = re.compile(r'<think>.*?(</think>|\Z)', re.DOTALL)
+_SAVE_EVERY_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Remote:
+  """Reads chunk by chunk with a model that a server has (vLLM, SGLang, llama.cpp).
+
+  The model of the grid gives tokenizer and config; its weights are not loaded.
+  Memories travel as text: a server takes no ids.
+  """
+
+  # Such as http://localhost:8000/v1.
+  base_url: str
+  # What the server calls its model.
+  served_model: str
+  template: Template = DEFAULT_TEMPLATE
+  reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
+  # Documents that are read at the same time.
+  concurrency: int = 8
+  # Of one request; waits grow from try to try.
+  max_retries: int = 4
+  timeout_seconds: float = 300.0
+  # Environment variable with the key, if the server wants one.
+  api_key_variable: str = 'OPENAI_API_KEY'
+
+  independent_rows = True
+  needs_params = False
+
+  def __post_init__(self):
+    if self.concurrency < 1 or self.max_retries < 0:
+      raise ValueError(
+        f'concurrency is {self.concurrency} and max_retries is '
+        f'{self.max_retries}; expected at least 1 and 0.'
+      )
+
+  @property
+  def sampling(self) -> str:
+    """Greedy, or temperature and top-p."""
+    return sampling_name(self.reading.temperature, self.reading.top_p)
+
+  def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
+    """All of them; `concurrency` says how many at a time."""
+    del config, tokens
+    return rows
+
+  def most_tokens(self) -> int | None:
+    """Any document is read."""
+    return None
+
+  def flops(self, config: ModelConfig, tokens: int) -> float:
+    """About what a document of so many tokens costs the server."""
+    return costs.reading_estimate(config, self.reading, tokens)
+
+  def answer(
+    self, model: Model, examples: Sequence[Example], progress: Path | None
+  ) -> Answered:
+    """Reads all documents; those that fail say why.
+
+    Raises:
+      ValueError: the package `openai` is missing.
+    """
+    try:
+      import openai
+    except ImportError as e:
+      raise ValueError(
+        "method Remote needs the package openai: pip install -e '.[remote]'."
+      ) from e
+    results, seconds = asyncio.run(
+      self._answer_all(openai, model, examples, progress)
+    )
+    return Answered(results, seconds)
+
+  async def _answer_all(self, openai, model, examples, progress):
+    saved = _Saved(progress)
+    seconds: list[float] = []
+    gate = asyncio.Semaphore(self.concurrency)
+    async with openai.AsyncOpenAI(
+      base_url=self.base_url,
+      # The package insists on a key; servers of one's own want none.
+      api_key=os.environ.get(self.api_key_variable) or 'none',
+      max_retries=self.max_retries,
+      timeout=self.timeout_seconds,
+    ) as client:
+
+      async def one(example: Example) -> Result:
+        async with gate:
+          row = _Row(self, client, model, example, saved, seconds)
+          try:
+            return await row.read()
+          except (
+            openai.OpenAIError,
+            json.JSONDecodeError,
+            _NoAnswerError,
+          ) as e:
+            return row.failed(f'{type(e).__name__}: {e}')
+
+      results = await asyncio.gather(*map(one, examples))
+    return results, seconds
+
+
+class _NoAnswerError(Exception):
+  """The server's reply is not what a chat completion is."""
+
+
+class _Saved:
+  """Where every document is, in a file that is written now and then."""
+
+  def __init__(self, path: Path | None):
+    self._path, self._at = path, time.perf_counter()
+    self.rows: dict[str, dict[str, Any]] = {}
+    if path is not None and path.exists():
+      self.rows = json.loads(path.read_text(encoding='utf-8'))
+
+  def put(self, name: str, state: dict[str, Any]) -> None:
+    self.rows[name] = state
+    now = time.perf_counter()
+    if self._path is not None and now - self._at > _SAVE_EVERY_SECONDS:
+      self._at = now
+      partial = self._path.with_suffix('.partial')
+      partial.write_text(json.dumps(self.rows), encoding='utf-8')
+      os.replace(partial, self._path)
+
+
+class _Row:
+  """One document on its way."""
+
+  def __init__(self, method: Remote, client, model, example, saved, seconds):
+    self._method, self._client, self._model = method, client, model
+    self._example, self._saved, self._seconds = example, saved, seconds
+    self._state = saved.rows.get(example.id) or {
+      'memory': method.template.empty_memory,
+      'fed_chars': 0,
+      'pending': [],
+      'unsettled': '',
+      'ended': False,
+      'turns': dict.fromkeys(_FINISH.values(), 0),
+      'tokens': 0,
+      'flops': 0.0,
+      'changes': [],
+    }
+    reading = method.reading
+    self._stream = ChunkStream(
+      model.tokenizer,
+      reading.chunk_tokens,
+      reading.chunk_cut,
+      pending=self._state['pending'],
+      tail=self._state['unsettled'],
+    )
+    if self._state['ended']:
+      self._stream.end()
+
+  async def read(self) -> Result:
+    """Reads what is left of the document, and answers."""
+    state, template = self._state, self._method.template
+    while chunk := self._next_chunk():
+      begun = time.perf_counter()
+      text = self._model.tokenizer.decode(chunk)
+      memory, finish = await self._ask(
+        template.memory_turn, self._method.reading.memory_tokens, chunk=text
+      )
+      self._seconds.append(time.perf_counter() - begun)
+      if memory != state['memory']:
+        change = {'chunk_index': sum(state['turns'].values()), 'chunk': text}
+        change |= {'memory': memory, 'finish_reason': finish}
+        state['changes'].append(change)
+      state['memory'] = memory
+      state['turns'][finish] += 1
+      state['tokens'] += len(chunk)
+      state['pending'] = self._stream.pending
+      state['unsettled'] = self._stream.tail
+      self._saved.put(self._example.id, state)
+    answer, finish = await self._ask(
+      template.answer_turn, self._method.reading.answer_tokens
+    )
+    return self._result(answer, finish)
+
+  def failed(self, why: str) -> Result:
+    """A row without an answer."""
+    return dataclasses.replace(self._result('', 'error'), error=why)
+
+  def _result(self, answer: str, finish: str) -> Result:
+    state = self._state
+    return Result(
+      answer=answer,
+      finish_reason=finish,
+      own_tokens=state['tokens'],
+      read_tokens=state['tokens'],
+      turns=state['turns'],
+      flops=state['flops'],
+      trace=state['changes'],
+    )
+
+  def _next_chunk(self) -> list[int]:
+    state, text = self._state, self._example.document
+    while not (chunk := self._stream.chunk()):
+      at = state['fed_chars']
+      if at < len(text):
+        self._stream.feed(text[at : at + _FEED_CHARS])
+        state['fed_chars'] = at + _FEED_CHARS
+      elif state['ended']:
+        return []
+      else:
+        self._stream.end()
+        state['ended'] = True
+    self._stream.take(chunk)
+    return chunk
+
+  async def _ask(self, turn: str, cap: int, **fields: str) -> tuple[str, str]:
+    """Text of a chat completion, thinking left out, and how it finished."""
+    fields |= {
+      'question': self._example.question,
+      'memory': self._state['memory'],
+    }
+    # All at once: a field's text may look like another field.
+    prompt = re.sub(r'\{(\w+)\}', lambda m: fields.get(m[1], m[0]), turn)
+    reading = self._method.reading
+    reply = await self._client.chat.completions.create(
+      model=self._method.served_model,
+      messages=[{'role': 'user', 'content': prompt}],
+      max_tokens=cap,
+      temperature=reading.temperature,
+      top_p=reading.top_p,
+      seed=reading.seed,
+    )
+    try:
+      (choice, *_) = reply.choices
+      text, finish = choice.message.content, _FINISH[choice.finish_reason]
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+      raise _NoAnswerError(f'{e!r} in the reply {str(reply)[:200]}') from e
+    usage = getattr(reply, 'usage', None)
+    if usage is not None:
+      self._state['flops'] += costs.turn_flops(
+        self._model.config, usage.prompt_tokens, usage.completion_tokens
+      )
+    return _THINKING.sub('', text or ''), finish
