@@ -5,6 +5,7 @@
 
 `extract` reads a needle from one chunk with an empty memory, `answer` reads a
 value from a given memory, `keep` holds a memory over a chunk without the needle.
+`read`, for a model without a memory, answers from a text in the memory's place.
 """
 
 import dataclasses
@@ -14,8 +15,8 @@ from memagent_jax.data import haystack, ruler, words
 from memagent_jax.data.examples import Demonstration
 from memagent_jax.data.haystack import Filler
 
-EXTRACT, ANSWER, KEEP = 'extract', 'answer', 'keep'
-SKILLS = (EXTRACT, ANSWER, KEEP)
+EXTRACT, ANSWER, KEEP, READ = 'extract', 'answer', 'keep', 'read'
+SKILLS = (EXTRACT, ANSWER, KEEP, READ)
 _FIRST_CHUNK_SHARE = 0.125
 
 
@@ -25,7 +26,7 @@ class SkillConfig:
 
   # Share of rows by skill; they need not sum to one.
   shares: tuple[tuple[str, float], ...] = ((EXTRACT, 0.7), (ANSWER, 0.3))
-  # Length of a chunk in characters, drawn uniformly.
+  # Length of a chunk, or of a text to read, in characters, drawn uniformly.
   min_chunk_chars: int = 80
   max_chunk_chars: int = 900
   # Share of chunks that lack the needle asked for.
@@ -36,8 +37,8 @@ class SkillConfig:
   uuid_share: float = 0.2
   # Most needles with other keys in a chunk; how many is drawn uniformly.
   max_distractors: int = 4
-  # Most keys that an extraction asks for together; how many is drawn uniformly.
-  # Many records in a row teach more than one.
+  # Most keys that an extraction or a reading asks for together; how many is drawn
+  # uniformly. Many records in a row teach more than one.
   max_keys: int = 1
   # What a memory says that knows nothing; the template's empty memory.
   nothing: str = 'none'
@@ -68,8 +69,8 @@ def demonstrate(
   if rng.random() < config.uuid_share:
     what, make = 'uuid', words.random_uuid
   absent = rng.random() < config.absent_share
-  if skill == EXTRACT:
-    return _extract(config, fillers, what, make, absent, rng)
+  if skill in (EXTRACT, READ):
+    return _find(config, skill, fillers, what, make, absent, rng)
   key, value = words.word_key(rng), make(rng)
   question, note = ruler.needle_question(what, key), _note(key, value)
   if skill == KEEP:
@@ -81,18 +82,21 @@ def demonstrate(
   return Demonstration(question, note, None, _boxed(value))
 
 
-def _extract(config, fillers, what, make, absent, rng) -> Demonstration:
-  """Notes of the keys asked for, in the question's order."""
+def _find(config, skill, fillers, what, make, absent, rng) -> Demonstration:
+  """Notes or values of the keys asked for, in the question's order."""
   keys = words.distinct(words.word_key, rng.randint(1, config.max_keys), rng)
   asked = [(key, make(rng)) for key in keys]
   hidden = _distractors(config, keys, make, rng)
-  response = f' {config.nothing}'
+  notes, values = f' {config.nothing}', config.nothing
   if not absent:
     hidden += asked
-    response = ''.join(_note(key, value) for key, value in asked)
+    notes = ''.join(_note(key, value) for key, value in asked)
+    values = ', '.join(value for _, value in asked)
   question = ruler.needles_question(what, keys)
   chunk = _chunk(config, fillers, hidden, what, rng)
-  return Demonstration(question, config.nothing, chunk, response)
+  if skill == READ:
+    return Demonstration(question, chunk.lstrip(), None, _boxed(values))
+  return Demonstration(question, config.nothing, chunk, notes)
 
 
 def _note(key: str, value: str) -> str:

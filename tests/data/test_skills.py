@@ -76,6 +76,20 @@ def test_answer_boxes_the_value_of_the_memory():
       assert m.response == f' \\boxed{{ {value}}}'
 
 
+def test_read_answers_from_a_text_in_the_memory_s_place():
+  made = many(only('read', max_keys=3, absent_share=0.2, uuid_share=0.0))
+  for m in made:
+    assert m.chunk is None and not m.memory.startswith(' ')
+    names = re.search(r'for (.+) mentioned', m.question).group(1)
+    values = [
+      value
+      for key in re.findall(r'[^\s,]+-[^\s,]+', names)
+      for value in re.findall(rf'for {key} is: (\d+)\.', m.memory)
+    ]
+    assert m.response == f' \\boxed{{ {", ".join(values) or "none"}}}'
+  assert 20 <= sum(m.response == r' \boxed{ none}' for m in made) <= 60
+
+
 def test_keep_holds_a_memory_over_a_chunk_without_the_needle():
   for m in many(only('keep'), 50):
     assert m.response == m.memory and key_of(m) in m.memory
@@ -130,7 +144,7 @@ def test_uuid_share():
 
 def test_bad_values_are_named():
   with pytest.raises(ValueError, match='choose from extract'):
-    SkillConfig(shares=(('read', 1.0),))
+    SkillConfig(shares=(('write', 1.0),))
   with pytest.raises(ValueError, match='skills none; choose'):
     SkillConfig(shares=())
   with pytest.raises(ValueError, match='from 9 to 5'):
