@@ -19,6 +19,9 @@ class OptimizerConfig:
   # `constant`, or `cosine` down to 0 over `decay_steps`.
   schedule: str = 'constant'
   decay_steps: int = 0
+  # Further cosines down to 0: (steps, share of learning_rate it begins at).
+  # Source: SGDR, arXiv 1608.03983.
+  restarts: tuple[tuple[int, float], ...] = ()
   beta1: float = 0.9
   beta2: float = 0.999
   epsilon: float = 1e-8
@@ -27,6 +30,7 @@ class OptimizerConfig:
   clip_norm: float = 1.0
 
   def __post_init__(self):
+    object.__setattr__(self, 'restarts', tuple(map(tuple, self.restarts)))
     if self.schedule not in SCHEDULES:
       raise ValueError(
         f'schedule is {self.schedule!r}; choose from {", ".join(SCHEDULES)}.'
@@ -35,6 +39,11 @@ class OptimizerConfig:
       raise ValueError(
         f'decay_steps {self.decay_steps} must exceed warmup_steps '
         f'{self.warmup_steps}.'
+      )
+    if self.restarts and self.schedule != 'cosine':
+      raise ValueError(
+        f'restarts are {self.restarts} and schedule is {self.schedule!r}; only '
+        'cosine has restarts.'
       )
 
 
@@ -50,12 +59,22 @@ class TrainState(struct.PyTreeNode):
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
   """Learning rate by update."""
   if config.schedule == 'cosine':
-    return optax.warmup_cosine_decay_schedule(
-      0.0,
-      config.learning_rate,
-      config.warmup_steps,
-      config.decay_steps,
-    )
+    begin, begins = config.decay_steps, []
+    schedules = [
+      optax.warmup_cosine_decay_schedule(
+        0.0,
+        config.learning_rate,
+        config.warmup_steps,
+        config.decay_steps,
+      )
+    ]
+    for steps, share in config.restarts:
+      begins.append(begin)
+      schedules.append(
+        optax.cosine_decay_schedule(share * config.learning_rate, steps)
+      )
+      begin += steps
+    return optax.join_schedules(schedules, begins)
   return optax.schedules.join_schedules(
     [
       optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),

@@ -78,8 +78,26 @@ def test_schedules():
   )
 
 
+def test_a_restart_begins_where_the_cosine_before_it_ended():
+  cosine = train_state.learning_rate(
+    dataclasses.replace(
+      CONFIG,
+      schedule='cosine',
+      decay_steps=10,
+      restarts=[(8, 0.5), (4, 0.2)],
+    )
+  )
+  np.testing.assert_allclose(
+    [cosine(i) for i in (6, 10, 14, 18, 20, 22, 30)],
+    [0.05, 0.05, 0.025, 0.02, 0.01, 0, 0],
+    atol=1e-8,
+  )
+
+
 def test_bad_values_are_named():
   with pytest.raises(ValueError, match='choose from constant, cosine'):
     OptimizerConfig(schedule='linear')
   with pytest.raises(ValueError, match=r'decay_steps 0 must exceed .* 20'):
     OptimizerConfig(schedule='cosine')
+  with pytest.raises(ValueError, match='only cosine has restarts'):
+    OptimizerConfig(restarts=((9, 0.5),))
