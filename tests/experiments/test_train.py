@@ -91,11 +91,11 @@ def error_of(tmp_path, tiny_model_dir):
       'training rollouts have temperature 0.0',
     ),
     (
-      'needle_documents.needle_documents.tasks_and_rates = {}',
+      'learned/needle_documents.needle_documents.tasks_and_rates = {}',
       'tasks none; choose from niah_single_1',
     ),
     (
-      "needle_documents.needle_documents.tasks_and_rates = {'niah': 1.0}",
+      "learned/needle_documents.needle_documents.tasks_and_rates = {'niah': 1.0}",
       "tasks ['niah']; choose from niah_single_1",
     ),
     (
