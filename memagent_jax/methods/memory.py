@@ -1,6 +1,6 @@
 """The memory agent as a method: many documents side by side, of any length.
 
-    texts -> a ChunkStream a row -> windows of chunk slots -> rollout.read
+    texts -> a DocumentStream a row -> windows of chunk slots -> rollout.read
       -> memories, traces, health; now and then progress.json -> rollout.answer
 
 A killed reading goes on at the last window whose progress was saved.
@@ -19,27 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import costs, decode, prompts, rollout, trajectories
-from memagent_jax.data.chunks import ChunkStream
 from memagent_jax.data.examples import Example
-from memagent_jax.methods.method import Answered, Result, sampling_name
-from memagent_jax.models.configs import ModelConfig
+from memagent_jax.methods.chunked import ChunkMethod, DocumentStream
+from memagent_jax.methods.method import Answered, Result
 from memagent_jax.models.pretrained import Model
-from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.rollout import AgentConfig, ReadingConfig
 from memagent_jax.structs import FINISH_REASONS, LENGTH, Tokens, Turns
 
-# Text that a row's stream is given at a time.
-_FEED_CHARS = 65_536
 # Changes of a memory that a trace keeps at either end.
 _TRACED_CHANGES = 40
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class Memory(ChunkMethod):
   """Reads chunk by chunk and answers from the memory."""
 
-  template: Template = DEFAULT_TEMPLATE
-  reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
   # Chunk slots of one call on the device.
   window_chunks: int = 8
   # Least time between two saves of the progress.
@@ -47,24 +41,6 @@ class Memory:
 
   independent_rows = False
   needs_params = True
-
-  @property
-  def sampling(self) -> str:
-    """Greedy, or temperature and top-p."""
-    return sampling_name(self.reading.temperature, self.reading.top_p)
-
-  def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
-    """All of them: the length of a document costs no memory."""
-    del config, tokens
-    return rows
-
-  def most_tokens(self) -> int | None:
-    """Any document is read."""
-    return None
-
-  def flops(self, config: ModelConfig, tokens: int) -> float:
-    """About what a document of so many tokens costs."""
-    return costs.reading_estimate(config, self.reading, tokens)
 
   def answer(
     self, model: Model, examples: Sequence[Example], progress: Path | None
@@ -89,7 +65,7 @@ class Memory:
       _Row(
         agent,
         model.tokenizer,
-        self.reading.chunk_cut,
+        self.reading,
         example,
         int(question_tokens),
         state,
@@ -153,11 +129,8 @@ class _Progress:
   """Where a document's reading is, and what its memory did; JSON-able."""
 
   memory_ids: list[int]
-  # Of the text: characters that the stream was given, and what it holds back.
-  fed_chars: int = 0
-  pending: list[int] = dataclasses.field(default_factory=list)
-  unsettled: str = ''
-  ended: bool = False
+  # Of the document's stream.
+  stream: dict[str, Any] | None = None
   # Turns by finish reason, and how many left the memory as it was.
   turns: dict[str, int] = dataclasses.field(
     default_factory=lambda: dict.fromkeys(FINISH_REASONS[:2], 0)
@@ -182,7 +155,7 @@ class _Row:
     self,
     agent: AgentConfig,
     tokenizer,
-    cut: str,
+    reading: ReadingConfig,
     example: Example,
     question_tokens: int,
     progress: _Progress | None = None,
@@ -190,41 +163,20 @@ class _Row:
     self._agent, self._tokenizer = agent, tokenizer
     self._example, self._question_tokens = example, question_tokens
     self._progress = progress or _Progress(list(agent.prompts.empty_memory))
-    self._stream = ChunkStream(
-      tokenizer,
-      agent.chunk_tokens,
-      cut,
-      pending=self._progress.pending,
-      tail=self._progress.unsettled,
+    self._stream = DocumentStream(
+      tokenizer, reading, example.document, self._progress.stream
     )
-    if self._progress.ended:
-      self._stream.end()
 
   @property
   def progress(self) -> _Progress:
     """As it is now; a reading that starts from it goes on here."""
-    return dataclasses.replace(
-      self._progress,
-      pending=self._stream.pending,
-      unsettled=self._stream.tail,
-    )
+    return dataclasses.replace(self._progress, stream=self._stream.state())
 
   def next_chunks(self, count: int) -> list[list[int]]:
     """The next chunks, fewer at the end of the document."""
-    p, text = self._progress, self._example.document
     chunks: list[list[int]] = []
-    while len(chunks) < count:
-      if chunk := self._stream.chunk():
-        self._stream.take(chunk)
-        chunks.append(chunk)
-      elif p.fed_chars < len(text):
-        self._stream.feed(text[p.fed_chars : p.fed_chars + _FEED_CHARS])
-        p.fed_chars += _FEED_CHARS
-      elif p.ended:
-        break
-      else:
-        self._stream.end()
-        p.ended = True
+    while len(chunks) < count and (chunk := self._stream.next()):
+      chunks.append(chunk)
     return chunks
 
   def add(

@@ -1,6 +1,6 @@
 """The same agent loop against any server with the OpenAI chat interface.
 
-    text -> ChunkStream -> one chat completion a turn -> memory as text -> answer
+    text -> DocumentStream -> one chat completion a turn -> memory as text -> answer
 
 Documents are read independently of each other, a bounded number at a time. What
 a server cannot answer after all retries is a failed row, not the end of the grid.
@@ -17,23 +17,19 @@ import time
 from typing import Any
 
 from memagent_jax import costs
-from memagent_jax.data.chunks import ChunkStream
 from memagent_jax.data.examples import Example
-from memagent_jax.methods.method import Answered, Result, sampling_name
-from memagent_jax.models.configs import ModelConfig
+from memagent_jax.methods.chunked import ChunkMethod, DocumentStream
+from memagent_jax.methods.method import Answered, Result
 from memagent_jax.models.pretrained import Model
-from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
-from memagent_jax.rollout import ReadingConfig
 from memagent_jax.structs import EOS, FINISH_REASONS, LENGTH
 
 _FINISH = {'stop': FINISH_REASONS[EOS], 'length': FINISH_REASONS[LENGTH]}
-_FEED_CHARS = 65_536
 _THINKING = re.compile(r'<think>.*?(</think>|\Z)', re.DOTALL)
 _SAVE_EVERY_SECONDS = 10.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Remote:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remote(ChunkMethod):
   """Reads chunk by chunk with a model that a server has (vLLM, SGLang, llama.cpp).
 
   The model of the grid gives tokenizer and config; its weights are not loaded.
@@ -44,8 +40,6 @@ class Remote:
   base_url: str
   # What the server calls its model.
   served_model: str
-  template: Template = DEFAULT_TEMPLATE
-  reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
   # Documents that are read at the same time.
   concurrency: int = 8
   # Of one request; waits grow from try to try.
@@ -63,24 +57,6 @@ class Remote:
         f'concurrency is {self.concurrency} and max_retries is '
         f'{self.max_retries}; expected at least 1 and 0.'
       )
-
-  @property
-  def sampling(self) -> str:
-    """Greedy, or temperature and top-p."""
-    return sampling_name(self.reading.temperature, self.reading.top_p)
-
-  def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
-    """All of them; `concurrency` says how many at a time."""
-    del config, tokens
-    return rows
-
-  def most_tokens(self) -> int | None:
-    """Any document is read."""
-    return None
-
-  def flops(self, config: ModelConfig, tokens: int) -> float:
-    """About what a document of so many tokens costs the server."""
-    return costs.reading_estimate(config, self.reading, tokens)
 
   def answer(
     self, model: Model, examples: Sequence[Example], progress: Path | None
@@ -160,30 +136,20 @@ class _Row:
     self._example, self._saved, self._seconds = example, saved, seconds
     self._state = saved.rows.get(example.id) or {
       'memory': method.template.empty_memory,
-      'fed_chars': 0,
-      'pending': [],
-      'unsettled': '',
-      'ended': False,
+      'stream': None,
       'turns': dict.fromkeys(_FINISH.values(), 0),
       'tokens': 0,
       'flops': 0.0,
       'changes': [],
     }
-    reading = method.reading
-    self._stream = ChunkStream(
-      model.tokenizer,
-      reading.chunk_tokens,
-      reading.chunk_cut,
-      pending=self._state['pending'],
-      tail=self._state['unsettled'],
+    self._stream = DocumentStream(
+      model.tokenizer, method.reading, example.document, self._state['stream']
     )
-    if self._state['ended']:
-      self._stream.end()
 
   async def read(self) -> Result:
     """Reads what is left of the document, and answers."""
     state, template = self._state, self._method.template
-    while chunk := self._next_chunk():
+    while chunk := self._stream.next():
       begun = time.perf_counter()
       text = self._model.tokenizer.decode(chunk)
       memory, finish = await self._ask(
@@ -197,8 +163,7 @@ class _Row:
       state['memory'] = memory
       state['turns'][finish] += 1
       state['tokens'] += len(chunk)
-      state['pending'] = self._stream.pending
-      state['unsettled'] = self._stream.tail
+      state['stream'] = self._stream.state()
       self._saved.put(self._example.id, state)
     answer, finish = await self._ask(
       template.answer_turn, self._method.reading.answer_tokens
@@ -220,21 +185,6 @@ class _Row:
       flops=state['flops'],
       trace=state['changes'],
     )
-
-  def _next_chunk(self) -> list[int]:
-    state, text = self._state, self._example.document
-    while not (chunk := self._stream.chunk()):
-      at = state['fed_chars']
-      if at < len(text):
-        self._stream.feed(text[at : at + _FEED_CHARS])
-        state['fed_chars'] = at + _FEED_CHARS
-      elif state['ended']:
-        return []
-      else:
-        self._stream.end()
-        state['ended'] = True
-    self._stream.take(chunk)
-    return chunk
 
   async def _ask(self, turn: str, cap: int, **fields: str) -> tuple[str, str]:
     """Text of a chat completion, thinking left out, and how it finished."""

@@ -71,10 +71,10 @@ def server(reply):
   web = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
   threading.Thread(target=web.serve_forever, daemon=True).start()
   method = Remote(
-    f'http://127.0.0.1:{web.server_port}/v1',
-    'm',
-    TEMPLATE,
-    READING,
+    base_url=f'http://127.0.0.1:{web.server_port}/v1',
+    served_model='m',
+    template=TEMPLATE,
+    reading=READING,
     max_retries=1,
     timeout_seconds=5.0,
   )
@@ -183,7 +183,13 @@ def test_a_server_that_hangs_is_given_up(model):
 
 
 def test_no_server_is_a_failed_row(model):
-  method = Remote('http://127.0.0.1:9', 'm', TEMPLATE, READING, max_retries=0)
+  method = Remote(
+    base_url='http://127.0.0.1:9',
+    served_model='m',
+    template=TEMPLATE,
+    reading=READING,
+    max_retries=0,
+  )
   (result,) = method.answer(model, [example(0, 'abc')], None).results
   assert 'APIConnectionError' in result.error
 
@@ -229,4 +235,4 @@ def test_a_killed_reading_goes_on(model, tmp_path, monkeypatch):
 
 def test_settings_that_make_no_sense_are_refused():
   with pytest.raises(ValueError, match='concurrency is 0'):
-    Remote('http://x', 'm', concurrency=0)
+    Remote(base_url='http://x', served_model='m', concurrency=0)
