@@ -309,7 +309,14 @@ class _Runner:
     (self._workdir / path).parent.mkdir(parents=True, exist_ok=True)
     row_log.rewrite(
       self._workdir / path,
-      [{'question': example.question, 'answer': result.answer}, *result.trace],
+      [
+        {
+          'question': example.question,
+          'answer': result.answer,
+          'caps': dict(result.caps),
+        },
+        *result.trace,
+      ],
     )
     return str(path)
 

@@ -21,7 +21,8 @@ from typing import Any, TextIO
 
 from memagent_jax import row_log
 
-Turn = Mapping[str, Any]  # the fields of `reader.Turn`
+# The fields of `reader.Turn`; seconds and thought_tokens may be left out.
+Turn = Mapping[str, Any]
 
 # Turns that are always on the page, at each end, and changed ones between.
 _END_TURNS = 200
@@ -180,12 +181,14 @@ def _summary(header: Mapping[str, Any]) -> str:
   config = header['config']
   facts = [
     f'{header["tokens_read"]:,} tokens in {header["chunks_read"]:,} chunks',
-    f'{header["seconds"]:,} s',
     f'chunks of {config["chunk_tokens"]:,} tokens',
     f'memory of {config["memory_tokens"]:,} tokens',
     header['model'],
-    header['date'],
   ]
+  if 'seconds' in header:
+    facts.append(f'{header["seconds"]:,} s')
+  if 'date' in header:
+    facts.append(header['date'])
   items = ''.join(f'<li>{_escape(fact)}</li>' for fact in facts)
   name = _escape(os.path.basename(str(header['document'])) or '-')
   return f'<header><h1>{name}</h1><ul class="facts">{items}</ul></header><main>'
@@ -240,9 +243,10 @@ def _turn(turn: Turn, before: str) -> str:
   )
   if turn['finish_reason'] == 'length':
     facts += ', <b class="cut">cut at the cap</b>'
-  if turn['thought_tokens']:
+  if turn.get('thought_tokens'):
     facts += f', {turn["thought_tokens"]} thinking tokens dropped'
-  facts += f', {turn["seconds"]:.1f} s'
+  if 'seconds' in turn:
+    facts += f', {turn["seconds"]:.1f} s'
   return (
     f'<article><h3>Chunk {turn["chunk_index"] + 1}</h3>'
     f'<p class="quiet">{facts}</p><div class="pair">'

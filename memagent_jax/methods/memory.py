@@ -218,7 +218,9 @@ class _Row:
     change = {
       'chunk_index': number,
       'chunk': self._tokenizer.decode(chunk),
+      'chunk_tokens': len(chunk),
       'memory': memory,
+      'memory_ids': list(ids),
       'finish_reason': finish,
     }
     if len(p.first_changes) < _TRACED_CHANGES:
@@ -255,6 +257,10 @@ class _Row:
         'evidence_kept': p.kept,
       },
       trace=[*p.first_changes, *p.last_changes],
+      caps={
+        'chunk_tokens': agent.chunk_tokens,
+        'memory_tokens': agent.memory.max_tokens,
+      },
     )
 
 

@@ -33,8 +33,10 @@ class Result:
   health: Mapping[str, float | int | bool | None] = dataclasses.field(
     default_factory=dict
   )
-  # What happened, as JSON-able lines.
+  # Turns that changed the memory, with the fields that `trace.write_page` wants.
   trace: Sequence[Mapping[str, Any]] = ()
+  # Its caps by name, chunk_tokens and memory_tokens.
+  caps: Mapping[str, int] = dataclasses.field(default_factory=dict)
   error: str = ''
 
 

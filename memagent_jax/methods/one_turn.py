@@ -151,7 +151,6 @@ class OneTurn:
           read_tokens=read,
           turns={},
           flops=costs.turn_flops(config, len(ids), int(response.length_N[n])),
-          trace=[{'prompt_tokens': len(ids), 'document_tokens_read': read}],
         )
         for n, (text, (ids, own, read)) in enumerate(
           zip(texts, made, strict=True)

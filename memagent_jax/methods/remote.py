@@ -159,6 +159,8 @@ class _Row:
       if memory != state['memory']:
         change = {'chunk_index': sum(state['turns'].values()), 'chunk': text}
         change |= {'memory': memory, 'finish_reason': finish}
+        change['chunk_tokens'] = len(chunk)
+        change['memory_ids'] = self._model.tokenizer.encode(memory)
         state['changes'].append(change)
       state['memory'] = memory
       state['turns'][finish] += 1
@@ -184,6 +186,10 @@ class _Row:
       turns=state['turns'],
       flops=state['flops'],
       trace=state['changes'],
+      caps={
+        'chunk_tokens': self._method.reading.chunk_tokens,
+        'memory_tokens': self._method.reading.memory_tokens,
+      },
     )
 
   async def _ask(self, turn: str, cap: int, **fields: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@
 Renders whatever rows there are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import csv
 import html
 import io
@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from memagent_jax import grid_rows
+from memagent_jax import grid_rows, row_log, trace
 from memagent_jax.report import figures
 from memagent_jax.report import series as series_lib
 from memagent_jax.report.series import ALL_TASKS, Point, Series
@@ -87,7 +87,7 @@ def write(
     parts += [f'<h2>{html.escape(heading)}</h2>', _html_table(table)]
     parts.append(f'<p class="quiet">{html.escape(_BOOTSTRAP_NOTE)}</p>')
     tables.append(f'## {heading}\n\n{markdown(table)}')
-  parts.append(_failures(rows))
+  parts.append(_failures(workdir, folder, rows))
   (folder / 'tables.md').write_text('\n'.join(tables), encoding='utf-8')
   _write_points(folder / 'points.csv', rows)
   path = folder / 'report.html'
@@ -354,11 +354,11 @@ def _comparison(rows, others) -> Table:
   return lines
 
 
-def _failures(rows: Sequence[Mapping]) -> str:
+def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
   """The wrong answers, longest documents first, with links to their traces."""
   wrong = sorted(
     (row for row in rows if row['score'] < 1),
-    key=lambda row: (-row['score'] * 0, -row['tokens'], row['id']),
+    key=lambda row: (-row['tokens'], row['model'], row['method'], row['id']),
   )
   parts = [
     f'<h2>Wrong answers</h2><p class="quiet">{len(wrong):,} of {len(rows):,} rows; '
@@ -371,10 +371,11 @@ def _failures(rows: Sequence[Mapping]) -> str:
     '<th>method</th><th>tokens</th><th>answer</th><th>expected</th><th>finish</th>'
     '<th>trace</th></tr></thead><tbody>'
   )
-  for row in wrong[:_SHOWN_FAILURES]:
+  for number, row in enumerate(wrong[:_SHOWN_FAILURES]):
     link = '-'
-    if row['trace']:
-      target = html.escape(f'../{row["trace"]}', quote=True)
+    if row['trace'] and (workdir / row['trace']).exists():
+      target = f'memories_{number}.html'
+      _memory_page(folder / target, row, row_log.read(workdir / row['trace']))
       link = f'<a href="{target}">memories</a>'
     cells = [
       row['id'],
@@ -389,6 +390,22 @@ def _failures(rows: Sequence[Mapping]) -> str:
     parts.append(f'<tr>{shown}<td>{link}</td></tr>')
   parts.append('</tbody></table></div>')
   return '\n'.join(parts)
+
+
+def _memory_page(path: Path, row: Mapping, lines: Iterator[dict]) -> None:
+  """The changes of one row's memory, beside the chunks that made them."""
+  first = next(lines)
+  header = {
+    'document': row['id'].replace('/', ' '),
+    'questions': [first['question']],
+    'tokens_read': row['read_tokens'],
+    'chunks_read': sum(row['turns'].values()),
+    'config': first['caps'],
+    'model': f'{row["model"]}, {row["method"]}; expected {row["answers"]}',
+    'interrupted': False,
+  }
+  turns = ({'question_index': 0} | line for line in lines)
+  trace.write_page(path, header, [{'answer': first['answer']}], turns)
 
 
 def _brief(told: str) -> str:

@@ -25,6 +25,14 @@ def workdir(tmp_path):
     row('after', 1000, 9, sampling='temperature 0.7, top-p 0.95', score=0.5),
   ]
   row_log.append(tmp_path / 'rows.jsonl', made)
+  change = {'chunk_index': 3, 'chunk': 'It is <4>.', 'chunk_tokens': 5}
+  change |= {'memory': 'is 4', 'memory_ids': [1, 2], 'finish_reason': 'eos'}
+  caps = {'chunk_tokens': 8, 'memory_tokens': 4}
+  (tmp_path / 'traces').mkdir()
+  row_log.append(
+    tmp_path / 'traces' / 'x.jsonl',
+    [{'question': 'What?', 'answer': 'four', 'caps': caps}, change],
+  )
   row_log.append(
     tmp_path / 'timings.jsonl',
     [timing(m, s) for m in ('before <1>', 'after') for s in (1000, 4000)],
@@ -49,8 +57,11 @@ def test_the_page_has_it_all_inside(workdir):
     assert expected in text
   assert 'before <1>' not in text
   assert 'src=' not in text and 'url(http' not in text
-  assert '<a href="../traces/x.jsonl">' in text
   folder = path.parent
+  assert '<a href="memories_0.html">' in text
+  memories = (folder / 'memories_0.html').read_text(encoding='utf-8')
+  assert 'Chunk 4' in memories and 'It is &lt;<mark>4</mark>&gt;.' in memories
+  assert 'What?' in memories and 'memory of 4 tokens' in memories
   for name in ('accuracy', 'cost', 'chunk_cost', 'depth_0'):
     assert (folder / f'{name}.png').read_bytes().startswith(b'\x89PNG')
     assert (folder / f'{name}.svg').exists()
