@@ -146,6 +146,7 @@ def test_processes_and_shards_make_the_same_rows(grid_file, tmp_path):
   assert rows == (whole / 'rows.jsonl').read_bytes()
 
 
+@pytest.mark.slow
 def test_a_report_of_a_part_and_a_seed_of_ones_own(
   grid_file, tmp_path, run_command
 ):

@@ -96,7 +96,9 @@ def reference(variant, q_TxHxD, k_TxJxD, v_TxJxD):
 
 
 # 150 and 300 tokens are three and six windows; 300 also are several blocks.
-@pytest.mark.parametrize('length', [1, WINDOW, 150, 300])
+@pytest.mark.parametrize(
+  'length', [1, WINDOW, 150, pytest.param(300, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('name', VARIANTS)
 def test_prefill_equals_the_reference(name, length):
   rng = np.random.default_rng(length)
