@@ -1,6 +1,7 @@
 """Likelihood of a text given memories, against plain forward passes."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -36,21 +37,28 @@ def config(tmp_path):
   )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def log_probs(config, params, ids_1xT, length_1):
+  """Of every next token, [T, V]."""
+  hidden, _ = Decoder(config).apply(
+    {'params': params},
+    ids_1xT,
+    jnp.arange(ids_1xT.shape[1])[None],
+    rope.frequencies(config, length_1),
+  )
+  logits = Decoder(config).apply(
+    {'params': params}, hidden[0], method=Decoder.logits
+  )
+  return jax.nn.log_softmax(logits)
+
+
 def score(model, prompt_ids, chunk_ids):
   """Mean log-probability of chunk_ids behind prompt_ids, by one forward pass."""
-  ids = jnp.asarray([*prompt_ids, *chunk_ids])[None]
-  at = jnp.arange(ids.shape[1])[None]
-  hidden, _ = Decoder(model.config).apply(
-    {'params': model.params},
-    ids,
-    at,
-    rope.frequencies(model.config, jnp.array([ids.shape[1]])),
-  )
-  logits = Decoder(model.config).apply(
-    {'params': model.params}, hidden[0], method=Decoder.logits
-  )
-  logprob = jax.nn.log_softmax(logits)[len(prompt_ids) - 1 : -1]
-  return float(logprob[np.arange(len(chunk_ids)), np.asarray(chunk_ids)].mean())
+  ids = [*prompt_ids, *chunk_ids]
+  padded = jnp.asarray(ids + [0] * (128 - len(ids)))[None]
+  found = log_probs(model.config, model.params, padded, jnp.array([len(ids)]))
+  rows = np.arange(len(prompt_ids) - 1, len(ids) - 1)
+  return float(np.asarray(found)[rows, np.asarray(chunk_ids)].mean())
 
 
 def test_scores_are_those_of_the_prompt_up_to_the_chunk(model, config):

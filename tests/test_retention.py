@@ -15,9 +15,6 @@ from memagent_jax.rollout import ReadingConfig
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / 'experiments/tiny/warmup'
-pytestmark = pytest.mark.skipif(
-  not MODEL.exists(), reason='the tiny warm-up checkpoint is not shipped yet'
-)
 # Of gin_configs/tasks/tiny_needles.gin.
 TEMPLATE = prompts.Template(
   '{question}\nMemory: {memory}\n{chunk}\nNew memory:',

@@ -109,8 +109,12 @@ def test_long_texts_are_cut_but_with_full(run):
       ['--gin_bindings=experience.RolloutConfig.rollout = 2'],
       r"error: .*doesn't have a parameter named 'rollout'",
     ),
-    ([], "error: model 'none': no such name or path; "),
-    (
+    pytest.param(
+      [],
+      "error: model 'none': no such name or path; ",
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
       [
         'MODEL',
         '--gin_file=gin_configs/runs/supervised_jsonl.gin',
@@ -118,6 +122,7 @@ def test_long_texts_are_cut_but_with_full(run):
         '--gin_bindings=demonstrations.Mix.response_tokens = 200',
       ],
       "error: the run's source is Demonstrations, which samples nothing; exp",
+      marks=pytest.mark.slow,
     ),
   ],
 )

@@ -22,6 +22,7 @@ def run(run_command, tmp_path):
 SMALL = ('--task=niah_multikey_1', '--tokenizer=bytes', '--tokens=3000')
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_workers(run, tmp_path):
   run(*SMALL, '--num_examples=5', '--out=one.jsonl', '--notfrecord')
   run(
@@ -94,14 +95,20 @@ def test_own_documents_are_checked_and_estimated(run, tmp_path):
   ('flags', 'message'),
   [
     (('--task=niah', '--out=x'), 'choose from niah_single_1'),
-    ((*SMALL[:2], '--tokens=300', '--out=x'), 'leave no room'),
-    (
-      ('--task=qa_2', '--tokenizer=bytes', '--hotpotqa=none', '--out=x'),
-      'none: no such file',
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ((*SMALL[:2], '--tokens=300', '--out=x'), 'leave no room'),
+        (
+          ('--task=qa_2', '--tokenizer=bytes', '--hotpotqa=none', '--out=x'),
+          'none: no such file',
+        ),
+        ((*SMALL, '--num_examples=0', '--out=x'), 'must be at least 1'),
+        (('--validate=none.jsonl',), 'no such file'),
+        ((*SMALL, '--essays=nowhere', '--out=x'), 'nowhere: no such file'),
+        (('--task=own', '--out=x'), 'own documents are not made'),
+      )
     ),
-    ((*SMALL, '--num_examples=0', '--out=x'), 'must be at least 1'),
-    (('--validate=none.jsonl',), 'no such file'),
-    ((*SMALL, '--essays=nowhere', '--out=x'), 'nowhere: no such file'),
   ],
 )
 def test_bad_input_is_one_clear_line(run, flags, message):

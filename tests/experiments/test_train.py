@@ -143,7 +143,11 @@ def test_a_workdir_of_another_run(error_of, tmp_path, tiny_tokenizer):
   ('flag', 'message'),
   [
     ('--gin_bindings=trainer.train.sed = 2', "parameter named 'sed'"),
-    ('--gin_bindings=experience.RolloutConfig.rollouts = 1', 'rollouts is 1'),
+    pytest.param(
+      '--gin_bindings=experience.RolloutConfig.rollouts = 1',
+      'rollouts is 1',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_command_ends_with_one_line(
