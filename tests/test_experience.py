@@ -317,9 +317,9 @@ def test_log_probs_of_reference_and_trainer(model, monkeypatch):
 
 def test_a_later_temperature_is_that_of_sampler_and_trainer(model):
   source = tiny_runs.rollouts(
-    model, old_log_probs='trainer', later_temperatures=[(2, 3.0), (5, 0.5)]
+    model, old_log_probs='trainer', later_temperatures=[(1, 3.0), (3, 0.5)]
   )
-  for step, temperature in enumerate([1.0, 1.0, 3.0, 3.0, 3.0, 0.5]):
+  for step, temperature in ((0, 1.0), (1, 3.0), (2, 3.0), (3, 0.5)):
     experience = source.next(step, model.params)
     assert experience.metrics['temperature'] == temperature
     assert experience.objective.temperature == temperature

@@ -137,6 +137,7 @@ def test_a_text_within_the_window_is_read_plainly(
   assert seen[0][0] == model.config
 
 
+@pytest.mark.slow
 def test_beyond_the_window_each_extension_is_its_own(model, monkeypatch):
   seen = watch(monkeypatch)
   document = example(letters(400))
