@@ -1,6 +1,7 @@
 """Attention variants against a NumPy reference that knows distances only."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,7 @@ def test_prefill_equals_the_reference(name, length):
   np.testing.assert_allclose(got[0], want, rtol=0, atol=1e-5)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def hidden(variant, params, ids_NxT):
   lengths = jnp.full((ids_NxT.shape[0],), ids_NxT.shape[1])
   return Decoder(variant).apply(
@@ -143,9 +145,9 @@ def params():
 @pytest.mark.parametrize('name', VARIANTS)
 def test_a_text_within_the_window_is_read_as_by_plain_attention(name, params):
   ids = jax.random.randint(jax.random.key(1), (2, WINDOW), 0, 61)
-  np.testing.assert_allclose(
-    hidden(config(name), params, ids), hidden(PLAIN, params, ids), atol=2e-5
-  )
+  got, plain = hidden(config(name), params, ids), hidden(PLAIN, params, ids)
+  # Rounding, relative to the largest state: views are summed up apart.
+  assert np.abs(got - plain).max() < 1e-5 * np.abs(plain).max()
 
 
 @pytest.mark.parametrize('name', ['dual chunk', 'sinks'])
@@ -153,7 +155,8 @@ def test_one_token_beyond_the_window_it_is_not(name, params):
   ids = jax.random.randint(jax.random.key(1), (2, WINDOW + 1), 0, 61)
   got = hidden(config(name), params, ids)
   plain = hidden(PLAIN, params, ids)
-  np.testing.assert_allclose(got[:, :WINDOW], plain[:, :WINDOW], atol=2e-5)
+  within = np.abs(got[:, :WINDOW] - plain[:, :WINDOW]).max()
+  assert within < 1e-5 * np.abs(plain).max()
   assert np.abs(got[:, WINDOW] - plain[:, WINDOW]).max() > 1e-3
 
 
