@@ -68,7 +68,7 @@ def parse() -> str:
       f'{", ".join(GIN_FILE.value)}: nothing to start; expected a file that '
       'binds runs.run.start, as those of gin_configs/runs.'
     )
-  return gin.config_str()
+  return _config_text()
 
 
 def bound(argument: str) -> Any:
@@ -89,6 +89,18 @@ def bound(argument: str) -> Any:
       f'{", ".join(bindings) or "nothing"}.'
     )
   return copy.deepcopy(bindings[argument])
+
+
+def _config_text() -> str:
+  """All bindings; the same text in every process that reads the same files."""
+  # gin keeps imports in a set: of a module that is imported under two names, the
+  # text would have one by chance.
+  imports = gin.config._IMPORTS
+  gin.config._IMPORTS = sorted(imports, key=lambda line: line.format())
+  try:
+    return gin.config_str()
+  finally:
+    gin.config._IMPORTS = imports
 
 
 @contextlib.contextmanager

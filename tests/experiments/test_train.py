@@ -7,7 +7,7 @@ from absl.testing import flagsaver
 import gin
 import pytest
 
-from experiments import train
+from experiments import runs, train
 from memagent_jax import train_state
 from memagent_jax.checkpoint import Checkpoints
 from memagent_jax.train_state import OptimizerConfig
@@ -40,6 +40,26 @@ def test_the_answer_only_run_changes_one_thing():
   ]
   assert "include 'gin_configs/runs/tiny_grpo.gin'" in text
   assert bindings == ['experience.RolloutConfig.learn_memory_turns = False']
+
+
+def test_a_configuration_is_one_text_whatever_the_order_of_its_imports(
+  tmp_path, monkeypatch
+):
+  # Gin's set of imports is ordered by hashes, which differ between processes.
+  path = tmp_path / 'two_names.gin'
+  path.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'import memagent_jax.grpo\n'
+    'import memagent_jax.grpo as objective\n'
+    'memagent_jax.grpo.GrpoConfig.clip_low = 0.1\n'
+  )
+  gin.parse_config_file(str(path))
+  imports = list(gin.config._IMPORTS)
+  texts = set()
+  for order in (imports, imports[::-1]):
+    monkeypatch.setattr(gin.config, '_IMPORTS', order)
+    texts.add(runs._config_text())
+  assert len(texts) == 1
 
 
 # --- What is wrong is said ----------------------------------------------------
