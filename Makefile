@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OUT := demo_output
+# Tests compile more than they compute.
+QUICK_COMPILES := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .PHONY: demo test test-slow lint
 
@@ -20,7 +22,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo '== tests (the slow ones: make test-slow)'
-	$(PY) -m pytest --numprocesses=2 --dist=worksteal
+	$(QUICK_COMPILES) $(PY) -m pytest --numprocesses=2 --dist=worksteal
 
 test-slow: $(INSTALLED)
 	@echo '== slow tests'

@@ -6,9 +6,12 @@
 A turn is checked by teacher forcing: where every token of the memory has more
 than half of the probability, greedy decoding writes the same memory again. The
 few turns without that certainty are decoded.
+
+Turns of one key are alike: a memory that is hard to copy is lost again and again.
+So keys that were lost are counted as well as turns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -34,6 +37,7 @@ from memagent_jax.structs import Tokens
 
 _CERTAIN = math.log(0.5)
 TURNS = 'turns.jsonl'
+_COUNTS = ('turns', 'lost', 'changed', 'keys', 'lost_keys')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,7 @@ class RetentionConfig:
   # Turns side by side: keys of one batch.
   rows: int = 128
   # Chunks that one memory is put beside.
-  chunks_per_key: int = 64
+  chunks_per_key: int = 16
   # Share of values that are UUIDs; the others have seven digits.
   uuid_share: float = 0.25
   # Share of chunks with a needle whose key has one word of the key asked for.
@@ -76,8 +80,10 @@ def measure(
     config_text: a workdir of another one is refused.
 
   Returns:
-    `turns`, `lost` (the value is gone), `changed` (kept in other words), and
-    `bound`, the upper end of the 95 % interval of a turn's error.
+    `turns`, `lost` (the value is gone), `changed` (kept in other words), `keys`,
+    `lost_keys` (in one turn at least), and `bound`, the upper end of the 95 %
+    interval of a turn's error; the same for each kind of value, as
+    `KIND/turns` and so on.
 
   Raises:
     ValueError: a workdir of another measurement, or a model that takes up no
@@ -88,21 +94,36 @@ def measure(
   batches = list(row_log.read(path)) if path.exists() else []
   beside = _Beside(model, template, reading, essays, config)
   while True:
-    total = {
-      name: sum(batch[name] for batch in batches)
-      for name in ('turns', 'lost', 'changed')
-    }
-    if total['turns']:
-      bound = upper_bound(total['lost'], total['turns'])
+    total = _totals(batches)
+    if batches:
       print(
-        f'{total["turns"]:,} turns  {total["lost"]} lost  {total["changed"]} '
-        f'in other words  error at most {bound:.1e} (95 %)',
+        '{turns:,} turns  {lost} lost  {changed} in other words  {lost_keys} of '
+        '{keys:,} keys lost  error at most {bound:.1e} (95 %)'.format(**total),
         flush=True,
       )
       if total['turns'] >= config.turns:
-        return total | {'bound': bound}
+        return total
     batches.append(beside.batch(len(batches)))
     row_log.append(path, batches[-1:])
+
+
+def _totals(batches: Sequence[Mapping]) -> dict[str, float]:
+  """Counts of all batches and their bounds, over all kinds and by kind."""
+  kinds = sorted({kind for batch in batches for kind in batch['counts']})
+  total: dict[str, float] = {}
+  for prefix, mine in [('', kinds), *((f'{k}/', [k]) for k in kinds)]:
+    for name in _COUNTS:
+      total[prefix + name] = sum(
+        batch['counts'][kind][name]
+        for batch in batches
+        for kind in mine
+        if kind in batch['counts']
+      )
+    if total[prefix + 'turns']:
+      total[prefix + 'bound'] = upper_bound(
+        total[prefix + 'lost'], total[prefix + 'turns']
+      )
+  return total
 
 
 class _Beside:
@@ -119,8 +140,12 @@ class _Beside:
     self._chunks = cutter.split(model.tokenizer.encode(text))
     self._config = config
 
-  def batch(self, number: int) -> dict[str, int]:
-    """Counts of one batch of keys, each beside `chunks_per_key` chunks."""
+  def batch(self, number: int) -> dict:
+    """One batch of keys, each beside `chunks_per_key` chunks.
+
+    `counts` by kind of value, and `losses`: of each key that was lost, how often
+    and what a turn made of its memory.
+    """
     config, agent = self._config, self._agent
     rng = seeded('retention', config.seed, number)
     keys = [_Key.draw(rng, config.uuid_share) for _ in range(config.rows)]
@@ -142,7 +167,8 @@ class _Beside:
         f'none of {config.rows} memories has the value of the needle that was '
         'just read: this model has nothing to lose.'
       )
-    counts = {'turns': 0, 'lost': 0, 'changed': 0, 'keys': int(right_N.sum())}
+    turns_N, lost_N, changed_N = np.zeros((3, config.rows), int)
+    became: dict[int, str] = {}
     first = number * config.rows * config.chunks_per_key
     for step in range(config.chunks_per_key):
       chunks = []
@@ -153,7 +179,7 @@ class _Beside:
           other = key.near_miss(rng)
           chunk = self._hide(key.kind, other, key.make(rng), chunk, rng)
         chunks.append(chunk)
-      counts['turns'] += int(right_N.sum())
+      turns_N += right_N
       least_N = _least_log_prob(
         agent,
         self._end,
@@ -166,9 +192,27 @@ class _Beside:
       if unsure_N.any():
         after = self._turn(question, memory, chunks)
         kept_N = self._has_value(keys, after)
-        counts['lost'] += int((unsure_N & ~kept_N).sum())
-        counts['changed'] += int((unsure_N & kept_N).sum())
-    return counts
+        lost_N += unsure_N & ~kept_N
+        changed_N += unsure_N & kept_N
+        texts = trajectories.texts(self._tokenizer, after)
+        for n in np.flatnonzero(unsure_N & ~kept_N):
+          became.setdefault(int(n), texts[n])
+    kinds = np.asarray([key.kind for key in keys])
+    per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0)
+    texts = trajectories.texts(self._tokenizer, memory)
+    return {
+      'counts': {
+        kind: {
+          name: int(values[kinds == kind].sum())
+          for name, values in zip(_COUNTS, per_key, strict=True)
+        }
+        for kind in dict.fromkeys(kinds.tolist())
+      },
+      'losses': [
+        {'lost': int(lost_N[n]), 'memory': texts[n], 'became': text}
+        for n, text in sorted(became.items())
+      ],
+    }
 
   def _hide(self, kind, name, value, chunk, rng) -> list[int]:
     """The chunk with a needle in it, cut to its budget."""

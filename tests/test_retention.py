@@ -55,6 +55,17 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
   assert quick['changed'] < slow['changed']
   bound = statistics.upper_bound(quick['lost'], quick['turns'])
   assert quick['bound'] == bound
+  for name in ('turns', 'lost', 'keys', 'lost_keys'):
+    kinds = [quick[f'{kind}/{name}'] for kind in ('number', 'uuid')]
+    assert sum(kinds) == quick[name]
+  lines = [
+    json.loads(line)
+    for line in (tmp_path / 'a' / retention.TURNS).read_text().splitlines()
+  ]
+  losses = [loss for line in lines for loss in line['losses']]
+  assert len(losses) == quick['lost_keys'] < quick['keys']
+  assert sum(loss['lost'] for loss in losses) == quick['lost']
+  assert all(loss['memory'] != loss['became'] for loss in losses)
 
 
 def test_a_measurement_that_was_cut_goes_on(settings, tmp_path):
