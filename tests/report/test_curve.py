@@ -45,5 +45,5 @@ def test_files_and_lines_of_the_picture(tmp_path):
 
 
 def test_a_folder_without_metrics_is_said(tmp_path):
-  with pytest.raises(ValueError, match='no metrics.jsonl'):
+  with pytest.raises(ValueError, match=r'no metrics\.jsonl'):
     curve.write(tmp_path, tmp_path / 'out', every=1)
