@@ -54,7 +54,7 @@ def main(argv):
 def _print_cells() -> None:
   """The score of every length, over all tasks and by task."""
   from memagent_jax import grid_rows
-  from memagent_jax.report import page, series
+  from memagent_jax.report import series, tables
 
   rows = grid_rows.read_rows(_WORKDIR.value)
   for sampling, mine in series.samplings(rows).items():
@@ -62,7 +62,7 @@ def _print_cells() -> None:
     for task in dict.fromkeys(point.task for point in found):
       print(f'{task}, {sampling}: right answers, % [95 % interval]')
       points = [point for point in found if point.task == task]
-      print(page.text(page.accuracy_table(points)))
+      print(tables.text(tables.accuracy_table(points)))
 
 
 def _shard() -> tuple[int, int]:

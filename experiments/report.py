@@ -7,8 +7,6 @@ Writes WORKDIR/report/: report.html (self-contained), PNG and SVG, tables.md,
 points.csv.
 """
 
-import sys
-
 from absl import app, flags
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.evaluate.')
@@ -36,7 +34,7 @@ def main(argv):
 
   with runs.clear_errors():
     from memagent_jax import grid_rows
-    from memagent_jax.report import page
+    from memagent_jax.report import page, tables
     from memagent_jax.report import series as series_lib
 
     path = page.write(
@@ -50,9 +48,10 @@ def main(argv):
     rows = grid_rows.read_rows(_WORKDIR.value)
     for sampling, mine in series_lib.samplings(rows).items():
       print(f'{sampling}, {_AXIS.value}')
-      print(page.text(page.accuracy_table(series_lib.points(mine))))
+      table = tables.accuracy_table(series_lib.points(mine))
+      print(tables.text(table))
     print(f'page: {path}')
 
 
 if __name__ == '__main__':
-  sys.exit(app.run(main))
+  app.run(main)

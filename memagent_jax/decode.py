@@ -11,6 +11,7 @@ The loop stops when every row has sampled a control id or reached its cap.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 
@@ -195,6 +196,19 @@ def generate(
   return respond(
     config, params, prefilled, sampling, control_ids, key_N, active_N
   )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def generate_jitted(
+  config: ModelConfig,
+  params,
+  prompt: Tokens,
+  sampling: SamplingConfig,
+  control_ids: tuple[int, ...],
+  key_N: jax.Array,
+) -> Response:
+  """`generate` as one program of its own, for callers outside of jit."""
+  return generate(config, params, prompt, sampling, control_ids, key_N)
 
 
 def respond(

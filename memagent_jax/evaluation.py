@@ -11,7 +11,6 @@ import json
 import os
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,7 +28,7 @@ from memagent_jax.decode import SamplingConfig
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import Template
 from memagent_jax.rollout import ReadingConfig
-from memagent_jax.structs import FINISH_REASONS, Tokens
+from memagent_jax.structs import FINISH_REASONS
 from memagent_jax.trajectories import Trajectories, Verdicts
 
 # Prompts are padded to a multiple of this, so that programs recur.
@@ -224,17 +223,22 @@ def _respond(
   """Greedy responses, the ending control id included, in batches of one shape."""
   width = max(map(len, prompt_ids))
   width = -(-width // _PROMPT_STEP) * _PROMPT_STEP
+  # Greedy decoding draws nothing from them.
+  key_N = decode.row_keys(
+    0, jnp.arange(rows, dtype=jnp.uint32), jnp.zeros(rows, jnp.int32)
+  )
   responses = []
   for start in range(0, len(prompt_ids), rows):
     part = prompt_ids[start : start + rows]
     # The last batch is filled with its first row.
     full = part + part[:1] * (rows - len(part))
-    response = _generate(
+    response = decode.generate_jitted(
       model,
-      SamplingConfig(response_tokens),
-      control_ids,
       params,
       prompts.pad_rows(full, width),
+      SamplingConfig(response_tokens),
+      control_ids,
+      key_N,
     )
     ids, lengths = np.asarray(response.ids_NxR), np.asarray(response.length_N)
     responses += [
@@ -242,12 +246,3 @@ def _respond(
       for row, n in zip(ids[: len(part)], lengths, strict=False)
     ]
   return responses
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(model, sampling, control_ids, params, prompt: Tokens):
-  n = prompt.length_N.shape[0]
-  keys = decode.row_keys(
-    0, jnp.arange(n, dtype=jnp.uint32), jnp.zeros(n, jnp.int32)
-  )
-  return decode.generate(model, params, prompt, sampling, control_ids, keys)

@@ -106,8 +106,7 @@ def evaluate(
   grid_rows.write_not_run(workdir, made.not_run)
   if merge is not None:
     _collect(workdir, merge, config_text)
-    finish(workdir, made)
-    done, all_rows = len(grid_rows.read_rows(workdir)), len(made.order())
+    done, all_rows = finish(workdir, made)
     report(f'{workdir}: {done} of {all_rows} rows')
     return
   batches = made.shard(*shard)
@@ -122,8 +121,12 @@ def evaluate(
     finish(workdir, made)
 
 
-def finish(workdir: str | os.PathLike, made: Plan) -> None:
-  """Brings all rows of a workdir into one file, in the grid's order."""
+def finish(workdir: str | os.PathLike, made: Plan) -> tuple[int, int]:
+  """Brings all rows of a workdir into one file, in the grid's order.
+
+  Returns:
+    how many rows there are, and how many the grid has.
+  """
   order = made.order()
   rows = {
     order[place]: row
@@ -133,6 +136,7 @@ def finish(workdir: str | os.PathLike, made: Plan) -> None:
   row_log.rewrite(Path(workdir) / 'rows.jsonl', [rows[i] for i in sorted(rows)])
   for path in Path(workdir).glob('rows_*.jsonl'):
     path.unlink()
+  return len(rows), len(order)
 
 
 def _collect(
@@ -238,7 +242,7 @@ class _Runner:
     ):
       if place in wanted:
         wanted.remove(place)
-        trace = self._write_trace(place, example, result)
+        trace = self._write_trace(place, example, result, method.caps)
         rows.append(_row(place, example, result, method.sampling, trace))
     self._append('rows', rows)
     chunk_seconds = answered.chunk_seconds
@@ -300,7 +304,13 @@ class _Runner:
       answer_tokens=d.answer_tokens,
     )
 
-  def _write_trace(self, place: Place, example: Example, result: Result) -> str:
+  def _write_trace(
+    self,
+    place: Place,
+    example: Example,
+    result: Result,
+    caps: Mapping[str, int],
+  ) -> str:
     if not result.trace:
       return ''
     cell = place.cell
@@ -313,7 +323,7 @@ class _Runner:
         {
           'question': example.question,
           'answer': result.answer,
-          'caps': dict(result.caps),
+          'caps': dict(caps),
         },
         *result.trace,
       ],

@@ -10,6 +10,7 @@ import seqio
 import tensorflow as tf
 
 from memagent_jax.data.chunks import ChunkCutter
+from memagent_jax.data.examples import check_question
 from memagent_jax.data.row_source import TEXT_FEATURES
 
 
@@ -53,11 +54,7 @@ class DocumentConverter(seqio.FeatureConverter):
 
     def convert(document, question, name):
       chunk, length = self._chunks(document)
-      if len(question) > question_tokens:
-        raise ValueError(
-          f'example {name.decode()}: the question has {len(question)} tokens; '
-          f'the cap, question_tokens, is {question_tokens}.'
-        )
+      check_question(name.decode(), len(question), question_tokens)
       row = np.zeros(question_tokens, np.int32)
       row[: len(question)] = question
       return row, np.int32(len(question)), chunk, length

@@ -68,6 +68,19 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[Example]:
       yield from_json(line)
 
 
+def check_question(name: str, tokens: int, question_tokens: int) -> None:
+  """Refuses an example whose question has more tokens than its cap.
+
+  Raises:
+    ValueError: it has; names the example.
+  """
+  if tokens > question_tokens:
+    raise ValueError(
+      f'example {name}: the question has {tokens} tokens; the cap, '
+      f'question_tokens, is {question_tokens}.'
+    )
+
+
 def seeded(*names: object) -> random.Random:
   """A generator seeded by names; equal on every machine and in every process.
 

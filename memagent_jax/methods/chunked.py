@@ -30,6 +30,14 @@ class ChunkMethod:
     """Greedy, or temperature and top-p."""
     return sampling_name(self.reading.temperature, self.reading.top_p)
 
+  @property
+  def caps(self) -> Mapping[str, int]:
+    """Of a chunk and of the memory."""
+    return {
+      'chunk_tokens': self.reading.chunk_tokens,
+      'memory_tokens': self.reading.memory_tokens,
+    }
+
   def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
     """All of them: the length of a document costs no memory."""
     del config, tokens

@@ -8,8 +8,6 @@ A killed reading goes on at the last window whose progress was saved.
 
 from collections.abc import Sequence
 import dataclasses
-import json
-import os
 from pathlib import Path
 import time
 from typing import Any
@@ -18,8 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax import costs, decode, prompts, rollout, trajectories
-from memagent_jax.data.examples import Example
+from memagent_jax import (
+  costs,
+  decode,
+  prompts,
+  rollout,
+  row_log,
+  trajectories,
+)
+from memagent_jax.data.examples import Example, check_question
 from memagent_jax.methods.chunked import ChunkMethod, DocumentStream
 from memagent_jax.methods.method import Answered, Result
 from memagent_jax.models.pretrained import Model
@@ -257,20 +262,12 @@ class _Row:
         'evidence_kept': p.kept,
       },
       trace=[*p.first_changes, *p.last_changes],
-      caps={
-        'chunk_tokens': agent.chunk_tokens,
-        'memory_tokens': agent.memory.max_tokens,
-      },
     )
 
 
 def _question_ids(model: Model, reading: ReadingConfig, example: Example):
   ids = model.tokenizer.encode(example.question)
-  if len(ids) > reading.question_tokens:
-    raise ValueError(
-      f'example {example.id}: the question has {len(ids)} tokens; the cap, '
-      f'question_tokens, is {reading.question_tokens}.'
-    )
+  check_question(example.id, len(ids), reading.question_tokens)
   return ids
 
 
@@ -288,12 +285,8 @@ def _slots(
 
 
 def _save(path: Path, first: int, rows: Sequence[_Row]) -> None:
-  partial = path.with_suffix('.partial')
   saved = [dataclasses.asdict(row.progress) for row in rows]
-  partial.write_text(
-    json.dumps({'first': first, 'rows': saved}), encoding='utf-8'
-  )
-  os.replace(partial, path)
+  row_log.rewrite(path, [{'first': first, 'rows': saved}])
 
 
 def _load(
@@ -302,5 +295,5 @@ def _load(
   """The next chunk's number, and where every row was; nothing at the start."""
   if path is None or not path.exists():
     return 0, [None] * rows
-  saved = json.loads(path.read_text(encoding='utf-8'))
+  (saved,) = row_log.read(path)
   return saved['first'], [_Progress(**row) for row in saved['rows']]

@@ -35,8 +35,6 @@ class Result:
   )
   # Turns that changed the memory, with the fields that `trace.write_page` wants.
   trace: Sequence[Mapping[str, Any]] = ()
-  # Its caps by name, chunk_tokens and memory_tokens.
-  caps: Mapping[str, int] = dataclasses.field(default_factory=dict)
   error: str = ''
 
 
@@ -61,6 +59,8 @@ class Method(Protocol):
 
   # How tokens are drawn: greedy and sampled results are never compared.
   sampling: str
+  # Of its turns, chunk_tokens and memory_tokens; empty where there are none.
+  caps: Mapping[str, int]
   # Whether rows of a batch influence neither each other's bits nor shapes.
   independent_rows: bool
   # Whether the model's weights are used here.

@@ -6,9 +6,8 @@ A prompt beyond the model's window needs an extension, which stretches the rotar
 positions or replaces the attention; while it fits, all of them are plain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import math
 from pathlib import Path
 import re
@@ -31,7 +30,7 @@ from memagent_jax.models.configs import (
 from memagent_jax.models.pretrained import Model
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.prompts import DEFAULT_ONE_TURN_TEMPLATE, OneTurnTemplate
-from memagent_jax.structs import FINISH_REASONS, Response, Tokens
+from memagent_jax.structs import FINISH_REASONS
 
 CONTEXTS = ('full', 'recent', 'retrieved', 'none')
 EXTENSIONS = ('none', 'linear', 'dynamic', 'yarn', 'dual_chunk', 'sinks')
@@ -90,6 +89,11 @@ class OneTurn:
     """Greedy, or temperature and top-p."""
     return sampling_name(self.temperature, self.top_p)
 
+  @property
+  def caps(self) -> Mapping[str, int]:
+    """Empty: it has no turns."""
+    return {}
+
   def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
     """As many as `batch_tokens` hold."""
     shown = min(tokens, self._prompt_cap(config) or tokens)
@@ -116,7 +120,11 @@ class OneTurn:
       ValueError: a prompt without room for any of the document.
     """
     del progress
-    made = [self._prompt(model, example) for example in examples]
+    kind = 'question_turn' if self.context == 'none' else 'document_turn'
+    pieces = prompts.compile_turn(
+      kind, getattr(self.template, kind), model.tokenizer
+    )
+    made = [self._prompt(model, pieces, example) for example in examples]
     longest = max(len(ids) for ids, _, _ in made)
     width = -(-longest // _PROMPT_STEP) * _PROMPT_STEP
     # A text that fits is read as it is, however its row is padded.
@@ -129,12 +137,12 @@ class OneTurn:
     )
     begun = time.perf_counter()
     response = jax.device_get(
-      _generate(
+      decode.generate_jitted(
         config,
-        SamplingConfig(self.answer_tokens, self.temperature, 0, self.top_p),
-        model.tokenizer.control_ids,
         model.params,
         prompts.pad_rows([ids for ids, _, _ in made], width),
+        SamplingConfig(self.answer_tokens, self.temperature, 0, self.top_p),
+        model.tokenizer.control_ids,
         key_N,
       )
     )
@@ -165,14 +173,12 @@ class OneTurn:
     return config.max_positions - self.answer_tokens
 
   def _prompt(
-    self, model: Model, example: Example
+    self, model: Model, pieces: Sequence[prompts.Piece], example: Example
   ) -> tuple[list[int], int, int]:
     """Ids of the prompt, and the document's tokens: all, and those in it."""
     tokenizer = model.tokenizer
     document = tokenizer.encode(example.document)
     fields = {'question': tokenizer.encode(example.question)}
-    kind = 'question_turn' if self.context == 'none' else 'document_turn'
-    pieces = prompts.compile_turn(kind, getattr(self.template, kind), tokenizer)
     shown: list[int] = []
     if self.context != 'none':
       cap = self._prompt_cap(model.config)
@@ -267,15 +273,3 @@ def retrieve(
 
 def _words(text: str) -> list[str]:
   return _WORD.findall(text.lower())
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(
-  config: ModelConfig,
-  sampling: SamplingConfig,
-  control_ids: tuple[int, ...],
-  params,
-  prompt: Tokens,
-  key_N: jax.Array,
-) -> Response:
-  return decode.generate(config, params, prompt, sampling, control_ids, key_N)

@@ -16,7 +16,7 @@ import re
 import time
 from typing import Any
 
-from memagent_jax import costs
+from memagent_jax import costs, row_log
 from memagent_jax.data.examples import Example
 from memagent_jax.methods.chunked import ChunkMethod, DocumentStream
 from memagent_jax.methods.method import Answered, Result
@@ -116,16 +116,14 @@ class _Saved:
     self._path, self._at = path, time.perf_counter()
     self.rows: dict[str, dict[str, Any]] = {}
     if path is not None and path.exists():
-      self.rows = json.loads(path.read_text(encoding='utf-8'))
+      (self.rows,) = row_log.read(path)
 
   def put(self, name: str, state: dict[str, Any]) -> None:
     self.rows[name] = state
     now = time.perf_counter()
     if self._path is not None and now - self._at > _SAVE_EVERY_SECONDS:
       self._at = now
-      partial = self._path.with_suffix('.partial')
-      partial.write_text(json.dumps(self.rows), encoding='utf-8')
-      os.replace(partial, self._path)
+      row_log.rewrite(self._path, [self.rows])
 
 
 class _Row:
@@ -186,10 +184,6 @@ class _Row:
       turns=state['turns'],
       flops=state['flops'],
       trace=state['changes'],
-      caps={
-        'chunk_tokens': self._method.reading.chunk_tokens,
-        'memory_tokens': self._method.reading.memory_tokens,
-      },
     )
 
   async def _ask(self, turn: str, cap: int, **fields: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 import numpy as np
 
-from memagent_jax.report.series import Point, Series
+from memagent_jax.report.series import Labels, Point, Series
 
 # Colour-blind safe (Okabe and Ito 2008), dark enough on white.
 _COLOURS = (
@@ -24,8 +24,6 @@ _COLOURS = (
 _MARKS = 'os^DvP*Xhd'
 _DEPTHS = 10
 _NOT_RUN_NOTE = 'hollow: not run, by arithmetic'
-
-Labels = Mapping[Series, str]
 
 
 def accuracy(

@@ -8,6 +8,7 @@ Renders whatever rows there are.
 
 from collections.abc import Iterator, Mapping, Sequence
 import csv
+import dataclasses
 import html
 import io
 import os
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from memagent_jax import grid_rows, row_log, trace
-from memagent_jax.report import figures
+from memagent_jax.report import figures, tables
 from memagent_jax.report import series as series_lib
 from memagent_jax.report.series import ALL_TASKS, Point, Series
+from memagent_jax.report.tables import Table
 
 # Failures that the page lists; rows.jsonl has them all.
 _SHOWN_FAILURES = 60
 _SHOWN_CHARS = 120
-Table = list[list[str]]
 
 
 def write(
@@ -57,38 +58,28 @@ def write(
   folder.mkdir(exist_ok=True)
   timings = grid_rows.read_timings(workdir)
   not_run = grid_rows.read_not_run(workdir)
-  parts, tables = [], []
+  parts, lines = [], []
   for sampling, mine in series_lib.samplings(rows).items():
     parts.append(f'<h2>{html.escape(sampling.capitalize())}</h2>')
-    tables.append(f'## {sampling.capitalize()}\n')
+    lines.append(f'## {sampling.capitalize()}\n')
     sections = _sections(
       mine, timings, not_run, axis, trained_tokens, least_tokens, title
     )
     for name, heading, note, content in sections:
-      parts.append(f'<section><h3>{html.escape(heading)}</h3>')
       if isinstance(content, list):
-        parts.append(_html_table(content))
-        tables.append(f'### {heading}\n\n{markdown(content)}')
+        part, marked = _table_part(3, heading, content, note)
+        lines.append(marked)
       else:
         stem = f'{name}_{_slug(sampling)}' if sampling != 'greedy' else name
-        parts.append(f'<figure>{_save(folder, stem, content)}</figure>')
-      if note:
-        parts.append(f'<p class="quiet">{html.escape(note)}</p>')
-      parts.append('</section>')
-  likelihood = grid_rows.read_likelihood(workdir)
-  if likelihood:
-    table = _likelihood(likelihood)
-    parts += ['<h2>Likelihood</h2>', _html_table(table)]
-    parts.append(f'<p class="quiet">{html.escape(_LIKELIHOOD_NOTE)}</p>')
-    tables.append(f'## Likelihood\n\n{markdown(table)}')
-  if compared is not None:
-    table = _comparison(rows, grid_rows.read_rows(compared))
-    heading = f'Against {compared}'
-    parts += [f'<h2>{html.escape(heading)}</h2>', _html_table(table)]
-    parts.append(f'<p class="quiet">{html.escape(_BOOTSTRAP_NOTE)}</p>')
-    tables.append(f'## {heading}\n\n{markdown(table)}')
+        figure = f'<figure>{_save(folder, stem, content)}</figure>'
+        part = _part(3, heading, figure, note)
+      parts.append(f'<section>{part}\n</section>')
+  for heading, note, table in _closing_tables(workdir, rows, compared):
+    part, marked = _table_part(2, heading, table, note)
+    parts.append(part)
+    lines.append(marked)
   parts.append(_failures(workdir, folder, rows))
-  (folder / 'tables.md').write_text('\n'.join(tables), encoding='utf-8')
+  (folder / 'tables.md').write_text('\n'.join(lines), encoding='utf-8')
   _write_points(folder / 'points.csv', rows)
   path = folder / 'report.html'
   body = _HEAD.replace('@title@', html.escape(title)) + '\n'.join(parts)
@@ -100,15 +91,6 @@ _INTERVAL_NOTE = (
   'Percent of right answers with their 95 % interval (Wilson). A failed row '
   'counts as wrong.'
 )
-_LIKELIHOOD_NOTE = (
-  "Mean log-probability of a chunk's tokens, teacher-forced, given the memory of "
-  'what came before and given the empty memory: the read term of the '
-  "factorisation in the paper's section 3."
-)
-_BOOTSTRAP_NOTE = (
-  'Same examples in both runs: mean difference in points, and the 95 % interval '
-  'of 10,000 resamplings of the pairs.'
-)
 _LINEAR_ATTENTION_NOTE = (
   'Linear attention and recurrent models need weights of their own, trained from '
   'scratch, and are not run here; the paper compares with published ones '
@@ -116,41 +98,35 @@ _LINEAR_ATTENTION_NOTE = (
 )
 
 
-def accuracy_table(found: Sequence[Point], axis: str = 'tokens') -> Table:
-  """Header and lines: a length a line, a series a column."""
-  labels = series_lib.labels(series_lib.all_series_of(found))
-  places = {(p.series, p.size): p for p in found}
-  header = [axis, 'own tokens', 'chunks', 'n', *labels.values()]
-  lines = [header]
-  for size, point in series_lib.lengths(found).items():
-    mine = [places[s, size] for s in labels if (s, size) in places]
-    counts = dict.fromkeys(str(p.count) for p in mine)
-    lines.append(
-      [
-        f'{point.tokens:,.0f}',
-        f'{point.own_tokens:,.0f}',
-        f'{point.turns:,.0f}' if point.turns else '',
-        '/'.join(counts),
-        *(_score(places.get((s, size))) for s in labels),
-      ]
-    )
-  return lines
+def _part(level: int, heading: str, content: str, note: str) -> str:
+  """A heading, the HTML below it, and a note if there is one."""
+  lines = [f'<h{level}>{html.escape(heading)}</h{level}>', content]
+  if note:
+    lines.append(f'<p class="quiet">{html.escape(note)}</p>')
+  return '\n'.join(lines)
 
 
-def markdown(table: Table) -> str:
-  """The table as Markdown."""
-  header, *body = table
-  lines = [header, ['---'] * len(header), *body]
-  return ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
-
-
-def text(table: Table) -> str:
-  """The table in columns, for a terminal."""
-  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-  return '\n'.join(
-    '  '.join(t.rjust(w) for t, w in zip(line, widths, strict=True))
-    for line in table
+def _table_part(
+  level: int, heading: str, table: Table, note: str
+) -> tuple[str, str]:
+  """A table below its heading: for the page, and for tables.md."""
+  return (
+    _part(level, heading, _html_table(table), note),
+    f'{"#" * level} {heading}\n\n{tables.markdown(table)}',
   )
+
+
+def _closing_tables(
+  workdir: Path, rows: Sequence[Mapping], compared: str | os.PathLike | None
+) -> Iterator[tuple[str, str, Table]]:
+  """(heading, note, table) of what is not of one sampling."""
+  likelihood = grid_rows.read_likelihood(workdir)
+  if likelihood:
+    table = tables.likelihood_table(likelihood)
+    yield 'Likelihood', tables.LIKELIHOOD_NOTE, table
+  if compared is not None:
+    table = tables.comparison_table(rows, grid_rows.read_rows(compared))
+    yield f'Against {compared}', tables.BOOTSTRAP_NOTE, table
 
 
 def _sections(
@@ -177,9 +153,9 @@ def _sections(
   note = f'Lengths are {axis}. {_INTERVAL_NOTE}'
   sections = [
     ('accuracy', 'Accuracy against length', note, plot),
-    ('', f'Accuracy, {ALL_TASKS}', '', accuracy_table(found, axis)),
+    ('', f'Accuracy, {ALL_TASKS}', '', tables.accuracy_table(found, axis)),
   ]
-  drops = _drops(found, labels, least_tokens)
+  drops = tables.drop_table(found, labels, least_tokens)
   if len(drops) > 1:
     sections.append(
       ('', 'From short to long', 'Difference with Newcombe’s interval.', drops)
@@ -189,169 +165,28 @@ def _sections(
     sections.append(('accuracy_by_task', 'By task', '', figure))
     for task in tasks:
       mine = [p for p in by_task if p.task == task]
-      sections.append(('', f'Accuracy, {task}', '', accuracy_table(mine, axis)))
+      table = tables.accuracy_table(mine, axis)
+      sections.append(('', f'Accuracy, {task}', '', table))
   for number, s in enumerate(labels):
     figure = figures.depth_by_length(rows, s, labels[s])
     if figure is not None:
       heading = f'Depth of the evidence: {labels[s]}'
       sections.append((f'depth_{number}', heading, '', figure))
-  seconds = _seconds(timings)
+  seconds = tables.document_seconds(timings)
   figure = figures.cost(found, labels, seconds, priced)
   sections.append(
     ('cost', 'What a document costs', _LINEAR_ATTENTION_NOTE, figure)
   )
-  sections.append(('', 'Cost', '', _cost_table(found, labels, seconds, axis)))
+  table = tables.cost_table(found, labels, seconds, axis)
+  sections.append(('', 'Cost', '', table))
   figure = figures.chunk_cost(timings, labels)
   if figure is not None:
     heading = 'Cost of a chunk, and memory'
     sections.append(('chunk_cost', heading, '', figure))
-  health = _health(rows, labels, axis)
+  health = tables.health_table(rows, labels, axis)
   if len(health) > 1:
-    sections.append(('', 'Memory health', _HEALTH_NOTE, health))
+    sections.append(('', 'Memory health', tables.HEALTH_NOTE, health))
   return sections
-
-
-_HEALTH_NOTE = (
-  'Cut: share of turns whose memory reached its cap. Unchanged: share of turns '
-  'that left it as it was. Evidence: share of documents whose answer was in the '
-  'memory at some time, and of these at the end; chunk at which it came and, '
-  'where it was lost, went (medians).'
-)
-
-
-def _score(point: Point | None) -> str:
-  if point is None:
-    return ''
-  shown = (
-    f'{100 * point.score:.1f} [{100 * point.low:.1f}, {100 * point.high:.1f}]'
-  )
-  return shown + (f', {point.failed} failed' if point.failed else '')
-
-
-def _drops(found, labels, least_tokens) -> Table:
-  lines = [['', 'from', 'to', 'difference in points']]
-  for s, label in labels.items():
-    result = series_lib.drop([p for p in found if p.series == s], least_tokens)
-    if result is not None:
-      first, last, difference = result
-      lines.append(
-        [
-          label,
-          f'{100 * first.score:.1f} at {first.tokens:,.0f}',
-          f'{100 * last.score:.1f} at {last.tokens:,.0f}',
-          _points(difference),
-        ]
-      )
-  return lines
-
-
-def _points(difference: tuple[float, float, float]) -> str:
-  middle, low, high = (100 * value for value in difference)
-  return f'{middle:+.1f} [{low:+.1f}, {high:+.1f}]'
-
-
-def _cost_table(found, labels, seconds, axis) -> Table:
-  lines = [['', axis, 'tokens seen', 'TFLOPs', 'seconds']]
-  for p in found:
-    spent = seconds.get((p.series, p.size))
-    lines.append(
-      [
-        labels[p.series],
-        f'{p.tokens:,.0f}',
-        f'{p.read_tokens:,.0f}',
-        f'{p.flops / 1e12:.3g}',
-        '' if spent is None else f'{spent:.3g}',
-      ]
-    )
-  return lines
-
-
-def _seconds(timings) -> dict[tuple[Series, int], float]:
-  """Seconds of a document by series and size, side by side with its batch."""
-  totals: dict[tuple[Series, int], list[float]] = {}
-  for line in timings:
-    key = Series(line['model'], line['method']), line['size']
-    total = totals.setdefault(key, [0.0, 0])
-    total[0] += line['seconds']
-    total[1] += line['rows']
-  return {key: spent / rows for key, (spent, rows) in totals.items()}
-
-
-def _health(rows, labels, axis) -> Table:
-  lines = [
-    [
-      *('', axis, 'memory tokens', 'cut', 'unchanged'),
-      *('evidence came', 'stayed', 'came at', 'went at'),
-    ]
-  ]
-  groups: dict[tuple[Series, int], list[Mapping]] = {}
-  for row in rows:
-    if row['health']:
-      key = Series(row['model'], row['method']), row['size']
-      groups.setdefault(key, []).append(row)
-  for (s, _), mine in sorted(
-    groups.items(),
-    key=lambda item: (list(labels).index(item[0][0]), item[0][1]),
-  ):
-    health = [row['health'] for row in mine]
-    came = [h for h in health if h['evidence_enters_turn'] is not None]
-    kept = [h for h in came if h['evidence_kept']]
-    lines.append(
-      [
-        labels[s],
-        f'{_median([row["tokens"] for row in mine]):,.0f}',
-        f'{_mean([h["memory_tokens"] for h in health]):.1f}',
-        f'{_mean([h["saturated"] for h in health]):.1%}',
-        f'{_mean([h["unchanged"] for h in health]):.1%}',
-        f'{len(came) / len(health):.1%}',
-        f'{len(kept) / len(came):.1%}' if came else '',
-        _turn([h['evidence_enters_turn'] for h in came]),
-        _turn([h['evidence_leaves_turn'] for h in came]),
-      ]
-    )
-  return lines
-
-
-def _turn(turns) -> str:
-  known = [turn + 1 for turn in turns if turn is not None]
-  return f'{_median(known):,.0f}' if known else ''
-
-
-def _mean(values) -> float:
-  return sum(values) / len(values)
-
-
-def _median(values) -> float:
-  return float(sorted(values)[len(values) // 2])
-
-
-def _likelihood(lines) -> Table:
-  table = [['model', 'chunks', 'with memory', 'without', 'difference']]
-  for line in lines:
-    table.append(
-      [
-        line['model'],
-        f'{line["chunks"]:,}',
-        f'{line["with_memory"]:.4f}',
-        f'{line["without_memory"]:.4f}',
-        '{:+.4f} [{:+.4f}, {:+.4f}]'.format(*line['difference']),
-      ]
-    )
-  return table
-
-
-def _comparison(rows, others) -> Table:
-  lines = [['this run', 'the other', 'pairs', 'other - this']]
-  for one, two, count, difference in series_lib.paired(rows, others):
-    lines.append(
-      [
-        f'{one.model}, {one.method}',
-        f'{two.model}, {two.method}',
-        str(count),
-        _points(difference),
-      ]
-    )
-  return lines
 
 
 def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
@@ -413,26 +248,14 @@ def _brief(told: str) -> str:
 
 
 def _write_points(path: Path, rows: Sequence[Mapping]) -> None:
-  fields = [
-    *('sampling', 'model', 'method', 'task', 'size', 'tokens', 'own_tokens'),
-    *(
-      'turns',
-      'count',
-      'failed',
-      'score',
-      'low',
-      'high',
-      'flops',
-      'read_tokens',
-    ),
-  ]
+  _, *fields = (field.name for field in dataclasses.fields(Point))
   with path.open('w', encoding='utf-8', newline='') as file:
     out = csv.writer(file, lineterminator='\n')
-    out.writerow(fields)
+    out.writerow(['sampling', 'model', 'method', *fields])
     for sampling, mine in series_lib.samplings(rows).items():
       for by_task in (False, True):
         for p in series_lib.points(mine, by_task):
-          values = [getattr(p, name) for name in fields[3:]]
+          values = [getattr(p, name) for name in fields]
           out.writerow([sampling, p.series.model, p.series.method, *values])
 
 

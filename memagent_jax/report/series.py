@@ -5,10 +5,13 @@ rows -> one sampling -> series (model, method) -> Point of every size
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import statistics as python_statistics
+import statistics
 
-from memagent_jax import statistics
-from memagent_jax.statistics import wilson_interval
+from memagent_jax.statistics import (
+  difference_interval,
+  paired_bootstrap,
+  wilson_interval,
+)
 
 ALL_TASKS = 'all tasks'
 # Fields that two rows of the same example share.
@@ -40,6 +43,10 @@ class Point:
   high: float
   flops: float  # mean of a document
   read_tokens: float  # mean of a document
+
+
+# Names of series, as `labels` gives them.
+Labels = Mapping[Series, str]
 
 
 def samplings(rows: Iterable[Mapping]) -> dict[str, list[Mapping]]:
@@ -92,8 +99,8 @@ def points(rows: Iterable[Mapping], by_task: bool = False) -> list[Point]:
         score=right / len(mine),
         low=low,
         high=high,
-        flops=python_statistics.fmean(row['flops'] for row in mine),
-        read_tokens=python_statistics.fmean(row['read_tokens'] for row in mine),
+        flops=statistics.fmean(row['flops'] for row in mine),
+        read_tokens=statistics.fmean(row['read_tokens'] for row in mine),
       )
     )
   order = {s: i for i, s in enumerate(all_series_of(found))}
@@ -133,7 +140,7 @@ def drop(
   return (
     first,
     last,
-    statistics.difference_interval(
+    difference_interval(
       (first.score * first.count, first.count),
       (last.score * last.count, last.count),
     ),
@@ -161,7 +168,7 @@ def paired(
       scores = [
         [side[s][k] for k in common] for side, s in ((one, a), (two, b))
       ]
-      found.append((a, b, len(common), statistics.paired_bootstrap(*scores)))
+      found.append((a, b, len(common), paired_bootstrap(*scores)))
   return found
 
 
@@ -175,4 +182,4 @@ def _by_series(rows: Iterable[Mapping]) -> dict[Series, dict[tuple, float]]:
 
 
 def _median(values: Iterable[float]) -> float:
-  return float(python_statistics.median(values))
+  return float(statistics.median(values))

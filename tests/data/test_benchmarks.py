@@ -7,6 +7,7 @@ import pytest
 from memagent_jax.data import benchmarks
 from memagent_jax.data.benchmarks import Benchmark, Texts
 from memagent_jax.data.fit import ByteEncoder
+from tests.data import hotpotqa_files
 
 BYTES = {'encoder': ByteEncoder(), 'encoder_name': 'bytes'}
 
@@ -14,19 +15,7 @@ BYTES = {'encoder': ByteEncoder(), 'encoder_name': 'bytes'}
 @pytest.fixture
 def hotpotqa(tmp_path):
   """Three questions of two paragraphs each."""
-  records = [
-    {
-      '_id': f'q{i}',
-      'question': f'Where was number {i} born?',
-      'answer': f'Town{i}',
-      'supporting_facts': [[f'Person {i}', 0]],
-      'context': [[f'Person {i}', [f'Born in Town{i}.']], [f'N {i}', ['No.']]],
-    }
-    for i in range(3)
-  ]
-  path = tmp_path / 'hotpotqa.json'
-  path.write_text(json.dumps(records), encoding='utf-8')
-  return str(path)
+  return str(hotpotqa_files.write(tmp_path / 'hotpotqa.json', 3))
 
 
 @pytest.fixture

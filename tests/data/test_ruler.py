@@ -11,6 +11,7 @@ import pytest
 from memagent_jax.data import haystack, question_sets, ruler, words
 from memagent_jax.data.examples import from_json, seeded
 from memagent_jax.data.fit import ByteEncoder
+from tests.data import hotpotqa_files
 
 ESSAY = haystack.Filler(
   ' '.join(
@@ -20,27 +21,10 @@ ESSAY = haystack.Filler(
 )
 
 
-def records(count):
-  return [
-    {
-      '_id': f'q{i}',
-      'question': f'Where was number {i} born?',
-      'answer': f'Town{i}',
-      'supporting_facts': [[f'Person {i}', 0]],
-      'context': [
-        [f'Person {i}', [f'Number {i} was born in Town{i}.', ' It rained.']],
-        [f'Near {i}', [f'Another {i} lived elsewhere.']],
-      ],
-    }
-    for i in range(count)
-  ]
-
-
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
   folder = tmp_path_factory.mktemp('sets')
-  hotpotqa = folder / 'hotpotqa.json'
-  hotpotqa.write_text(json.dumps(records(12)), encoding='utf-8')
+  hotpotqa = hotpotqa_files.write(folder / 'hotpotqa.json', 12)
   squad = folder / 'squad.jsonl'
   squad.write_text(
     '\n'.join(

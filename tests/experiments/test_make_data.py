@@ -5,6 +5,7 @@ import json
 import pytest
 
 from memagent_jax.data import examples
+from tests.data import hotpotqa_files
 
 
 @pytest.fixture
@@ -40,17 +41,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(run, tmp_path):
 
 
 def test_hqa_from_a_file_with_tfrecords_and_a_filter(run, tmp_path):
-  records = [
-    {
-      '_id': f'q{i}',
-      'question': f'Where was number {i} born?',
-      'answer': f'Town{i}',
-      'supporting_facts': [[f'Person {i}', 0]],
-      'context': [[f'Person {i}', [f'Born in Town{i}.']], [f'N {i}', ['No.']]],
-    }
-    for i in range(3)
-  ]
-  (tmp_path / 'set.json').write_text(json.dumps(records), encoding='utf-8')
+  hotpotqa_files.write(tmp_path / 'set.json', 3)
   answers = [
     {'id': f'ruler_hqa/20/0/q{i}', 'answers': ['Town1']} for i in range(3)
   ]

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from memagent_jax import decode
 from memagent_jax.data.examples import Example
 from memagent_jax.methods import one_turn
 from memagent_jax.methods.one_turn import OneTurn
@@ -31,9 +32,9 @@ def example(document, question='Who?'):
 
 def watch(monkeypatch):
   """Grows by (config, texts of the prompts' ids) of every call."""
-  seen, generate = [], one_turn._generate
+  seen, generate = [], decode.generate_jitted
 
-  def watched(config, sampling, controls, params, prompt, keys):
+  def watched(config, params, prompt, *rest):
     rows = [
       row[:n].tolist()
       for row, n in zip(
@@ -43,9 +44,9 @@ def watch(monkeypatch):
       )
     ]
     seen.append((config, rows))
-    return generate(config, sampling, controls, params, prompt, keys)
+    return generate(config, params, prompt, *rest)
 
-  monkeypatch.setattr(one_turn, '_generate', watched)
+  monkeypatch.setattr(decode, 'generate_jitted', watched)
   return seen
 
 
