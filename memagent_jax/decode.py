@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.transformer import Decoder, LayerKV, Past
+from memagent_jax.sharding import constrain
 from memagent_jax.structs import EOS, LENGTH, SKIPPED, Response, Tokens
 
 
@@ -110,6 +111,7 @@ def empty_response_kv(
   """A zeroed response cache: per layer, keys and values of `slots` slots."""
   shape = (rows, config.num_kv_heads, config.head_dim, slots)
   zeros = jnp.zeros(shape, config.dtype)
+  zeros = constrain(zeros, 'rows', 'kv_heads', 'head_dim', 'slots')
   return tuple((zeros, zeros) for _ in range(config.num_layers))
 
 

@@ -20,6 +20,7 @@ from memagent_jax import (
   memory_health,
   prompts,
   rollout,
+  sharding,
   trajectories,
 )
 from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
@@ -155,7 +156,7 @@ class Validation:
       health.append(
         memory_health.measure(self._tokenizer, batch.answers, found)
       )
-      if number == 0 and self._traced:
+      if number == 0 and self._traced and sharding.is_main():
         self._write_traces(step, batch, found, verdicts)
     result = {
       'reward': float(np.mean(rewards)),

@@ -1,4 +1,7 @@
-"""Metrics of a run: TensorBoard event files, JSONL, and a line on the terminal."""
+"""Metrics of a run: TensorBoard event files, JSONL, and a line on the terminal.
+
+Of several processes only the first writes anything.
+"""
 
 from collections.abc import Mapping
 import json
@@ -6,7 +9,7 @@ import math
 import os
 from pathlib import Path
 
-from memagent_jax import row_log
+from memagent_jax import row_log, sharding
 
 
 class MetricLog:
@@ -34,6 +37,9 @@ class MetricLog:
     import tensorboardX
 
     self._directory = Path(directory)
+    self._main = sharding.is_main()
+    if not self._main:
+      return
     self._directory.mkdir(parents=True, exist_ok=True)
     path = self._directory / 'metrics.jsonl'
     kept = [row for row in read_metrics(path) if row['step'] < first_step]
@@ -48,11 +54,14 @@ class MetricLog:
     return self
 
   def __exit__(self, *details) -> None:
-    self._lines.close()
-    self._events.close()
+    if self._main:
+      self._lines.close()
+      self._events.close()
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends the metrics of one step; numbers that are not finite as null."""
+    if not self._main:
+      return
     row = {
       name: value if math.isfinite(value) else None
       for name, value in metrics.items()

@@ -1,19 +1,31 @@
-"""Meshes, and the one table from logical axes to mesh axes.
+"""Meshes, and the one place that maps logical axes to mesh axes.
 
-Modules name their axes for what they are (`embed`, `heads`); this table alone
-says which of them a mesh splits. It is checked where it is used, because a name
-that is missing from the table would otherwise mean "replicate" without a word.
+Modules name their axes for what they are (`embed`, `heads`); the tables here alone
+say which of them a mesh splits. They are checked where they are used, because a
+name that is missing from a table would otherwise mean "replicate" without a word.
+
+    training   params over fsdp and tensor, rows over data x fsdp
+    rollouts   params over tensor alone,    rows over data x fsdp
+
+`make_reshard` moves params from one layout to the other, once a step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
 import math
 
 from flax import linen as nn
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+Rules = Mapping[str, str | tuple[str, ...] | None]
 
 # Logical axis of a param -> mesh axis, or None for replicated.
-PARAM_RULES: Mapping[str, str | None] = {
+TRAINING: Rules = {
   'vocab': 'tensor',
   'embed': 'fsdp',
   'heads': 'tensor',
@@ -22,32 +34,95 @@ PARAM_RULES: Mapping[str, str | None] = {
   'head_dim': None,
   'kv_pair': None,
   'gate_up': None,
+  'rank': None,
 }
-MESH_AXES = ('data', 'fsdp', 'tensor')
+# A decode step reads every weight for one token of each row: gathering them first
+# would cost more than the step.
+ROLLOUTS: Rules = TRAINING | {'embed': None}
+# Of activations and caches, in training and rollouts alike.
+ACTIVATIONS: Rules = {
+  'rows': ('data', 'fsdp'),
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'mlp': 'tensor',
+  'vocab': 'tensor',
+  'tokens': None,
+  'embed': None,
+  'head_dim': None,
+  'slots': None,
+}
 
 
-def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
-  """Mesh over (data, fsdp, tensor) of the given sizes, axis type Auto.
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How many devices each mesh axis has; -1: all that are left."""
+
+  # Copies of the params; each reads its own rows.
+  data: int = 1
+  # Shards of params and optimizer that are gathered layer by layer in training;
+  # each reads its own rows too.
+  fsdp: int = -1
+  # Shards of every matmul: heads, MLP and vocabulary.
+  tensor: int = 1
+
+  def shape(self, devices: int) -> tuple[int, int, int]:
+    """Sizes of the axes on so many devices.
+
+    Raises:
+      ValueError: they do not multiply to the number of devices.
+    """
+    sizes = [self.data, self.fsdp, self.tensor]
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
+      sizes[sizes.index(-1)] = devices // known
+    if min(sizes) < 1 or math.prod(sizes) != devices:
+      raise ValueError(
+        f'mesh {dict(zip(MESH_AXES, sizes, strict=True))} does not fit '
+        f'{devices} devices; the sizes have to multiply to that number, and one '
+        'of them may be -1.'
+      )
+    return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
+  """Mesh over (data, fsdp, tensor), axis type Auto; enter it by `jax.set_mesh`.
+
+  Args:
+    config: sizes of its axes.
+    devices: None: all of this run.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  if math.prod(shape) != len(devices):
-    raise ValueError(
-      f'mesh {dict(zip(MESH_AXES, shape, strict=True))} needs {math.prod(shape)} devices; '
-      f'{len(devices)} are there.'
-    )
   return jax.make_mesh(
-    shape,
+    config.shape(len(devices)),
     MESH_AXES,
     axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
     devices=devices,
   )
 
 
-def param_shardings(mesh: Mesh, abstract_params):
+def under_mesh(function: Callable) -> Callable:
+  """`function` under the mesh of its argument `mesh`, a MeshConfig or None."""
+
+  @functools.wraps(function)
+  def entered(*args, mesh: MeshConfig | None = None, **kwargs):
+    if mesh is None:
+      return function(*args, mesh=None, **kwargs)
+    with jax.set_mesh(make_mesh(mesh)):
+      return function(*args, mesh=mesh, **kwargs)
+
+  return entered
+
+
+def param_shardings(mesh: Mesh, abstract_params, rules: Rules = TRAINING):
   """NamedSharding of every param of `transformer.abstract_params`.
+
+  Args:
+    mesh: a Mesh or AbstractMesh.
+    abstract_params: boxes that name the axes of each param.
+    rules: TRAINING or ROLLOUTS.
 
   Raises:
     ValueError: an axis without a rule, two axes of one param on the same mesh
@@ -57,33 +132,118 @@ def param_shardings(mesh: Mesh, abstract_params):
 
   def one(path, box):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return NamedSharding(mesh, _spec(mesh, name, box.names, box.value.shape))
+    spec = _spec(mesh, name, box.names, box.value.shape, rules)
+    return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(
     one, abstract_params, is_leaf=lambda x: isinstance(x, nn.Partitioned)
   )
 
 
-def _spec(mesh, name, axes, shape) -> PartitionSpec:
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+  """x, laid out over the mesh that is set as ACTIVATIONS says.
+
+  Without a mesh, as on one device, x as it is.
+
+  Args:
+    x: inside of jit.
+    *axes: a name for each of its axes.
+
+  Raises:
+    ValueError: as `param_shardings`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  spec = _spec(mesh, 'activation', axes, x.shape, ACTIVATIONS)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def row_shards() -> int:
+  """How many parts the rows of a batch have on the mesh that is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  return math.prod(mesh.shape[axis] for axis in ACTIVATIONS['rows'])
+
+
+def rows(tree, axis: int = 0):
+  """Host arrays on the mesh that is set, `axis` of each split by rows.
+
+  Every process gives the same arrays. Without a mesh they stay as they are.
+
+  Raises:
+    ValueError: rows that the mesh does not divide.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return tree
+
+  def one(x):
+    x = np.asarray(x)
+    axes = ['rows' if i == axis else 'tokens' for i in range(x.ndim)]
+    spec = _spec(mesh, 'batch', axes, x.shape, ACTIVATIONS)
+    return jax.make_array_from_callback(
+      x.shape, NamedSharding(mesh, spec), lambda index: x[index]
+    )
+
+  return jax.tree.map(one, tree)
+
+
+def make_reshard(shardings, dtype: str) -> Callable:
+  """The one move of params between the layouts of training and rollouts.
+
+  Args:
+    shardings: where to, as `param_shardings` makes them; None: where they are.
+    dtype: of the matrices; vectors, which are few, keep theirs.
+  """
+
+  def cast(x):
+    return x if x.ndim < 2 else x.astype(dtype)
+
+  return jax.jit(
+    lambda params: jax.tree.map(cast, params), out_shardings=shardings
+  )
+
+
+def is_main() -> bool:
+  """Whether this process is the one that writes and prints."""
+  return jax.process_index() == 0
+
+
+def to_host(tree):
+  """NumPy arrays of what is spread over the devices of all processes."""
+  if jax.process_count() > 1:
+    return multihost_utils.process_allgather(tree, tiled=True)
+  return jax.device_get(tree)
+
+
+def _spec(mesh, name, axes, shape, rules: Rules) -> PartitionSpec:
   used: dict[str, str] = {}
   spec = []
   for axis, size in zip(axes, shape, strict=True):
-    if axis not in PARAM_RULES:
+    if axis not in rules:
       raise ValueError(
-        f'{name}: axis {axis!r} has no rule; known: {sorted(PARAM_RULES)}.'
+        f'{name}: axis {axis!r} has no rule; known: {sorted(rules)}.'
       )
-    target = PARAM_RULES[axis]
-    if target is not None:
+    targets = rules[axis]
+    if targets is None:
+      spec.append(None)
+      continue
+    parts = (targets,) if isinstance(targets, str) else targets
+    for target in parts:
       if target in used:
         raise ValueError(
           f'{name}: axes {used[target]!r} and {axis!r} are both split over '
           f'mesh axis {target!r}.'
         )
-      if size % mesh.shape[target]:
-        raise ValueError(
-          f'{name}: axis {axis!r} of size {size} does not divide over mesh '
-          f'axis {target!r} of size {mesh.shape[target]}.'
-        )
       used[target] = axis
-    spec.append(target)
+    count = math.prod(mesh.shape[target] for target in parts)
+    if size % count:
+      raise ValueError(
+        f'{name}: axis {axis!r} of size {size} does not divide over mesh '
+        f'{"axis" if len(parts) == 1 else "axes"} '
+        f'{" x ".join(map(repr, parts))} of size {count}.'
+      )
+    spec.append(targets)
   return PartitionSpec(*spec)

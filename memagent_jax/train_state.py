@@ -2,10 +2,14 @@
 
 import dataclasses
 
+from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
+
+from memagent_jax import sharding
 
 SCHEDULES = ('constant', 'cosine')
 
@@ -98,15 +102,53 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
-def init_state(config: OptimizerConfig, params: dict) -> TrainState:
-  """The state before the first update, with float32 parameters."""
-  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-  return TrainState(
-    step=jnp.int32(0),
-    params=params,
-    opt_state=optimizer(config).init(params),
-    skipped=jnp.int32(0),
+def init_state(
+  config: OptimizerConfig, params: dict, shardings: TrainState | None = None
+) -> TrainState:
+  """The state before the first update, with float32 parameters.
+
+  Args:
+    config: of the optimizer.
+    params: to start from.
+    shardings: as `state_shardings` makes them; None: where the params are.
+  """
+
+  def init(params):
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      opt_state=optimizer(config).init(params),
+      skipped=jnp.int32(0),
+    )
+
+  return jax.jit(init, out_shardings=shardings)(params)
+
+
+def state_shardings(
+  config: OptimizerConfig, abstract_params, mesh: Mesh
+) -> TrainState:
+  """A sharding for every leaf of the state: moments are laid out as params are.
+
+  Args:
+    config: of the optimizer.
+    abstract_params: of `transformer.abstract_params`.
+    mesh: a Mesh or AbstractMesh.
+
+  Raises:
+    ValueError: as `sharding.param_shardings`.
+  """
+  tx = optimizer(config)
+  params = sharding.param_shardings(mesh, abstract_params)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  opt_state = optax.tree_utils.tree_map_params(
+    tx,
+    lambda moment, placed: placed,
+    jax.eval_shape(tx.init, nn.meta.unbox(abstract_params)),
+    params,
+    transform_non_params=lambda leaf: everywhere,
   )
+  return TrainState(everywhere, params, opt_state, everywhere)
 
 
 def apply_gradients(

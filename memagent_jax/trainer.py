@@ -15,14 +15,15 @@ import time
 from absl import logging
 import jax
 
-from memagent_jax import train_state
+from memagent_jax import sharding, train_state
 from memagent_jax import update as update_lib
 from memagent_jax.checkpoint import Checkpoints
 from memagent_jax.experience import Source
 from memagent_jax.metric_log import MetricLog
-from memagent_jax.models import huggingface
+from memagent_jax.models import huggingface, transformer
 from memagent_jax.models.pretrained import Model
 from memagent_jax.preemption import Preemption
+from memagent_jax.sharding import MeshConfig
 from memagent_jax.train_state import OptimizerConfig, TrainState
 
 # Updates that may be skipped for not being finite before a run stops.
@@ -44,6 +45,7 @@ _SHOWN = (
 Evaluator = Callable[[dict, int], Mapping[str, float]]
 
 
+@sharding.under_mesh
 def train(
   *,
   workdir: str | os.PathLike,
@@ -53,6 +55,7 @@ def train(
   evaluators: Sequence[Callable[[Model, Path], Evaluator]] = (),
   num_steps: int | None = None,
   compute_dtype: str = 'float32',
+  mesh: MeshConfig | None = None,
   evaluate_every_steps: int = 50,
   checkpoint_every_steps: int = 50,
   stop_at_step: int | None = None,
@@ -73,6 +76,7 @@ def train(
     num_steps: steps of the run; None: as many as the source has.
     compute_dtype: of activations and cache, float32 or bfloat16; params, losses
       and optimizer stay float32.
+    mesh: devices that share the work; None: the default device alone.
     evaluate_every_steps: between measurements.
     checkpoint_every_steps: between checkpoints; the last step is kept too.
     stop_at_step: end before this step and let a later call go on.
@@ -95,6 +99,8 @@ def train(
   # --- state ------------------------------------------------------------------
   compute = dataclasses.replace(model.config, dtype=compute_dtype)
   model = dataclasses.replace(model, config=compute)
+  layout = _Layout(model, optimizer, mesh)
+  model = dataclasses.replace(model, params=layout.place(model.params))
   experience_source = source(model)
   if num_steps is None:
     num_steps = experience_source.num_steps
@@ -102,7 +108,7 @@ def train(
     raise ValueError('num_steps is None and the source has no end; give it.')
   checkpoints = Checkpoints(workdir / 'checkpoints')
   checkpoints.check_same_run(config_text)
-  state = train_state.init_state(optimizer, model.params)
+  state = train_state.init_state(optimizer, model.params, layout.state)
   first_step, dull_steps, saved_step = 0, 0, None
   restored = checkpoints.restore(state)
   if restored is not None:
@@ -138,8 +144,9 @@ def train(
       begun = time.perf_counter()
 
       # --- evaluate -------------------------------------------------------------
+      reading_params = layout.for_rollouts(state.params)
       if step == num_steps or step % evaluate_every_steps == 0:
-        metrics |= measure(state.params, step)
+        metrics |= measure(reading_params, step)
         reached = _reached(stop_when, measure.latest)
         if reached:
           save(step)
@@ -149,11 +156,14 @@ def train(
       measured = time.perf_counter()
 
       # --- experience: rollout, verify, advantages; or demonstrations -----------
-      experience = experience_source.next(step, state.params)
+      experience = experience_source.next(step, reading_params)
+      del reading_params
       made = time.perf_counter()
 
       # --- update ---------------------------------------------------------------
-      state, update_metrics = _apply(optimizer, state, experience)
+      state, update_metrics = _apply(
+        layout.update, optimizer, state, experience
+      )
       updated = time.perf_counter()
       _stop_if_broken(int(state.skipped), step)
 
@@ -199,11 +209,31 @@ def train(
         logging.warning('stopped by SIGTERM after step %d.', step)
         return measure.latest
   exported = workdir / 'model'
-  if not exported.exists():
-    huggingface.save_model(
-      exported, model.config, state.params, model.tokenizer
-    )
+  params = sharding.to_host(state.params)
+  if sharding.is_main() and not exported.exists():
+    huggingface.save_model(exported, model.config, params, model.tokenizer)
   return measure.latest
+
+
+class _Layout:
+  """Where params and state are, and the programs that depend on it."""
+
+  def __init__(self, model: Model, optimizer: OptimizerConfig, mesh):
+    self.state, self._params, reading = None, None, None
+    if mesh is not None:
+      devices = jax.sharding.get_mesh()
+      boxes = transformer.abstract_params(model.config)
+      self.state = train_state.state_shardings(optimizer, boxes, devices)
+      self._params = self.state.params
+      reading = sharding.param_shardings(devices, boxes, sharding.ROLLOUTS)
+    self.update = update_lib.make_update(self.state)
+    self.for_rollouts = sharding.make_reshard(reading, model.config.dtype)
+
+  def place(self, params: dict) -> dict:
+    """Params as training has them."""
+    return (
+      params if self._params is None else jax.device_put(params, self._params)
+    )
 
 
 class _Measure:
@@ -219,20 +249,18 @@ class _Measure:
     for evaluator in self._evaluators:
       self.latest |= evaluator(params, step)
     shown = '  '.join(f'{k} {v:.3f}' for k, v in self.latest.items())
-    if shown:
+    if shown and sharding.is_main():
       print(f'after {step} steps: {shown}', flush=True)
     return self.latest | {'seconds/evaluate': time.perf_counter() - begun}
 
 
 def _apply(
-  optimizer: OptimizerConfig, state: TrainState, experience
+  update, optimizer: OptimizerConfig, state: TrainState, experience
 ) -> tuple[TrainState, dict[str, float]]:
   """One optimizer step a mini-batch; metrics are means over all of them."""
   found = []
   for batches in experience.mini_batches:
-    state, metrics = update_lib.update(
-      experience.objective, optimizer, state, batches
-    )
+    state, metrics = update(experience.objective, optimizer, state, batches)
     found.append(metrics)
   total = jax.tree.map(lambda *x: sum(x), *found)
   is_mean = lambda x: hasattr(x, 'mean')  # noqa: E731

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax import decode, rewards, rollout
+from memagent_jax import decode, rewards, rollout, sharding
 from memagent_jax.data.batches import Batch
 from memagent_jax.rollout import AgentConfig
 from memagent_jax.structs import EOS, Documents, Response, Tokens, Turns
@@ -79,33 +78,33 @@ def sample(
   rollout_N = (rollouts * reading_B[:, None] + np.arange(rollouts)).reshape(-1)
   key_N = decode.row_keys(
     seed,
-    jnp.asarray(example_N, jnp.uint32),
-    jnp.asarray(rollout_N, jnp.int32),
+    sharding.rows(np.asarray(example_N, np.uint32)),
+    sharding.rows(np.asarray(rollout_N, np.int32)),
   )
-  question = jax.tree.map(jnp.asarray, documents.question)
-  first = rollout.first_memory(agent, rows)
-  memory, windows = first, []
+  question = sharding.rows(documents.question)
+  first = jax.device_get(rollout.first_memory(agent, rows))
+  memory, windows = sharding.rows(first), []
   slots = documents.chunk.length_N.shape[0]
   for start in range(0, slots, WINDOW_CHUNKS):
     chunk = jax.tree.map(
-      lambda x, s=start: jnp.asarray(x[s : s + WINDOW_CHUNKS]), documents.chunk
+      lambda x, s=start: x[s : s + WINDOW_CHUNKS], documents.chunk
     )
     memory, turns = rollout.read(
       agent,
       params,
       question,
       memory,
-      chunk,
+      sharding.rows(chunk, axis=1),
       key_N,
-      jnp.full((rows,), start, jnp.int32),
+      sharding.rows(np.full((rows,), start, np.int32)),
     )
-    windows.append(jax.device_get(turns))
+    windows.append(sharding.to_host(turns))
   answer = rollout.answer(agent, params, question, memory, key_N)
   return Trajectories(
     documents=documents,
-    first_memory=jax.device_get(first),
+    first_memory=first,
     turns=jax.tree.map(lambda *x: np.concatenate(x), *windows),
-    answer=jax.device_get(answer),
+    answer=sharding.to_host(answer),
     rollouts=rollouts,
   )
 

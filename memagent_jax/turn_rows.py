@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import prompts as prompts_lib
+from memagent_jax import sharding
 from memagent_jax.rollout import AgentConfig
 from memagent_jax.structs import Documents, Response, Tokens, Turns
 
@@ -69,11 +70,12 @@ def micro_batches(
     rows: N rows of NumPy arrays.
     widths: slots of a row, rising; the last is as wide as the rows.
     micro_tokens: a micro-batch of width w has micro_tokens // w rows, but 1 at
-      least and `capacity` at most.
+      least and `capacity` at most; on a mesh, a multiple of its row shards.
     capacity: most rows that can ever come.
 
   Returns:
-    one MicroBatches per width; their dummies have no prompt and no response.
+    one MicroBatches per width, on the mesh that is set; their dummies have no
+    prompt and no response.
 
   Raises:
     ValueError: more rows than `capacity`, or widths that do not rise to the
@@ -88,11 +90,13 @@ def micro_batches(
     counts_N = counts_N & (rows.weight_N > 0)
   if counts_N.sum() > capacity:
     raise ValueError(f'{counts_N.sum()} rows; the capacity is {capacity}.')
+  shards = sharding.row_shards()
   length_N = turns.prompt_length_N + turns.response_length_N
   width_N = np.searchsorted(np.asarray(widths), length_N)
   result = []
   for w, width in enumerate(widths):
     size = min(max(1, micro_tokens // width), capacity)
+    size = -(-size // shards) * shards
     chosen = np.flatnonzero(counts_N & (width_N == w))
     slots = -(-capacity // size)
 
@@ -105,7 +109,8 @@ def micro_batches(
       return padded.reshape(slots, size, *x.shape[1:])
 
     count = np.int32(-(-len(chosen) // size))
-    result.append(MicroBatches(jax.tree.map(split, rows), count))
+    split_rows = sharding.rows(jax.tree.map(split, rows), axis=1)
+    result.append(MicroBatches(split_rows, count))
   return tuple(result)
 
 

@@ -22,8 +22,22 @@ from memagent_jax.turn_rows import MicroBatches
 Objective = Callable[..., tuple[WeightedMean, dict[str, WeightedMean]]]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def update(
+def make_update(shardings: TrainState | None = None):
+  """`_update` under jit: (objective, optimizer, state, batches) -> see there.
+
+  Args:
+    shardings: of the state, as `train_state.state_shardings` makes them; None:
+      where it is.
+  """
+  return jax.jit(
+    _update,
+    static_argnums=(0, 1),
+    donate_argnums=2,
+    out_shardings=None if shardings is None else (shardings, None),
+  )
+
+
+def _update(
   objective: Objective,
   optimizer: OptimizerConfig,
   state: TrainState,
@@ -52,6 +66,9 @@ def update(
     'grad_norm': WeightedMean(norm, jnp.float32(1)),
   }
   return state, metrics
+
+
+update = make_update()
 
 
 def gradient_sums(

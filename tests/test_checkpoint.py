@@ -221,7 +221,7 @@ def test_restores_into_shardings_of_eight_devices(tmp_path):
     from memagent_jax.checkpoint import Checkpoints
     from tests.test_checkpoint import _bytes, _state
 
-    mesh = sharding.make_mesh((2, 2, 2))
+    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
     def split(x):
       spec = P(('data', 'fsdp'), 'tensor') if x.ndim == 2 else P()
       return jax.ShapeDtypeStruct(
@@ -520,7 +520,7 @@ def test_two_processes_agree(tmp_path):
     from memagent_jax.checkpoint import Checkpoints
     from tests.test_checkpoint import _bytes, _data_file, _flip_bit, _state
 
-    mesh = sharding.make_mesh((1, 2, 1))
+    mesh = sharding.make_mesh(sharding.MeshConfig(1, 2, 1))
     def split(x):
       place = NamedSharding(mesh, P('fsdp') if x.ndim == 2 else P())
       x = np.asarray(x)

@@ -103,11 +103,65 @@ def test_replicated_axes_may_repeat_and_need_not_divide():
 
 def test_wrong_number_of_devices_is_an_error():
   with pytest.raises(ValueError) as e:
-    sharding.make_mesh((2, 3, 1), devices=jax.devices()[:1])
+    sharding.make_mesh(sharding.MeshConfig(2, 3, 1), jax.devices()[:1])
   message = str(e.value)
   assert "{'data': 2, 'fsdp': 3, 'tensor': 1}" in message
-  assert 'needs 6 devices' in message
-  assert '; 1 ' in message
+  assert 'does not fit 1 devices' in message
+
+
+def test_one_size_may_be_left_open():
+  shape = sharding.MeshConfig(2, -1, 2).shape
+  assert shape(8) == (2, 2, 2)
+  assert shape(4) == (2, 1, 2)
+  assert sharding.MeshConfig().shape(3) == (1, 3, 1)
+
+
+@pytest.mark.parametrize('sizes', [(-1, -1, 1), (3, -1, 1), (0, 1, 1)])
+def test_sizes_that_cannot_be(sizes):
+  with pytest.raises(ValueError, match='does not fit 4 devices'):
+    sharding.MeshConfig(*sizes).shape(4)
+
+
+def test_rollouts_split_no_param_over_fsdp():
+  specs = jax.tree.leaves(
+    sharding.param_shardings(
+      mesh_of(1, 2, 2), transformer.abstract_params(TINY), sharding.ROLLOUTS
+    )
+  )
+  used = {axis for s in specs for axis in s.spec if axis is not None}
+  assert used == {'tensor'}
+
+
+def on_mesh(function, *shape):
+  """The jaxpr of a function of one [4, 6, 8] array, under a mesh."""
+  mesh = jax.sharding.AbstractMesh(shape, sharding.MESH_AXES)
+  with jax.sharding.use_abstract_mesh(mesh):
+    return str(jax.make_jaxpr(function)(jax.numpy.zeros((4, 6, 8))))
+
+
+def test_an_activation_is_laid_out_by_its_names():
+  def constrained(x):
+    return sharding.constrain(x, 'rows', 'tokens', 'mlp')
+
+  assert "P(('data', 'fsdp'), None, 'tensor')" in on_mesh(constrained, 2, 2, 2)
+  # On one device nothing is said, and nothing is checked.
+  x = jax.numpy.zeros((3, 5, 7))
+  assert sharding.constrain(x, 'rows', 'tokens', 'mlp') is x
+
+
+def test_what_an_activation_cannot_be():
+  def unknown(x):
+    return sharding.constrain(x, 'rows', 'tokens', 'colour')
+
+  def ragged(x):
+    return sharding.constrain(x[:3], 'rows', 'tokens', 'mlp')
+
+  with pytest.raises(ValueError, match="axis 'colour' has no rule"):
+    on_mesh(unknown, 1, 1, 1)
+  with pytest.raises(ValueError) as e:
+    on_mesh(ragged, 2, 2, 1)
+  assert "axis 'rows' of size 3 does not divide over mesh axes" in str(e.value)
+  assert "'data' x 'fsdp' of size 4" in str(e.value)
 
 
 # Runs in a process of its own: devices are counted once per process.
@@ -118,7 +172,7 @@ from memagent_jax.models import rope, transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 
 config = {TINY!r}
-mesh = sharding.make_mesh((2, 2, 2))
+mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
 assert dict(mesh.shape) == dict(data=2, fsdp=2, tensor=2), mesh
 assert set(mesh.axis_types) == set([jax.sharding.AxisType.Auto]), mesh
 params = transformer.init_params(config, jax.random.key(0))

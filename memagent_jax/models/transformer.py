@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from memagent_jax.models import long_attention, recompute, rope
 from memagent_jax.models.attention import Segment, attention
 from memagent_jax.models.configs import ModelConfig
+from memagent_jax.sharding import constrain
 
 # Keys and values of one layer, heads-major, slots last: (NxJxDxS, NxJxDxS).
 LayerKV = tuple[jax.Array, jax.Array]
@@ -158,6 +159,9 @@ class Attention(nn.Module):
     if c.qk_norm:
       q_NxTxHxD = RMSNorm(c.norm_epsilon, 'head_dim', name='q_norm')(q_NxTxHxD)
       k_NxTxJxD = RMSNorm(c.norm_epsilon, 'head_dim', name='k_norm')(k_NxTxJxD)
+    q_NxTxHxD = constrain(q_NxTxHxD, 'rows', 'tokens', 'heads', 'head_dim')
+    k_NxTxJxD = constrain(k_NxTxJxD, 'rows', 'tokens', 'kv_heads', 'head_dim')
+    v_NxTxJxD = constrain(v_NxTxJxD, 'rows', 'tokens', 'kv_heads', 'head_dim')
     q_views = [rope.rotate(q_NxTxHxD, *turn) for turn in places.queries]
     k_NxTxJxD = rope.rotate(k_NxTxJxD, *places.keys)
     k = k_NxTxJxD.transpose(0, 2, 3, 1)
@@ -179,6 +183,7 @@ class Attention(nn.Module):
         places.position_NxT,
         [jnp.zeros_like(start_N), start_N],
       )
+    out_NxTxHxD = constrain(out_NxTxHxD, 'rows', 'tokens', 'heads', 'head_dim')
     out_NxTxE = Linear(
       (h, d, e),
       ('heads', 'head_dim', 'embed'),
@@ -221,7 +226,7 @@ class Mlp(nn.Module):
     gate_up = Linear((e, 2, f), ('embed', 'gate_up', 'mlp'), name='gate_up')(
       x_NxTxE
     )
-    hidden_NxTxF = _gated(gate_up)
+    hidden_NxTxF = constrain(_gated(gate_up), 'rows', 'tokens', 'mlp')
     return Linear((f, e), ('mlp', 'embed'), name='down')(hidden_NxTxF)
 
 
@@ -268,10 +273,10 @@ class Block(nn.Module):
         cache,
         past,
       )
-    x_NxTxE = x_NxTxE + y
+    x_NxTxE = constrain(x_NxTxE + y, 'rows', 'tokens', 'embed')
     with jax.named_scope('mlp'):
       y = Mlp(self.config, name='mlp')(RMSNorm(norm, name='mlp_norm')(x_NxTxE))
-    return x_NxTxE + y, written
+    return constrain(x_NxTxE + y, 'rows', 'tokens', 'embed'), written
 
 
 class Decoder(nn.Module):
@@ -325,6 +330,7 @@ class Decoder(nn.Module):
     """
     c = self.config
     x_NxTxE = self.embedding[ids_NxT].astype(c.dtype)
+    x_NxTxE = constrain(x_NxTxE, 'rows', 'tokens', 'embed')
     places = _places(c, frequency_NxD2, position_NxT)
     written = []
     for i, layer in enumerate(self.layers):
@@ -334,14 +340,16 @@ class Decoder(nn.Module):
     return self.final_norm(x_NxTxE), tuple(written)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """float32 scores over the vocabulary, [..., E] -> [..., V]."""
+    """float32 scores over the vocabulary, [N, ..., E] -> [N, ..., V]."""
     head = self.embedding if self.config.tie_embeddings else self.head
-    return jnp.einsum(
+    scores = jnp.einsum(
       '...e,ve->...v',
       hidden,
       head.astype(hidden.dtype),
       preferred_element_type=jnp.float32,
     )
+    between = ['tokens'] * (scores.ndim - 2)
+    return constrain(scores, 'rows', *between, 'vocab')
 
 
 @functools.lru_cache(maxsize=8)
@@ -362,7 +370,8 @@ def abstract_params(config: ModelConfig):
 
     return nn.init(everything, model)(key)['params']
 
-  return jax.eval_shape(init, jax.random.key(0))
+  with _without_mesh():
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def init_params(config: ModelConfig, key: jax.Array):
@@ -370,5 +379,11 @@ def init_params(config: ModelConfig, key: jax.Array):
   model = Decoder(config)
   ids_NxT = jnp.zeros((1, 1), jnp.int32)
   frequency = jnp.zeros((1, config.head_dim // 2))
-  params = jax.jit(model.init)(key, ids_NxT, ids_NxT, frequency)['params']
+  with _without_mesh():
+    params = jax.jit(model.init)(key, ids_NxT, ids_NxT, frequency)['params']
   return nn.meta.unbox(params)
+
+
+def _without_mesh():
+  """The one row of an init is not split, whatever mesh is set."""
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))

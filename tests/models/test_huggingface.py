@@ -427,7 +427,7 @@ from memagent_jax.models import huggingface, transformer
 from tests.models.test_huggingface import EVERYTHING, random_tensors
 import dataclasses
 config = dataclasses.replace(EVERYTHING, num_layers=1, head_dim=4)
-mesh = sharding.make_mesh((1, 2, 2))
+mesh = sharding.make_mesh(sharding.MeshConfig(1, 2, 2))
 shardings = sharding.param_shardings(mesh, transformer.abstract_params(config))
 tensors = random_tensors(config)
 whole = huggingface.params_from_tensors(config, tensors.__getitem__)

@@ -86,7 +86,7 @@ def test_a_directory_loads_onto_a_mesh(tmp_path, gguf_path):
   model = pretrained.load_model(gguf_path)
   out = tmp_path / 'out'
   huggingface.save_model(out, model.config, model.params, model.tokenizer)
-  mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
   lines = []
   loaded = pretrained.load_model(out, mesh, report=lines.append)
   assert lines == [f'loading {out}']

@@ -9,7 +9,7 @@ import pytest
 from memagent_jax.models import rope, transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.transformer import Decoder, Past
-from memagent_jax.sharding import PARAM_RULES
+from memagent_jax.sharding import TRAINING
 
 
 def model(**fields):
@@ -175,7 +175,7 @@ def test_every_param_has_axes_with_a_rule(tied):
     name = jax.tree_util.keystr(path)
     assert isinstance(box, nn.LogicallyPartitioned), name
     assert len(box.names) == box.value.ndim, name
-    assert set(box.names) <= set(PARAM_RULES), name
+    assert set(box.names) <= set(TRAINING), name
 
 
 @pytest.mark.parametrize('tied', [True, False])

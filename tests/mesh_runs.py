@@ -1,0 +1,117 @@
+"""A tiny run on any mesh and any number of processes, in a process of its own.
+
+  python -m tests.mesh_runs OUT DATAxFSDPxTENSOR|none [PROCESSES INDEX PORT]
+
+Writes OUT.npz: what two steps sampled, the gradient of the first, losses, and the
+params at the end. Devices are virtual ones, as XLA_FLAGS says.
+"""
+
+import os
+from pathlib import Path
+import sys
+
+import jax
+import numpy as np
+
+from memagent_jax import sharding, trainer, trajectories, update
+from memagent_jax.metric_log import read_metrics
+from memagent_jax.models import pretrained, transformer
+from memagent_jax.models.configs import ModelConfig, RopeConfig
+from memagent_jax.models.pretrained import Model
+from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.sharding import MeshConfig
+from memagent_jax.train_state import OptimizerConfig
+from tests import tiny_runs
+
+# Every axis that a mesh may split has a size of eight or more, but kv_heads.
+CONFIG = ModelConfig(
+  'qwen3', 2048, 16, 2, 8, 4, 8, 32, 256, 1e-5, RopeConfig(), qk_norm=True
+)
+DOCUMENTS, ROLLOUTS = 8, 3
+
+
+def source(model: Model):
+  return tiny_runs.rollouts(
+    model,
+    chunks=(2, 1),
+    documents_per_step=DOCUMENTS,
+    rollouts=ROLLOUTS,
+    micro_tokens=1024,
+  )
+
+
+def new_model() -> Model:
+  tokenizer = Tokenizer.from_directory('experiments/tiny/tokenizer')
+  params = transformer.init_params(CONFIG, jax.random.key(0))
+  (eos,) = tokenizer.eos_ids
+  params['embedding'] = params['embedding'].at[eos].mul(4.0)
+  return Model('tiny', CONFIG, params, tokenizer)
+
+
+def first_gradient(mesh: MeshConfig | None) -> dict:
+  """Sums of the first step's rows, on the host."""
+
+  @sharding.under_mesh
+  def gradient(mesh):
+    model = new_model()
+    params = model.params
+    if mesh is not None:
+      boxes = transformer.abstract_params(CONFIG)
+      placed = sharding.param_shardings(jax.sharding.get_mesh(), boxes)
+      params = jax.device_put(params, placed)
+      kernel = params['layer_0']['attention']['q']['kernel']
+      assert kernel.sharding.spec == jax.P('fsdp', 'tensor', None)
+    experience = source(model).next(0, params)
+    ((batches),) = experience.mini_batches
+    sums = jax.jit(update.gradient_sums, static_argnums=0)
+    found, _, _ = sums(experience.objective, params, batches)
+    return sharding.to_host(found)
+
+  return gradient(mesh=mesh)
+
+
+def main(out: str, shape: str, processes='1', index='0', port='0'):
+  if int(processes) > 1:
+    jax.distributed.initialize(f'127.0.0.1:{port}', int(processes), int(index))
+  mesh = None if shape == 'none' else MeshConfig(*map(int, shape.split('x')))
+  trajectories.judge = tiny_runs.judge_by_length
+  found, sample = [], trajectories.sample
+
+  def watched(*args, **kwargs):
+    found.append(sample(*args, **kwargs))
+    return found[-1]
+
+  trajectories.sample = watched
+  result = {}
+  for i, leaf in enumerate(jax.tree.leaves(first_gradient(mesh))):
+    result[f'gradient_{i}'] = leaf
+  found.clear()
+  workdir = Path(f'{out}.run')
+  trainer.train(
+    workdir=workdir,
+    model=new_model(),
+    source=source,
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0),
+    num_steps=2,
+    mesh=mesh,
+    checkpoint_every_steps=1,
+  )
+  if not sharding.is_main():
+    return
+  for i, one in enumerate(found):
+    result[f'ids_{i}'] = one.turns.response.ids_NxR
+    result[f'lengths_{i}'] = one.turns.response.length_N
+    result[f'logprobs_{i}'] = one.turns.response.logprob_NxR
+    result[f'answers_{i}'] = one.answer.ids_NxR
+  rows = read_metrics(workdir / 'metrics.jsonl')
+  for name in ('loss', 'grad_norm'):
+    result[name] = np.asarray([row[name] for row in rows if name in row])
+  params = pretrained.load_model(workdir / 'model').params
+  for i, leaf in enumerate(jax.tree.leaves(params)):
+    result[f'params_{i}'] = np.asarray(leaf)
+  np.savez(out, **result)
+
+
+if __name__ == '__main__':
+  os.chdir(Path(__file__).parents[1])
+  main(*sys.argv[1:])
