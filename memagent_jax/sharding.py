@@ -167,6 +167,15 @@ def row_shards() -> int:
   return math.prod(mesh.shape[axis] for axis in ACTIVATIONS['rows'])
 
 
+def platform() -> str:
+  """Where programs run that are made now: cpu, gpu, tpu.
+
+  That of the mesh that is set, which may be of devices that are not here.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def rows(tree, axis: int = 0):
   """Host arrays on the mesh that is set, `axis` of each split by rows.
 

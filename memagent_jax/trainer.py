@@ -55,6 +55,7 @@ def train(
   evaluators: Sequence[Callable[[Model, Path], Evaluator]] = (),
   num_steps: int | None = None,
   compute_dtype: str = 'float32',
+  remat: bool = False,
   mesh: MeshConfig | None = None,
   evaluate_every_steps: int = 50,
   checkpoint_every_steps: int = 50,
@@ -76,6 +77,7 @@ def train(
     num_steps: steps of the run; None: as many as the source has.
     compute_dtype: of activations and cache, float32 or bfloat16; params, losses
       and optimizer stay float32.
+    remat: compute layers again for the gradient, see `ModelConfig`.
     mesh: devices that share the work; None: the default device alone.
     evaluate_every_steps: between measurements.
     checkpoint_every_steps: between checkpoints; the last step is kept too.
@@ -97,7 +99,7 @@ def train(
   workdir = Path(workdir)
 
   # --- state ------------------------------------------------------------------
-  compute = dataclasses.replace(model.config, dtype=compute_dtype)
+  compute = dataclasses.replace(model.config, dtype=compute_dtype, remat=remat)
   model = dataclasses.replace(model, config=compute)
   layout = _Layout(model, optimizer, mesh)
   model = dataclasses.replace(model, params=layout.place(model.params))

@@ -1,4 +1,4 @@
-"""The one attention of training, prefill and decode.
+"""The one attention of training, prefill and decode, on every platform.
 
 A query sees one or more segments of keys. Training and prefill have one causal
 segment (the row itself); decode has two, the prompt's cache and the response's.
@@ -20,7 +20,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from memagent_jax.models import recompute
+from memagent_jax import sharding
+from memagent_jax.models import kernels, recompute
 
 # Queries of one block. 128 rows of scores over 1K keys stay in a core's cache.
 BLOCK_QUERIES = 128
@@ -51,12 +52,34 @@ def attention(q_NxTxHxD: jax.Array, segments: Sequence[Segment]) -> jax.Array:
   Padding at the end of a causal row needs no mask: no real query sees it.
   """
   q = grouped(q_NxTxHxD, segments[0].k_NxJxDxS.shape[1])
+  platform = sharding.platform()
   if segments[0].visible_NxT is None:
     (segment,) = segments
-    out = _causal(q, segment.k_NxJxDxS, segment.v_NxJxDxS)
+    causal = _CAUSAL.get(platform, _causal)
+    out = causal(q, segment.k_NxJxDxS, segment.v_NxJxDxS)
+  elif platform == 'tpu' and q.shape[3] == 1:
+    out = _decode_tpu(q, segments)
   else:
     out, _ = attend([(q, segment) for segment in segments])
   return ungrouped(out)
+
+
+# By platform; elsewhere, as on CPU, in blocks.
+_CAUSAL = {'tpu': kernels.causal_tpu, 'gpu': kernels.causal_gpu}
+
+
+def _decode_tpu(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+  """`attend` for one query a row, reading only the slots that it sees."""
+  parts = [
+    kernels.live_tpu(
+      q[:, :, :, 0],
+      segment.k_NxJxDxS,
+      segment.v_NxJxDxS,
+      segment.visible_NxT[:, 0],
+    )
+    for segment in segments
+  ]
+  return kernels.merged(parts)[:, :, :, None].astype(q.dtype)
 
 
 def grouped(q_NxTxHxD: jax.Array, kv_heads: int) -> jax.Array:

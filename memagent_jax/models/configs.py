@@ -118,6 +118,9 @@ class ModelConfig:
   tie_embeddings: bool = True
   # Activations' dtype; params keep their own, softmax and log-probs are float32.
   dtype: str = 'float32'
+  # Keep only what stands between layers for the gradient, and compute the rest of
+  # each layer again: one more forward pass for far less memory.
+  remat: bool = False
   # How texts beyond max_positions are seen; None: all of it, as it is. Not part
   # of an exported model.
   attention: DualChunkAttention | SinkAttention | None = None

@@ -297,7 +297,8 @@ class Decoder(nn.Module):
       ),
       (c.vocab_size, c.embed_dim),
     )
-    self.layers = [Block(c, name=f'layer_{i}') for i in range(c.num_layers)]
+    block = nn.remat(Block) if c.remat else Block
+    self.layers = [block(c, name=f'layer_{i}') for i in range(c.num_layers)]
     self.final_norm = RMSNorm(c.norm_epsilon)
     if not c.tie_embeddings:
       self.head = self.param(

@@ -274,3 +274,21 @@ def test_gradient_of_the_gated_mlp_equals_that_of_the_formula():
   np.testing.assert_allclose(
     gradient(transformer._gated), gradient(formula), rtol=0, atol=1e-5
   )
+
+
+def test_layers_computed_again_have_the_same_gradient():
+  config = model()
+  params = random_params(config)
+  ids_NxT = jnp.arange(2 * 9).reshape(2, 9) % config.vocab_size
+
+  def total(config):
+    return lambda params: forward(config, params, ids_NxT, jnp.full(2, 9)).sum()
+
+  saved, again = total(config), total(model(remat=True))
+  jax.tree.map(
+    lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5),
+    jax.grad(again)(params),
+    jax.grad(saved)(params),
+  )
+  # Of two layers, the forward pass is done twice.
+  assert str(jax.make_jaxpr(jax.grad(again))(params)).count('remat') >= 2

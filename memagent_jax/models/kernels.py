@@ -1,0 +1,235 @@
+"""Attention of accelerators: what `attention` computes on CPU, in other programs.
+
+    causal   TPU: splash attention (Pallas);  GPU: cuDNN's flash attention
+    live     TPU: decode attention that reads only the slots in use (Pallas)
+
+All have the shapes of `attention`: queries grouped by kv head and scaled, keys and
+values heads-major with the slots last. On a mesh each device runs its own rows and
+heads, so the kernels never see more than one device's part.
+"""
+
+from collections.abc import Callable
+import functools
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as splash_mask,
+)
+import jax.numpy as jnp
+
+from memagent_jax import sharding
+
+# Lanes of a TPU's vector registers: last axes of blocks are multiples.
+_LANES = 128
+_SPLASH_BLOCKS = (1024, 512, 256, 128)
+# Slots of the cache that are fetched at once.
+_SLOTS = 512
+_HIDDEN = -1e30
+
+
+def causal_tpu(
+  q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+  """Causal attention by splash attention; with gradients.
+
+  Args:
+    q: [N, J, G, T, D], scaled.
+    k: [N, J, D, T].
+    v: [N, J, D, T].
+    interpret: run the kernel's program step by step, on any platform.
+
+  Returns:
+    [N, J, G, T, D].
+  """
+  return _on_each_device(
+    functools.partial(_splash, interpret=interpret), q, k, v
+  )
+
+
+def _splash(q, k, v, *, interpret):
+  n, j, g, t, d = q.shape
+  # Slots behind the row and dimensions of zeros change nothing.
+  t_pad, d_pad = -t % _LANES, -d % _LANES
+  q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, t_pad), (0, d_pad)))
+  k, v = (
+    jnp.pad(x, ((0, 0), (0, 0), (0, d_pad), (0, t_pad))).swapaxes(2, 3)
+    for x in (k, v)
+  )
+  t_all = t + t_pad
+  block = next(b for b in _SPLASH_BLOCKS if t_all % b == 0)
+  kernel = splash.make_splash_mha(
+    splash_mask.MultiHeadMask([splash_mask.CausalMask((t_all, t_all))] * j * g),
+    head_shards=1,
+    q_seq_shards=1,
+    block_sizes=splash.BlockSizes(
+      *(block, block, block),
+      *(block, block, block),
+      use_fused_bwd_kernel=True,
+    ),
+    interpret=interpret,
+  )
+  out = jax.vmap(kernel)(q.reshape(n, j * g, t_all, d + d_pad), k, v)
+  return out.reshape(n, j, g, t_all, -1)[..., :t, :d]
+
+
+def causal_gpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Causal attention by cuDNN, which has float16 and bfloat16 alone.
+
+  Args and result as `causal_tpu`; float32 goes to XLA's own attention.
+  """
+  half = q.dtype in (jnp.bfloat16, jnp.float16)
+
+  def one(q, k, v):
+    n, j, g, t, d = q.shape
+    out = jax.nn.dot_product_attention(
+      q.transpose(0, 3, 1, 2, 4).reshape(n, t, j * g, d),
+      k.transpose(0, 3, 1, 2),
+      v.transpose(0, 3, 1, 2),
+      scale=1.0,
+      is_causal=True,
+      implementation='cudnn' if half else 'xla',
+    )
+    return out.reshape(n, t, j, g, d).transpose(0, 2, 3, 1, 4)
+
+  return _on_each_device(one, q, k, v)
+
+
+def live_tpu(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  length_N: jax.Array,
+  *,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Attention of a decode step over the first slots of each row's cache.
+
+  Blocks of slots behind a row's length are neither fetched nor computed.
+
+  Args:
+    q: [N, J, G, D], scaled.
+    k: [N, J, D, S].
+    v: [N, J, D, S].
+    length_N: int32, slots in use; a row of 0 gives zeros.
+    interpret: as in `causal_tpu`.
+
+  Returns:
+    float32 sums of the values [N, J, G, D], and for each query the largest score
+    and the sum of the weights relative to it, both [N, J, G, 1]: parts that
+    `merged` makes one softmax of.
+  """
+  return _on_each_device(
+    functools.partial(_live, interpret=interpret), q, k, v, length_N
+  )
+
+
+def merged(parts) -> jax.Array:
+  """One softmax over the segments of several calls of `live_tpu`."""
+  top = functools.reduce(jnp.maximum, (t for _, t, _ in parts))
+  weight = [jnp.exp(t - top) for _, t, _ in parts]
+  total = sum(w * s for w, (_, _, s) in zip(weight, parts, strict=True))
+  out = sum(w * o for w, (o, _, _) in zip(weight, parts, strict=True))
+  return out / total
+
+
+def _live(q, k, v, length_N, *, interpret):
+  n, j, g, d = q.shape
+  slots = k.shape[3]
+  size = min(_SLOTS, -(-slots // _LANES) * _LANES)
+  short = -slots % size
+  if short:
+    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, short))) for x in (k, v))
+
+  def cache(n, j, block, length_N):
+    # The last block in use again: what is there already is not fetched.
+    last = jnp.maximum(pl.cdiv(length_N[n], size) - 1, 0)
+    return n, j, 0, jnp.minimum(block, last)
+
+  def own(n, j, block, length_N):
+    del block, length_N
+    return n, j, 0, 0
+
+  def kernel(length_N, q_ref, k_ref, v_ref, out_ref, top_ref, sum_ref):
+    block, length = pl.program_id(2), length_N[pl.program_id(0)]
+
+    @pl.when(block == 0)
+    def _():
+      out_ref[...] = jnp.zeros_like(out_ref)
+      top_ref[...] = jnp.full_like(top_ref, _HIDDEN)
+      sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    @pl.when(block * size < length)
+    def _():
+      q, k, v = q_ref[0, 0], k_ref[0, 0], v_ref[0, 0]
+      scores = jnp.dot(q, k, preferred_element_type=jnp.float32)
+      slot = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+      scores = jnp.where(slot + block * size < length, scores, _HIDDEN)
+      before = top_ref[0, 0]
+      top = jnp.maximum(before, scores.max(axis=1, keepdims=True))
+      weight = jnp.exp(scores - top)
+      kept = jnp.exp(before - top)
+      values = jax.lax.dot_general(
+        weight.astype(v.dtype),
+        v,
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+      )
+      out_ref[0, 0] = kept * out_ref[0, 0] + values
+      sum_ref[0, 0] = kept * sum_ref[0, 0] + weight.sum(axis=1, keepdims=True)
+      top_ref[0, 0] = top
+
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  return pl.pallas_call(
+    kernel,
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(n, j, (slots + short) // size),
+      in_specs=[
+        pl.BlockSpec((1, 1, g, d), own),
+        pl.BlockSpec((1, 1, d, size), cache),
+        pl.BlockSpec((1, 1, d, size), cache),
+      ],
+      out_specs=[
+        pl.BlockSpec((1, 1, g, d), own),
+        pl.BlockSpec((1, 1, g, 1), own),
+        pl.BlockSpec((1, 1, g, 1), own),
+      ],
+    ),
+    out_shape=[shape((n, j, g, d)), shape((n, j, g, 1)), shape((n, j, g, 1))],
+    cost_estimate=live_cost(n * j, g, d, slots, k.dtype.itemsize),
+    interpret=interpret,
+    name='live_attention',
+  )(length_N, q, k, v)
+
+
+def live_cost(
+  heads: int, group: int, dim: int, slots: int, itemsize: int
+) -> pl.CostEstimate:
+  """Of `live_tpu` where every slot is in use."""
+  return pl.CostEstimate(
+    flops=4 * heads * group * dim * slots,
+    transcendentals=heads * group * slots,
+    bytes_accessed=2 * heads * dim * slots * itemsize,
+  )
+
+
+def _on_each_device(function: Callable, *arrays: jax.Array):
+  """`function` of each device's rows and heads, where a mesh is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function(*arrays)
+  rows, heads = sharding.ACTIVATIONS['rows'], sharding.ACTIVATIONS['kv_heads']
+  specs = tuple(
+    jax.P(rows, heads) if x.ndim > 1 else jax.P(rows) for x in arrays
+  )
+  return jax.shard_map(
+    function,
+    in_specs=specs,
+    out_specs=jax.P(rows, heads),
+    check_vma=False,
+  )(*arrays)

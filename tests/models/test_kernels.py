@@ -1,0 +1,142 @@
+"""Kernels of accelerators, run step by step on CPU, against `attention` there."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memagent_jax import sharding
+from memagent_jax.models import attention, kernels
+from memagent_jax.models.attention import Segment
+
+interpreted = functools.partial(kernels.causal_tpu, interpret=True)
+
+
+def arrays(n, j, g, t, s, d):
+  """Queries [N,J,G,T,D], keys and values [N,J,D,S]."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  q = jax.random.normal(keys[0], (n, j, g, t, d)) * d**-0.5
+  k, v = (jax.random.normal(key, (n, j, d, s)) for key in keys[1:])
+  return q, k, v
+
+
+# Whole blocks, a ragged end, and dimensions that do not fill a register.
+@pytest.mark.parametrize(('t', 'd'), [(128, 128), (200, 64)])
+@pytest.mark.parametrize('causal', [interpreted, kernels.causal_gpu])
+def test_causal_values_and_gradients(causal, t, d):
+  given = arrays(2, 2, 3, t, t, d)
+
+  def total(function):
+    return lambda *given: (function(*given) * jnp.cos(jnp.arange(d))).sum()
+
+  np.testing.assert_allclose(
+    causal(*given), attention._causal(*given), atol=1e-5
+  )
+  got = jax.grad(total(causal), (0, 1, 2))(*given)
+  expected = jax.grad(total(attention._causal), (0, 1, 2))(*given)
+  for one, two in zip(got, expected, strict=True):
+    np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def live(q, segments):
+  """`attend` for one query, by the kernel."""
+  return kernels.merged(
+    [
+      kernels.live_tpu(
+        q[:, :, :, 0],
+        s.k_NxJxDxS,
+        s.v_NxJxDxS,
+        s.visible_NxT[:, 0],
+        interpret=True,
+      )
+      for s in segments
+    ]
+  )[:, :, :, None]
+
+
+def test_one_softmax_over_the_live_slots_of_two_segments():
+  q, k, v = arrays(3, 2, 2, 1, 700, 64)
+  _, k2, v2 = arrays(3, 2, 2, 1, 96, 64)
+  segments = [
+    Segment(k, v, jnp.array([[700], [513], [1]])),
+    # Nothing is written yet in the first row.
+    Segment(k2, v2, jnp.array([[0], [96], [5]])),
+  ]
+  expected, _ = attention.attend([(q, s) for s in segments])
+  np.testing.assert_allclose(live(q, segments), expected, atol=1e-6)
+
+
+def test_blocks_behind_the_last_live_slot_are_not_read():
+  q, k, v = arrays(2, 1, 2, 1, 2048, 64)
+  length_Nx1 = jnp.array([[600], [512]])
+  poisoned = [
+    x.at[0, ..., 1024:].set(jnp.nan).at[1, ..., 512:].set(jnp.nan)
+    for x in (k, v)
+  ]
+  got = live(q, [Segment(*poisoned, length_Nx1)])
+  expected, _ = attention.attend([(q, Segment(k, v, length_Nx1))])
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_each_platform_has_its_own(monkeypatch):
+  q, k, v = arrays(2, 2, 2, 130, 130, 64)
+  q_NxTxHxD = attention.ungrouped(q) * 64**0.5
+  causal = [Segment(k, v)]
+  step = [Segment(k, v, jnp.array([[130], [7]]))]
+  expected = [
+    attention.attention(q_NxTxHxD, causal),
+    attention.attention(q_NxTxHxD[:, :1], step),
+  ]
+  called = []
+
+  def interpret(name):
+    kernel = functools.partial(getattr(kernels, name), interpret=True)
+
+    def spy(*args):
+      called.append(name)
+      return kernel(*args)
+
+    return spy
+
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+  monkeypatch.setitem(attention._CAUSAL, 'tpu', interpret('causal_tpu'))
+  monkeypatch.setattr(kernels, 'live_tpu', interpret('live_tpu'))
+  got = [
+    attention.attention(q_NxTxHxD, causal),
+    attention.attention(q_NxTxHxD[:, :1], step),
+  ]
+  assert called == ['causal_tpu', 'live_tpu']
+  for one, two in zip(got, expected, strict=True):
+    np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def compare_on_eight_devices():
+  """Each device has its own rows and heads of the kernels."""
+  q, k, v = arrays(4, 2, 2, 128, 128, 64)
+  length_N = jnp.array([128, 3, 60, 100])
+  expected = (
+    attention._causal(q, k, v),
+    kernels.live_tpu(q[:, :, :, 0], k, v, length_N, interpret=True),
+  )
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+  with jax.set_mesh(mesh):
+    got = jax.jit(
+      lambda: (
+        interpreted(q, k, v),
+        kernels.live_tpu(q[:, :, :, 0], k, v, length_N, interpret=True),
+      )
+    )()
+    parts = [x.data.shape for x in got[0].addressable_shards]
+  assert parts == [(1, 1, 2, 128, 64)] * 8
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-5), got, expected
+  )
+
+
+@pytest.mark.slow
+def test_on_eight_devices(run_on_eight_devices):
+  run_on_eight_devices(
+    'from tests.models import test_kernels as t; t.compare_on_eight_devices()'
+  )
