@@ -315,6 +315,7 @@ def test_log_probs_of_reference_and_trainer(model, monkeypatch):
     np.testing.assert_array_equal(batch.rows.reference_logprob_NxR, expected)
 
 
+@pytest.mark.slow
 def test_a_later_temperature_is_that_of_sampler_and_trainer(model):
   source = tiny_runs.rollouts(
     model, old_log_probs='trainer', later_temperatures=[(1, 3.0), (3, 0.5)]

@@ -61,6 +61,7 @@ def score(model, prompt_ids, chunk_ids):
   return float(np.asarray(found)[rows, np.asarray(chunk_ids)].mean())
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_prompt_up_to_the_chunk(model, config):
   found = likelihood.measure(model, config)
   text = open(config.essays[0], encoding='utf-8').read()  # noqa: SIM115

@@ -37,9 +37,8 @@ def settings():
   }
 
 
-@pytest.mark.parametrize(
-  'near_miss_share', [0.0, pytest.param(1.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('near_miss_share', [0.0, 1.0])
+@pytest.mark.slow
 def test_teacher_forcing_counts_what_decoding_every_turn_counts(
   settings, tmp_path, monkeypatch, near_miss_share
 ):

@@ -271,6 +271,7 @@ def without_end(response, n):
   return response.ids_NxR[n, :length].tolist()
 
 
+@pytest.mark.slow
 def test_reader_training_and_evaluation_see_the_same_ids(
   model, tiny_tokenizer, prompts_seen, tmp_path
 ):

@@ -120,6 +120,7 @@ def assert_same(got, expected):
 # --- What changes nothing ----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_widths_and_capacity_change_nothing():
   batches = split(
     POLICY, ragged(), widths=(11, S), micro_tokens=50, capacity=40
@@ -323,6 +324,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(bad):
   assert (int(state.step), int(state.skipped)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_ragged_batches_compile_once(caplog):
   """Of one capacity; objectives and optimizers that are equal are the same."""
   state = fresh_state()

@@ -67,6 +67,7 @@ def _document(tmp_path, text=SENTENCE * 12):
   return path
 
 
+@pytest.mark.slow
 def test_json_and_page_hold_the_whole_reading(ask, tmp_path):
   document = _document(tmp_path, SENTENCE * 6 + '<|im_end|><script>x</script>')
   done = ask(
@@ -91,6 +92,7 @@ def test_json_and_page_hold_the_whole_reading(ask, tmp_path):
   assert b'Q: Where?' in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_valid_files(ask, tmp_path):
   process = ask.start(
     '--document=-', '--question=Who?', '--output=out.json', '--trace=out.html'
@@ -136,6 +138,7 @@ def test_state_goes_on_with_the_text_that_comes_later(ask, tmp_path):
   assert b'was begun with memory_tokens 16; got 20' in wrong.stderr
 
 
+@pytest.mark.slow
 def test_answers_come_while_a_stream_is_read(ask):
   done = ask(
     '--document=-',

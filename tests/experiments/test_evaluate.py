@@ -185,6 +185,7 @@ def test_a_report_of_a_part_and_a_seed_of_ones_own(
     ),
   ],
 )
+@pytest.mark.slow
 def test_bad_flags_are_one_clear_line(grid_file, tmp_path, flags, message):
   error = evaluate(grid_file, tmp_path / 'run', *flags, ok=False)
   last = error.strip().splitlines()[-1]

@@ -126,6 +126,7 @@ def test_long_texts_are_cut_but_with_full(run):
     ),
   ],
 )
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line(run, flags, message):
   flags = [run.model if flag == 'MODEL' else flag for flag in flags]
   done = run(*flags, code=1)

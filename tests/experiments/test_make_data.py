@@ -40,6 +40,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(run, tmp_path):
   assert {row.tokenizer for row in rows} == {'bytes'}
 
 
+@pytest.mark.slow
 def test_hqa_from_a_file_with_tfrecords_and_a_filter(run, tmp_path):
   hotpotqa_files.write(tmp_path / 'set.json', 3)
   answers = [
@@ -102,5 +103,6 @@ def test_own_documents_are_checked_and_estimated(run, tmp_path):
     ),
   ],
 )
+@pytest.mark.slow
 def test_bad_input_is_one_clear_line(run, flags, message):
   assert message in run(*flags, ok=False)

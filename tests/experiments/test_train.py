@@ -100,7 +100,7 @@ def error_of(tmp_path, tiny_model_dir):
     ),
     (
       'experience.RolloutConfig.mini_batches = 3',
-      '8 documents do not divide into 3 mini-batches',
+      '16 documents do not divide into 3 mini-batches',
     ),
     (
       'rollout.ReadingConfig.chunk_tokens = 4000',
@@ -170,6 +170,7 @@ def test_a_workdir_of_another_run(error_of, tmp_path, tiny_tokenizer):
     ),
   ],
 )
+@pytest.mark.slow
 def test_a_command_ends_with_one_line(
   run_command, tmp_path, tiny_model_dir, flag, message
 ):

@@ -31,6 +31,7 @@ def examples():
   return made
 
 
+@pytest.mark.slow
 def test_documents_side_by_side_are_read_as_one_alone(model):
   answered = METHOD.answer(model, examples(), None)
   for example, result in zip(examples(), answered.results, strict=True):

@@ -83,6 +83,7 @@ def attention_by_distance(config, params):
 
 
 @pytest.mark.parametrize('config', [CONFIG, GROUPED], ids=['all', 'grouped'])
+@pytest.mark.slow
 def test_head_h_of_the_first_layer_looks_h_plus_one_back(config):
   back = attention_by_distance(config, local(config))
   assert back.argmax(axis=1).tolist() == list(range(1, config.num_heads + 1))

@@ -163,6 +163,7 @@ def test_one_token_beyond_the_window_it_is_not(name, params):
 # The rows end inside of the window, at a chunk's border, and beyond both; the
 # responses cross borders.
 @pytest.mark.parametrize('name', ['dual chunk', 'sinks'])
+@pytest.mark.slow
 def test_decoded_log_probs_are_those_of_reading_the_whole_text(name, params):
   variant = config(name)
   rng = np.random.default_rng(3)

@@ -155,6 +155,7 @@ def prompts():
   return [stored[key] for key in sorted(stored, key=int)]
 
 
+@pytest.mark.slow
 def test_smollm2_logits_and_greedy_choices(smollm2):
   """One pass over each prompt with its golden continuation, and the passage.
 

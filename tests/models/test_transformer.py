@@ -276,6 +276,7 @@ def test_gradient_of_the_gated_mlp_equals_that_of_the_formula():
   )
 
 
+@pytest.mark.slow
 def test_layers_computed_again_have_the_same_gradient():
   config = model()
   params = random_params(config)

@@ -143,6 +143,7 @@ def test_no_rows_are_an_error(tmp_path):
 @pytest.mark.skipif(
   not shutil.which('chromium'), reason='Chromium is not installed'
 )
+@pytest.mark.slow
 def test_a_browser_shows_it_without_complaints(workdir, tmp_path):
   path, _ = written(workdir)
   picture = tmp_path / 'page.png'
