@@ -23,7 +23,7 @@ CHUNK_TOKENS = 700
 rollout.ReadingConfig.memory_tokens = 12
 rollout.ReadingConfig.answer_tokens = 8
 rollout.ReadingConfig.question_tokens = 120
-needle_documents.needle_documents.tasks_and_rates = {'niah_single_2': 1.0}
+learned/needle_documents.needle_documents.tasks_and_rates = {'niah_single_2': 1.0}
 learned/needle_documents.needle_documents.essays = ['ESSAY']
 learned/needle_documents.needle_documents.chunks = 2
 experience.Rollouts.documents_per_step = 2
@@ -62,7 +62,7 @@ def test_a_trajectory_is_shown_turn_by_turn(run):
   lines = done.stdout.splitlines()
   assert max(map(len, lines)) <= 100
   headings = [line for line in lines if line.endswith('──')]
-  assert re.match(r'document niah_\w+/\S+, rollout 2 ─', headings[0])
+  assert re.match(r'document niah_single_2/\S+, rollout 2 ─', headings[0])
   kinds = [
     re.match(
       r'turn (\d) of 3: (\w+), \d+ tokens read, \d+ written, finish (eos|len)',
