@@ -11,7 +11,6 @@ The loop stops when every row has sampled a control id or reached its cap.
 """
 
 import dataclasses
-import functools
 import hashlib
 import math
 
@@ -200,17 +199,8 @@ def generate(
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def generate_jitted(
-  config: ModelConfig,
-  params,
-  prompt: Tokens,
-  sampling: SamplingConfig,
-  control_ids: tuple[int, ...],
-  key_N: jax.Array,
-) -> Response:
-  """`generate` as one program of its own, for callers outside of jit."""
-  return generate(config, params, prompt, sampling, control_ids, key_N)
+# As one program of its own, for callers outside of jit.
+generate_jitted = jax.jit(generate, static_argnums=(0, 3, 4))
 
 
 def respond(

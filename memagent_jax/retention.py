@@ -161,13 +161,14 @@ class _Beside:
     memory = self._turn(
       question, rollout.first_memory(agent, config.rows), hidden
     )
-    right_N = self._has_value(keys, memory)
+    memory_texts = trajectories.texts(self._tokenizer, memory)
+    right_N = _has_value(keys, memory_texts)
     if not right_N.any():
       raise ValueError(
         f'none of {config.rows} memories has the value of the needle that was '
         'just read: this model has nothing to lose.'
       )
-    turns_N, lost_N, changed_N = np.zeros((3, config.rows), int)
+    lost_N, changed_N = np.zeros((2, config.rows), int)
     became: dict[int, str] = {}
     first = number * config.rows * config.chunks_per_key
     for step in range(config.chunks_per_key):
@@ -179,7 +180,6 @@ class _Beside:
           other = key.near_miss(rng)
           chunk = self._hide(key.kind, other, key.make(rng), chunk, rng)
         chunks.append(chunk)
-      turns_N += right_N
       least_N = _least_log_prob(
         agent,
         self._end,
@@ -191,15 +191,15 @@ class _Beside:
       unsure_N = right_N & (np.asarray(least_N) <= _CERTAIN)
       if unsure_N.any():
         after = self._turn(question, memory, chunks)
-        kept_N = self._has_value(keys, after)
+        texts = trajectories.texts(self._tokenizer, after)
+        kept_N = _has_value(keys, texts)
         lost_N += unsure_N & ~kept_N
         changed_N += unsure_N & kept_N
-        texts = trajectories.texts(self._tokenizer, after)
         for n in np.flatnonzero(unsure_N & ~kept_N):
           became.setdefault(int(n), texts[n])
     kinds = np.asarray([key.kind for key in keys])
+    turns_N = right_N * config.chunks_per_key
     per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0)
-    texts = trajectories.texts(self._tokenizer, memory)
     return {
       'counts': {
         kind: {
@@ -209,7 +209,7 @@ class _Beside:
         for kind in dict.fromkeys(kinds.tolist())
       },
       'losses': [
-        {'lost': int(lost_N[n]), 'memory': texts[n], 'became': text}
+        {'lost': int(lost_N[n]), 'memory': memory_texts[n], 'became': text}
         for n, text in sorted(became.items())
       ],
     }
@@ -220,12 +220,6 @@ class _Beside:
     around = chunk[: self._agent.chunk_tokens - len(needle)]
     at = rng.randrange(len(around) + 1)
     return [*around[:at], *needle, *around[at:]]
-
-  def _has_value(self, keys, memory: Tokens) -> np.ndarray:
-    texts = trajectories.texts(self._tokenizer, memory)
-    return np.asarray(
-      [key.value in text for key, text in zip(keys, texts, strict=True)]
-    )
 
   def _turn(self, question: Tokens, memory: Tokens, chunks) -> Tokens:
     """The memories after one chunk."""
@@ -264,6 +258,12 @@ class _Key:
       other = words.near_miss(self.name, words.word_key(rng), rng)
       if other != self.name:
         return other
+
+
+def _has_value(keys: Sequence[_Key], texts: Sequence[str]) -> np.ndarray:
+  return np.asarray(
+    [key.value in text for key, text in zip(keys, texts, strict=True)]
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -221,21 +221,20 @@ class _Layout:
   """Where params and state are, and the programs that depend on it."""
 
   def __init__(self, model: Model, optimizer: OptimizerConfig, mesh):
-    self.state, self._params, reading = None, None, None
+    self.state, reading = None, None
     if mesh is not None:
       devices = jax.sharding.get_mesh()
       boxes = transformer.abstract_params(model.config)
       self.state = train_state.state_shardings(optimizer, boxes, devices)
-      self._params = self.state.params
       reading = sharding.param_shardings(devices, boxes, sharding.ROLLOUTS)
     self.update = update_lib.make_update(self.state)
     self.for_rollouts = sharding.make_reshard(reading, model.config.dtype)
 
   def place(self, params: dict) -> dict:
     """Params as training has them."""
-    return (
-      params if self._params is None else jax.device_put(params, self._params)
-    )
+    if self.state is None:
+      return params
+    return jax.device_put(params, self.state.params)
 
 
 class _Measure:

@@ -67,8 +67,7 @@ def _splash(q, k, v, *, interpret):
     head_shards=1,
     q_seq_shards=1,
     block_sizes=splash.BlockSizes(
-      *(block, block, block),
-      *(block, block, block),
+      *[block] * 6,
       use_fused_bwd_kernel=True,
     ),
     interpret=interpret,
@@ -140,10 +139,7 @@ def merged(parts) -> jax.Array:
 def _live(q, k, v, length_N, *, interpret):
   n, j, g, d = q.shape
   slots = k.shape[3]
-  size = min(_SLOTS, -(-slots // _LANES) * _LANES)
-  short = -slots % size
-  if short:
-    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, short))) for x in (k, v))
+  size = min(_SLOTS, slots)
 
   def cache(n, j, block, length_N):
     # The last block in use again: what is there already is not fetched.
@@ -167,8 +163,10 @@ def _live(q, k, v, length_N, *, interpret):
     def _():
       q, k, v = q_ref[0, 0], k_ref[0, 0], v_ref[0, 0]
       scores = jnp.dot(q, k, preferred_element_type=jnp.float32)
-      slot = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-      scores = jnp.where(slot + block * size < length, scores, _HIDDEN)
+      # The last block may reach beyond the cache, where anything may stand.
+      slot = jax.lax.broadcasted_iota(jnp.int32, (1, size), 1) + block * size
+      scores = jnp.where(slot < length, scores, _HIDDEN)
+      v = jnp.where(slot < length, v, jnp.zeros_like(v))
       before = top_ref[0, 0]
       top = jnp.maximum(before, scores.max(axis=1, keepdims=True))
       weight = jnp.exp(scores - top)
@@ -188,7 +186,7 @@ def _live(q, k, v, length_N, *, interpret):
     kernel,
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
-      grid=(n, j, (slots + short) // size),
+      grid=(n, j, pl.cdiv(slots, size)),
       in_specs=[
         pl.BlockSpec((1, 1, g, d), own),
         pl.BlockSpec((1, 1, d, size), cache),

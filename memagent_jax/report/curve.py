@@ -64,9 +64,8 @@ def thin(rows: Sequence[dict], every: int) -> list[dict]:
     part.append(row)
     rare = any(name.startswith(_MEASURED) for name in row)
     if rare or len(part) == every or number == len(rows) - 1:
-      means = _means(part, skipped='seconds/')
-      found.append({'step': row['step'], 'hours': round(seconds / 3600, 4)})
-      found[-1] |= means
+      place = {'step': row['step'], 'hours': round(seconds / 3600, 4)}
+      found.append(place | _means(part))
       part = []
   return found
 
@@ -115,11 +114,11 @@ def _names(found: Sequence[dict], wanted: tuple[str, ...]) -> list[str]:
   return [name for name in names if name.startswith(wanted)]
 
 
-def _means(part: Sequence[dict], skipped: str) -> dict[str, float]:
+def _means(part: Sequence[dict]) -> dict[str, float]:
   names = dict.fromkeys(name for row in part for name in row)
   means = {}
   for name in names:
     values = [row[name] for row in part if row.get(name) is not None]
-    if values and name != 'step' and not name.startswith(skipped):
+    if values and name != 'step' and not name.startswith('seconds/'):
       means[name] = float(f'{statistics.fmean(values):.5g}')
   return means
