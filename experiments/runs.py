@@ -18,6 +18,19 @@ GIN_FILE = flags.DEFINE_multi_string(
 GIN_BINDINGS = flags.DEFINE_multi_string(
   'gin_bindings', [], 'Changes to it, such as "trainer.train.num_steps = 10".'
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  False,
+  'This is one process of several that are one run; who they are is found out on '
+  'TPU pods, Slurm and GKE, and is told by the next three flags elsewhere.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, the same for all.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many there are.'
+)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
 # What gin adds to the message of an error inside of a configurable.
 _GIN_CALL = '\n  In call to configurable '
 
@@ -42,7 +55,30 @@ def main(argv: Sequence[str], workdir: str | None, **given: Any) -> None:
     raise app.UsageError('--gin_file and --workdir are needed.')
   logging.set_verbosity(logging.WARNING)
   with clear_errors():
+    _join_processes()
     run(workdir=workdir, config_text=parse(), **given)
+
+
+def _join_processes() -> None:
+  """Makes one run of several processes, before any of them looks for devices."""
+  told = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if not _DISTRIBUTED.value:
+    if any(value is not None for value in told):
+      raise ValueError(
+        '--coordinator, --num_processes and --process_id are of --distributed; '
+        'give it as well.'
+      )
+    return
+  if any(value is None for value in told) and any(
+    value is not None for value in told
+  ):
+    raise ValueError(
+      f'--coordinator, --num_processes and --process_id are {told}; expected all '
+      'three, or none where they are found out.'
+    )
+  import jax
+
+  jax.distributed.initialize(*told)
 
 
 def parse() -> str:
@@ -71,24 +107,31 @@ def parse() -> str:
   return _config_text()
 
 
-def bound(argument: str) -> Any:
+def bound(argument: str, *path: str) -> Any:
   """What the files bind to an argument of the function that `run` starts.
 
   As gin would pass it: `@name` is a function, `@name()` what it returns.
 
+  Args:
+    argument: its name.
+    *path: arguments that are functions, each bound to one of the function before:
+      the value is then that of the last.
+
   Raises:
     ValueError: nothing is bound to it.
   """
-  start = gin.query_parameter('experiments.runs.run.start')
-  bindings = gin.get_bindings(
-    '/'.join([*start.scopes, start.selector]), resolve_references=False
-  )
-  if argument not in bindings:
-    raise ValueError(
-      f'the run starts {start}, to which no {argument} is bound; got '
-      f'{", ".join(bindings) or "nothing"}.'
+  found = gin.query_parameter('experiments.runs.run.start')
+  for name in (*path, argument):
+    bindings = gin.get_bindings(
+      '/'.join([*found.scopes, found.selector]), resolve_references=False
     )
-  return copy.deepcopy(bindings[argument])
+    if name not in bindings:
+      raise ValueError(
+        f'the run starts {found}, to which no {name} is bound; got '
+        f'{", ".join(bindings) or "nothing"}.'
+      )
+    found = bindings[name]
+  return copy.deepcopy(found)
 
 
 def _config_text() -> str:

@@ -23,16 +23,27 @@ def turn_flops(
     prompt_tokens: of the prompt.
     response_tokens: sampled; the last one is never read.
   """
+  read = prompt_tokens + max(response_tokens - 1, 0)
+  return forward_flops(config, read, max(response_tokens, 1))
+
+
+def forward_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
+  """FLOPs of reading a causal text, with the head on some of its tokens.
+
+  Args:
+    config: as in `turn_flops`.
+    tokens: of the text.
+    head_tokens: whose scores over the vocabulary are wanted.
+  """
   c = config
   heads = c.head_dim * (
     2 * c.num_heads + 2 * c.num_kv_heads
   )  # q and o, k and v
   layer = c.embed_dim * heads + 3 * c.embed_dim * c.mlp_dim
-  read = prompt_tokens + max(response_tokens - 1, 0)
   # Scores and the sum of the values: 2 products of head_dim a head and pair.
-  pairs = 4 * c.num_heads * c.head_dim * _pairs(config, read)
-  head = 2 * c.embed_dim * c.vocab_size * max(response_tokens, 1)
-  return float(c.num_layers * (2 * layer * read + pairs) + head)
+  pairs = 4 * c.num_heads * c.head_dim * _pairs(config, tokens)
+  head = 2 * c.embed_dim * c.vocab_size * head_tokens
+  return float(c.num_layers * (2 * layer * tokens + pairs) + head)
 
 
 def reading_estimate(

@@ -11,7 +11,6 @@ import json
 import os
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import (
@@ -226,24 +225,27 @@ def _respond(
   width = -(-width // _PROMPT_STEP) * _PROMPT_STEP
   # Greedy decoding draws nothing from them.
   key_N = decode.row_keys(
-    0, jnp.arange(rows, dtype=jnp.uint32), jnp.zeros(rows, jnp.int32)
+    0,
+    sharding.rows(np.arange(rows, dtype=np.uint32)),
+    sharding.rows(np.zeros(rows, np.int32)),
   )
   responses = []
   for start in range(0, len(prompt_ids), rows):
     part = prompt_ids[start : start + rows]
     # The last batch is filled with its first row.
     full = part + part[:1] * (rows - len(part))
-    response = decode.generate_jitted(
-      model,
-      params,
-      prompts.pad_rows(full, width),
-      SamplingConfig(response_tokens),
-      control_ids,
-      key_N,
+    response = sharding.to_host(
+      decode.generate_jitted(
+        model,
+        params,
+        sharding.rows(prompts.pad_rows(full, width)),
+        SamplingConfig(response_tokens),
+        control_ids,
+        key_N,
+      )
     )
-    ids, lengths = np.asarray(response.ids_NxR), np.asarray(response.length_N)
     responses += [
-      row[:n].tolist()
-      for row, n in zip(ids[: len(part)], lengths, strict=False)
+      response.ids_NxR[n, : response.length_N[n]].tolist()
+      for n in range(len(part))
     ]
   return responses

@@ -150,6 +150,8 @@ class RolloutConfig:
 
   # G: trajectories of one document, whose rewards are compared.
   rollouts: int = 16
+  # Trajectories whose caches exist side by side; 0: those of all documents.
+  rows_at_once: int = 0
   # Optimizer steps of one batch of documents; groups are never split.
   mini_batches: int = 1
   # Slots of one micro-batch: micro_tokens // width rows of that width.
@@ -326,6 +328,7 @@ class Rollouts:
       batch,
       rollouts=self._config.rollouts,
       seed=self._seed,
+      rows_at_once=self._config.rows_at_once,
     )
     return batch, found
 

@@ -21,7 +21,14 @@ import time
 
 import jax
 
-from memagent_jax import grid, grid_rows, process_memory, rewards, row_log
+from memagent_jax import (
+  grid,
+  grid_rows,
+  process_memory,
+  rewards,
+  row_log,
+  sharding,
+)
 from memagent_jax import likelihood as likelihood_lib
 from memagent_jax.data import benchmarks
 from memagent_jax.data.benchmarks import Benchmark, Texts
@@ -31,6 +38,7 @@ from memagent_jax.likelihood import LikelihoodConfig
 from memagent_jax.methods.method import Method, Result
 from memagent_jax.models import pretrained
 from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.sharding import MeshConfig
 
 _NAME = re.compile(r'[\w .+-]+')
 
@@ -60,6 +68,7 @@ class Documents:
   answer_tokens: int | None = None
 
 
+@sharding.under_mesh
 def evaluate(
   *,
   workdir: str | os.PathLike,
@@ -73,6 +82,7 @@ def evaluate(
   retry_failed: bool = False,
   merge: Sequence[str | os.PathLike] | None = None,
   likelihood: LikelihoodConfig | None = None,
+  mesh: MeshConfig | None = None,
   report: Callable[[str], None] = print,
 ) -> None:
   """Runs what of a grid, or of one shard of it, is not done.
@@ -89,6 +99,8 @@ def evaluate(
     retry_failed: forget failed rows, and compute them again.
     merge: workdirs of shards: take their rows, run nothing.
     likelihood: measured for every model, by the first shard; None: not at all.
+    mesh: devices of this process that share every batch, for models that one does
+      not hold; None: the default device alone. Several hosts take a shard each.
     report: gets a line per batch.
 
   Raises:
@@ -113,7 +125,7 @@ def evaluate(
   ending = '' if shard == (0, 1) else f'_{shard[0]}_of_{shard[1]}'
   if retry_failed:
     _forget_failed(workdir)
-  runner = _Runner(workdir, ending, models, methods, documents, report)
+  runner = _Runner(workdir, ending, models, methods, documents, mesh, report)
   runner.run(batches)
   if likelihood is not None and shard[0] == 0:
     runner.measure_likelihood(likelihood)
@@ -160,12 +172,15 @@ def _collect(
 class _Runner:
   """Runs batches one after another."""
 
-  def __init__(self, workdir, ending, models, methods, documents, report):
+  def __init__(
+    self, workdir, ending, models, methods, documents, mesh, report
+  ):
     self._workdir, self._ending = workdir, ending
     self._models, self._methods = models, methods
     self._documents, self._report = documents, report
     self._done = {grid_rows.place(row) for row in grid_rows.read_rows(workdir)}
-    self._load = functools.lru_cache(maxsize=2)(_load)
+    load = functools.partial(_load, mesh=mesh)
+    self._load = functools.lru_cache(maxsize=2)(load)
     self._benchmark = functools.lru_cache(_open_benchmark)
     self._encoder = Tokenizer.from_directory(
       pretrained.resolve(documents.counted_with)
@@ -360,9 +375,12 @@ def _plan(models, methods, blocks, rows, documents) -> Plan:
   return grid.plan(blocks, methods, configs, rows, unit)
 
 
-def _load(name: str, with_params: bool) -> pretrained.Model:
-  load = pretrained.load_model if with_params else pretrained.describe_model
-  return load(name)
+def _load(
+  name: str, with_params: bool, mesh: MeshConfig | None
+) -> pretrained.Model:
+  if not with_params:
+    return pretrained.describe_model(name)
+  return pretrained.load_model(name, mesh, sharding.ROLLOUTS)
 
 
 def _open_benchmark(task: str, texts: Texts) -> Benchmark:

@@ -159,12 +159,14 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-def row_shards() -> int:
-  """How many parts the rows of a batch have on the mesh that is set."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+def parts(axis: str, mesh: Mesh | None = None) -> int:
+  """How many parts an axis of ACTIVATIONS has on a mesh; None: that which is set."""
+  mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+  target = ACTIVATIONS[axis]
+  if mesh.empty or target is None:
     return 1
-  return math.prod(mesh.shape[axis] for axis in ACTIVATIONS['rows'])
+  targets = (target,) if isinstance(target, str) else target
+  return math.prod(mesh.shape[name] for name in targets)
 
 
 def platform() -> str:

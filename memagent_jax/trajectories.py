@@ -51,6 +51,7 @@ def sample(
   *,
   rollouts: int = 1,
   seed: int = 0,
+  rows_at_once: int = 0,
 ) -> Trajectories:
   """Reads every document of a batch `rollouts` times and asks at the end.
 
@@ -60,6 +61,11 @@ def sample(
     batch: documents of any number of chunk slots.
     rollouts: G.
     seed: of all sampling.
+    rows_at_once: trajectories whose caches exist side by side; 0: all. The
+      result is the same.
+
+  Raises:
+    ValueError: trajectories that do not divide into parts of `rows_at_once`.
   """
   documents = jax.tree.map(np.asarray, batch.documents)
   documents = Documents(
@@ -71,20 +77,47 @@ def sample(
     ),
   )
   rows = len(batch.ids) * rollouts
+  size = rows_at_once or rows
+  if rows % size:
+    raise ValueError(
+      f'{rows} trajectories do not divide into parts of rows_at_once {size}.'
+    )
   example_N = np.repeat(
     [decode.example_number(name) for name in batch.ids], rollouts
   )
   reading_B = np.asarray(batch.readings)
   rollout_N = (rollouts * reading_B[:, None] + np.arange(rollouts)).reshape(-1)
-  key_N = decode.row_keys(
-    seed,
-    sharding.rows(np.asarray(example_N, np.uint32)),
-    sharding.rows(np.asarray(rollout_N, np.int32)),
+  first = jax.device_get(rollout.first_memory(agent, size))
+  read = []
+  for start in range(0, rows, size):
+    part = slice(start, start + size)
+    key_N = decode.row_keys(
+      seed,
+      sharding.rows(np.asarray(example_N[part], np.uint32)),
+      sharding.rows(np.asarray(rollout_N[part], np.int32)),
+    )
+    mine = Documents(
+      question=jax.tree.map(lambda x, p=part: x[p], documents.question),
+      chunk=jax.tree.map(lambda x, p=part: x[:, p], documents.chunk),
+    )
+    read.append(_read(agent, params, mine, first, key_N))
+  turns, answers = zip(*read, strict=True)
+  return Trajectories(
+    documents=documents,
+    first_memory=jax.tree.map(lambda x: np.concatenate([x] * len(read)), first),
+    turns=jax.tree.map(lambda *x: np.concatenate(x, axis=1), *turns),
+    answer=jax.tree.map(lambda *x: np.concatenate(x), *answers),
+    rollouts=rollouts,
   )
+
+
+def _read(
+  agent: AgentConfig, params, documents: Documents, first: Tokens, key_N
+) -> tuple[Turns, Response]:
+  """All turns of a row of documents, and the answers, on the host."""
   question = sharding.rows(documents.question)
-  first = jax.device_get(rollout.first_memory(agent, rows))
   memory, windows = sharding.rows(first), []
-  slots = documents.chunk.length_N.shape[0]
+  slots, rows = documents.chunk.length_N.shape
   for start in range(0, slots, WINDOW_CHUNKS):
     chunk = jax.tree.map(
       lambda x, s=start: x[s : s + WINDOW_CHUNKS], documents.chunk
@@ -100,13 +133,8 @@ def sample(
     )
     windows.append(sharding.to_host(turns))
   answer = rollout.answer(agent, params, question, memory, key_N)
-  return Trajectories(
-    documents=documents,
-    first_memory=first,
-    turns=jax.tree.map(lambda *x: np.concatenate(x), *windows),
-    answer=sharding.to_host(answer),
-    rollouts=rollouts,
-  )
+  turns = jax.tree.map(lambda *x: np.concatenate(x), *windows)
+  return turns, sharding.to_host(answer)
 
 
 def judge(tokenizer, batch: Batch, trajectories: Trajectories) -> Verdicts:

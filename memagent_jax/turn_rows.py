@@ -90,7 +90,7 @@ def micro_batches(
     counts_N = counts_N & (rows.weight_N > 0)
   if counts_N.sum() > capacity:
     raise ValueError(f'{counts_N.sum()} rows; the capacity is {capacity}.')
-  shards = sharding.row_shards()
+  shards = sharding.parts('rows')
   length_N = turns.prompt_length_N + turns.response_length_N
   width_N = np.searchsorted(np.asarray(widths), length_N)
   result = []

@@ -29,6 +29,7 @@ def needle_documents(
   chunk_tokens: int,
   essays: Sequence[str],
   chunk_cut: str = 'sentence',
+  few_symbols_share: float = 0.0,
   num_examples: int = 20_000,
   seed: int = 0,
 ) -> seqio.Mixture:
@@ -43,6 +44,7 @@ def needle_documents(
     chunk_tokens: budget of a chunk.
     essays: files or folders of filler text.
     chunk_cut: where chunks end.
+    few_symbols_share: of documents whose values are harder to copy.
     num_examples: of each task until they repeat.
     seed: of the documents; training and evaluation need different ones.
 
@@ -62,6 +64,7 @@ def needle_documents(
     chunks=chunks,
     chunk_tokens=chunk_tokens,
     chunk_cut=chunk_cut,
+    few_symbols_share=few_symbols_share,
     corpus=corpus,
     num_examples=num_examples,
     seed=seed,
@@ -94,6 +97,7 @@ def example(
   chunk_tokens: int,
   corpus: Corpus,
   chunk_cut: str = 'sentence',
+  few_symbols_share: float = 0.0,
   num_examples: int = 20_000,
   seed: int = 0,
 ) -> Example:
@@ -107,6 +111,7 @@ def example(
     chunk_tokens: budget of a chunk.
     corpus: has the essay.
     chunk_cut: where chunks end.
+    few_symbols_share: as in `ruler.example`.
     num_examples: what does not fit is made anew from a number beyond these.
     seed: of the documents.
 
@@ -125,6 +130,7 @@ def example(
       corpus=corpus,
       seed=seed,
       answer_tokens=0,
+      few_symbols_share=few_symbols_share,
     )
     got = len(cutter.split(tokenizer.encode(made.document)))
     if (1 - _TOLERANCE) * chunks <= got <= chunks:

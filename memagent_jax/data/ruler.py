@@ -94,6 +94,7 @@ def example(
   seed: int = 0,
   template_tokens: int = 0,
   answer_tokens: int | None = None,
+  few_symbols_share: float = 0.0,
 ) -> Example:
   """Sample number `index` of a task; a pure function of its arguments.
 
@@ -108,6 +109,8 @@ def example(
     seed: of the whole set.
     template_tokens: room for the wording around document and question.
     answer_tokens: room for the answer; None: the task's published budget.
+    few_symbols_share: of the samples of a needle task, to learn from: their
+      values are of few symbols, harder to copy than the benchmark's.
 
   Raises:
     ValueError: an unknown task, a missing part of the corpus, or a target that
@@ -119,7 +122,7 @@ def example(
     )
   if answer_tokens is None:
     answer_tokens = _ANSWER_TOKENS.get(task, _NEEDLE_ANSWER_TOKENS)
-  render = _renderer(task, index, seed, tokens, corpus)
+  render = _renderer(task, index, seed, tokens, corpus, few_symbols_share)
 
   def fresh(size: int) -> Draft:
     # Every size starts from the same state, so the evidence stays the same.
@@ -145,13 +148,17 @@ def example(
 Renderer = Callable[[int, random.Random], Draft]
 
 
-def _renderer(task, index, seed, tokens, corpus) -> Renderer:
+def _renderer(task, index, seed, tokens, corpus, few_symbols_share) -> Renderer:
   if task in NEEDLE_TASKS:
     spec = NEEDLE_TASKS[task]
     filler = haystack.noise()
     if spec.haystack == 'essay':
       filler = corpus.need('essay', task)
-    return functools.partial(_needles, spec, filler)
+    make_value = _MAKERS[spec.value]
+    hard = seeded('few symbols', task, seed, index).random()
+    if hard < few_symbols_share:
+      make_value = functools.partial(_few_symbols, make_value)
+    return functools.partial(_needles, spec, make_value, filler)
   if task == 'vt':
     return _variable_tracking
   if task == 'cwe':
@@ -187,11 +194,14 @@ def needles_question(
   )
 
 
-def _needles(spec, filler, size, rng) -> Draft:
+def _few_symbols(make: Callable[[random.Random], str], rng) -> str:
+  return words.few_symbols(make(rng), rng)
+
+
+def _needles(spec, make_value, filler, size, rng) -> Draft:
   keys = words.distinct(_MAKERS[spec.key], spec.num_keys, rng)
   values = {
-    key: words.distinct(_MAKERS[spec.value], spec.num_values, rng)
-    for key in keys
+    key: words.distinct(make_value, spec.num_values, rng) for key in keys
   }
   asked = rng.sample(keys, spec.num_queries)
   statements = [
@@ -201,7 +211,7 @@ def _needles(spec, filler, size, rng) -> Draft:
   ]
   text, source = '', filler.name
   if spec.haystack == 'needles':
-    others, rest = _distractors(spec, size, set(keys), rng)
+    others, rest = _distractors(spec, make_value, size, set(keys), rng)
     document, spans = _among(others, statements, rest)
     source = f'{len(others)} distractor needles'
   else:
@@ -212,14 +222,14 @@ def _needles(spec, filler, size, rng) -> Draft:
   return Draft(document, question, answers, spans, source)
 
 
-def _distractors(spec, size, taken, rng) -> tuple[list[str], int]:
+def _distractors(spec, make_value, size, taken, rng) -> tuple[list[str], int]:
   """Needles with other keys that fill `size` characters, and what is left."""
   found = []
   while True:
     key = _MAKERS[spec.key](rng)
     if key in taken:
       continue
-    text = needle(spec.value, key, _MAKERS[spec.value](rng))
+    text = needle(spec.value, key, make_value(rng))
     if len(text) + 1 > size:
       return found, size
     taken.add(key)

@@ -11,13 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 import json
 import os
 from pathlib import Path
+import re
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from memagent_jax.data.examples import Example
-from memagent_jax.data.row_source import TEXT_FEATURES, Rows, RowSource
+from memagent_jax.data.row_source import (
+  TEXT_FEATURES,
+  JsonlRows,
+  Rows,
+  RowSource,
+)
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
@@ -76,6 +82,26 @@ def example_task(
     vocabulary: of the model that reads.
   """
   return _task(name, RowSource(rows), vocabulary, [_tokenize])
+
+
+def jsonl_documents(tokenizer, *, path: str) -> seqio.Task:
+  """A task over a file of `experiments.make_data`, one example a line.
+
+  Args:
+    tokenizer: of the model that reads.
+    path: of the JSONL file.
+
+  Raises:
+    ValueError: a file that is not there, or is empty.
+  """
+  if not Path(path).is_file():
+    raise ValueError(
+      f'documents {path}: no such file; `python -m experiments.make_data` makes '
+      'one.'
+    )
+  vocabulary = TokenizerVocabulary(tokenizer, tokenizer.vocab_size)
+  name = re.sub(r'\W', '_', Path(path).stem)
+  return example_task(name, {'train': JsonlRows(path)}, vocabulary)
 
 
 def tfrecord_task(

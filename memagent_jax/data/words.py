@@ -48,6 +48,16 @@ def random_uuid(rng: random.Random) -> str:
   return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
+def few_symbols(value: str, rng: random.Random) -> str:
+  """A number or UUID of the same form from two to six different symbols.
+
+  What has been copied so far then stands in the value in several places.
+  """
+  alphabet = '0123456789abcdef' if '-' in value else '123456789'
+  symbols = rng.sample(alphabet, rng.randint(2, 6))
+  return ''.join(c if c == '-' else rng.choice(symbols) for c in value)
+
+
 def distinct(make, count: int, rng: random.Random) -> list[str]:
   """`count` different results of `make(rng)`, in the order they came."""
   found: dict[str, None] = {}

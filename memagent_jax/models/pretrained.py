@@ -27,6 +27,7 @@ from memagent_jax.data import sources
 from memagent_jax.models import configs, huggingface, transformer
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.sharding import MeshConfig
 
 DEFAULT_MODEL = 'smollm2-135m'
 NAMES = (DEFAULT_MODEL,)
@@ -58,7 +59,8 @@ class Model:
 
 def load_model(
   name_or_dir: str | os.PathLike,
-  mesh: Mesh | None = None,
+  mesh: Mesh | MeshConfig | None = None,
+  rules: sharding.Rules = sharding.TRAINING,
   dtype: str = 'float32',
   report: Callable[[str], None] = logging.info,
 ) -> Model:
@@ -66,8 +68,9 @@ def load_model(
 
   Args:
     name_or_dir: one of NAMES, or a path.
-    mesh: params are laid out over it by `sharding.param_shardings`; None: the
-      default device.
+    mesh: params are read onto it part by part, as `sharding.param_shardings` lays
+      them out; None: onto the default device.
+    rules: of that layout: `sharding.TRAINING` or `sharding.ROLLOUTS`.
     dtype: of the params: float32, bfloat16 or float16.
     report: gets one line per step that takes time.
 
@@ -78,9 +81,11 @@ def load_model(
   report(f'loading {path}')
   config, tokenizer, read = open_model(path)
   shardings = None
+  if isinstance(mesh, MeshConfig):
+    mesh = sharding.make_mesh(mesh)
   if mesh is not None:
     shardings = sharding.param_shardings(
-      mesh, transformer.abstract_params(config)
+      mesh, transformer.abstract_params(config), rules
     )
   params = huggingface.params_from_tensors(config, read, shardings, dtype)
   return Model(str(name_or_dir), config, params, tokenizer)

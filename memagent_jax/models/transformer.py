@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from memagent_jax.models import long_attention, recompute, rope
 from memagent_jax.models.attention import Segment, attention
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.sharding import constrain
+from memagent_jax.sharding import constrain, parts
 
 # Keys and values of one layer, heads-major, slots last: (NxJxDxS, NxJxDxS).
 LayerKV = tuple[jax.Array, jax.Array]
@@ -116,10 +116,17 @@ class Linear(nn.Module):
       self.shape,
     )
     lead = x.shape[: x.ndim - self.inputs]
-    # One matrix, not [N, T, fan_in]: with two axes to sum over, XLA:CPU transposes
-    # copies of both operands for the kernel's gradient (12 % of a block's time).
-    y = x.reshape(-1, fan_in) @ kernel.astype(x.dtype).reshape(fan_in, -1)
-    y = y.reshape(*lead, *out_shape)
+    kernel = kernel.astype(x.dtype)
+    if parts('mlp') == 1:
+      # One matrix, not [N, T, fan_in]: with two axes to sum over, XLA:CPU
+      # transposes copies of both operands for the kernel's gradient (12 % of a
+      # block's time).
+      y = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
+      y = y.reshape(*lead, *out_shape)
+    else:
+      # Axis by axis: a pair and heads as one axis have no layout where the heads
+      # are split, and the whole kernel would be gathered.
+      y = jnp.tensordot(x, kernel, self.inputs)
     if self.bias:
       bias = self.param(
         'bias',
@@ -250,7 +257,10 @@ def _gated_backward(gate_up_NxTx2xF, d_NxTxF):
   sigmoid = nn.sigmoid(gate)
   d_gate = d_NxTxF * up * sigmoid * (1 + gate * (1 - sigmoid))
   d_up = d_NxTxF * gate * sigmoid
-  # `stack` says the same and takes longer.
+  if parts('mlp') > 1:
+    # Here the two as one axis have no layout; see `Linear`.
+    return (jnp.stack([d_gate, d_up], axis=2),)
+  # On CPU faster than `stack`, which says the same.
   d = jnp.concatenate([d_gate, d_up], axis=-1)
   return (d.reshape(gate_up_NxTx2xF.shape),)
 
@@ -372,7 +382,8 @@ def abstract_params(config: ModelConfig):
     return nn.init(everything, model)(key)['params']
 
   with _without_mesh():
-    return jax.eval_shape(init, jax.random.key(0))
+    # The key is abstract too: the devices of a mesh may not be here.
+    return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def init_params(config: ModelConfig, key: jax.Array):

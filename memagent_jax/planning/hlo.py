@@ -1,0 +1,428 @@
+"""What a compiled program costs a device, read from its optimised HLO.
+
+    text -> computations -> instructions -> Cost, loop bodies times their trips
+
+The compiler's own count takes the body of a loop once, and a Pallas kernel for
+nothing. Here a loop counts as often as it runs, and kernels have costs of their
+own: what the kernel declares, or what `_KERNELS` knows of it.
+
+FLOPs are those of matrix products. Bytes are what instructions move from and to
+HBM; operands that stay on the chip, and parts of an operand that are not read, do
+not count.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import math
+import re
+from typing import NamedTuple
+
+_ITEM_BYTES = {
+  **dict.fromkeys(('pred', 's8', 'u8', 'f8e4m3fn', 'f8e5m2'), 1),
+  **dict.fromkeys(('s16', 'u16', 'bf16', 'f16'), 2),
+  **dict.fromkeys(('s32', 'u32', 'f32'), 4),
+  **dict.fromkeys(('s64', 'u64', 'f64'), 8),
+}
+_ARRAY = re.compile(r'(\w+)\[([\d,]*)\](?:\{([^}]*)\})?')
+_COMPUTATION = re.compile(r'^(ENTRY )?%([\w.-]+) \(.*\{$', re.MULTILINE)
+_INSTRUCTION = re.compile(r'^ +(?:ROOT )?%([\w.-]+) = ', re.MULTILINE)
+_REFERENCE = re.compile(r'%([\w.-]+)')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ESTIMATE = re.compile(r'"cost_estimate":(\{[^}]*\})')
+# Space 1 of a layout is the chip's own memory; no space, or 0, is HBM.
+_ON_CHIP = re.compile(r'S\((?!0\))\d+\)')
+_FREE = {
+  'parameter',
+  'constant',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'after-all',
+  'partition-id',
+  'replica-id',
+  'opt-barrier',
+  'domain',
+}
+_COLLECTIVES = {
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'ragged-all-to-all',
+  'collective-permute',
+}
+_SLICES = {'dynamic-slice', 'slice', 'gather'}
+
+
+class Array(NamedTuple):
+  """One array of an instruction's type."""
+
+  dtype: str
+  shape: tuple[int, ...]
+  on_chip: bool
+
+  @property
+  def bytes(self) -> int:
+    """Of its elements; what tiles add is not counted."""
+    return math.prod(self.shape) * _ITEM_BYTES.get(self.dtype, 4)
+
+
+class Instruction(NamedTuple):
+  """One line of a computation."""
+
+  name: str
+  arrays: tuple[Array, ...]  # of its result
+  opcode: str
+  operands: tuple[str, ...]
+  rest: str  # attributes; of a parameter its number, of a constant its value
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """What a device does in a second."""
+
+  flops: float
+  hbm_bytes: float
+  link_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """Of one device; sums over instructions."""
+
+  flops: float = 0.0
+  hbm_bytes: float = 0.0
+  link_bytes: float = 0.0
+  # Each instruction at the slowest of the three rates.
+  seconds: float = 0.0
+  # Largest result of an all-gather.
+  largest_gather: int = 0
+  # Loops whose trips the compiler does not know; counted once.
+  unknown_loops: int = 0
+
+  def __add__(self, other: 'Cost') -> 'Cost':
+    return Cost(
+      self.flops + other.flops,
+      self.hbm_bytes + other.hbm_bytes,
+      self.link_bytes + other.link_bytes,
+      self.seconds + other.seconds,
+      max(self.largest_gather, other.largest_gather),
+      self.unknown_loops + other.unknown_loops,
+    )
+
+  def times(self, count: float) -> 'Cost':
+    """The cost of doing it so many times."""
+    return dataclasses.replace(
+      self,
+      flops=count * self.flops,
+      hbm_bytes=count * self.hbm_bytes,
+      link_bytes=count * self.link_bytes,
+      seconds=count * self.seconds,
+    )
+
+
+def cost(text: str, rates: Rates) -> Cost:
+  """What one run of a program costs one device.
+
+  Args:
+    text: optimised HLO of the program, scheduled or not.
+    rates: of the device, for `seconds`.
+
+  Raises:
+    ValueError: text without an entry computation, or a kernel without a cost.
+  """
+  entry, computations = _parse(text)
+  return _Walk(computations, rates).computation(entry)
+
+
+def _parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
+  computations, entry = {}, None
+  for start, body in _pieces(_COMPUTATION, text):
+    computations[start[2]] = [
+      _instruction(name[1], line) for name, line in _pieces(_INSTRUCTION, body)
+    ]
+    if start[1]:
+      entry = start[2]
+  if entry is None:
+    raise ValueError('no entry computation: this is no optimised HLO.')
+  return entry, computations
+
+
+def _pieces(begin: re.Pattern, text: str) -> Iterator[tuple[re.Match, str]]:
+  """Every match, and the text from there to the next."""
+  found = list(begin.finditer(text))
+  ends = [*(match.start() for match in found), len(text)][1:]
+  for match, end in zip(found, ends, strict=True):
+    yield match, text[match.end() : end]
+
+
+def _instruction(name: str, text: str) -> Instruction:
+  end = _closing(text, 0) if text[0] == '(' else text.index(' ')
+  kind, rest = text[:end], text[end:].lstrip()
+  opcode, _ = rest.split('(', 1)
+  end = _closing(rest, len(opcode))
+  arrays = tuple(
+    Array(
+      dtype,
+      tuple(int(size) for size in sizes.split(',') if size),
+      bool(_ON_CHIP.search(layout or '')),
+    )
+    for dtype, sizes, layout in _ARRAY.findall(kind)
+  )
+  given = rest[len(opcode) : end]
+  operands = tuple(_REFERENCE.findall(given))
+  # A parameter's number, or a constant, is all that it is given.
+  literal = opcode in ('parameter', 'constant')
+  rest = given[1:-1] if literal else rest[end:]
+  return Instruction(name, arrays, opcode, operands, rest)
+
+
+def _closing(text: str, start: int) -> int:
+  """Behind the parenthesis that closes the one at `start`."""
+  depth = 0
+  for place in range(start, len(text)):
+    depth += {'(': 1, ')': -1}.get(text[place], 0)
+    if depth == 0:
+      return place + 1
+  raise ValueError(f'no closing parenthesis in {text[:80]!r}.')
+
+
+class _Walk:
+  """Costs of computations, each found once."""
+
+  def __init__(self, computations, rates: Rates):
+    self._computations, self._rates = computations, rates
+    self._by_name = {
+      name: {one.name: one for one in instructions}
+      for name, instructions in computations.items()
+    }
+    self.computation = functools.cache(self._computation)
+
+  def _computation(self, name: str) -> Cost:
+    total = Cost()
+    for one in self._computations[name]:
+      total += self._instruction(name, one)
+    return total
+
+  def _instruction(self, name: str, one: Instruction) -> Cost:
+    opcode = one.opcode
+    if opcode in _FREE or opcode.endswith('-done'):
+      return Cost()
+    opcode = opcode.removesuffix('-start')
+    if opcode == 'while':
+      body = self.computation(_called(one, 'body'))
+      body += self.computation(_called(one, 'condition'))
+      trips = self._trips(one)
+      if trips is None:
+        return body + Cost(unknown_loops=1)
+      return body.times(trips)
+    if opcode in ('call', 'async'):
+      return self.computation(
+        _called(one, 'to_apply' if opcode == 'call' else 'calls')
+      )
+    if opcode == 'conditional':
+      costs = [self.computation(branch) for branch in _branches(one)]
+      return max(costs, key=lambda c: c.seconds)
+    operands = [self._by_name[name][x] for x in one.operands]
+    if opcode in _COLLECTIVES:
+      return self._collective(opcode, one, operands)
+    moved = sum(a.bytes for a in _result(one) if not a.on_chip)
+    if opcode == 'custom-call':
+      kernel = _kernel(one, operands)
+      moved += sum(map(_hbm_bytes, operands))
+      # A kernel that skips parts of its operands says how much it moves.
+      return self._cost(kernel.flops, kernel.hbm_bytes or moved)
+    if opcode == 'copy':
+      # Between memories: once, on the side of HBM.
+      moved = max(moved, sum(map(_hbm_bytes, operands)))
+      return self._cost(0.0, moved)
+    if opcode == 'fusion':
+      inner = self._computations[_called(one, 'calls')]
+      if any(x.opcode in _COLLECTIVES for x in inner):
+        return self._collective('all-reduce', one, operands)
+      read, written = _fused_bytes(inner, operands, moved)
+      return self._cost(
+        self._fused_flops(_called(one, 'calls')), read + written
+      )
+    if opcode in _SLICES:
+      return self._cost(0.0, 2 * moved)
+    if opcode == 'dynamic-update-slice':
+      return self._cost(0.0, 2 * _hbm_bytes(operands[1]))
+    read = sum(map(_hbm_bytes, operands))
+    return self._cost(_product_flops(one, operands), moved + read)
+
+  def _trips(self, loop: Instruction) -> int | None:
+    """How often a loop runs, where it counts up from 0 to a constant."""
+    known = _TRIPS.search(loop.rest)
+    if known:
+      return int(known[1])
+    inner = list(self._computations[_called(loop, 'condition')])
+    for one in [x for x in inner if x.opcode == 'fusion']:
+      inner += self._computations[_called(one, 'calls')]
+    compares = [x for x in inner if x.opcode == 'compare']
+    limits = [x.rest for x in inner if x.opcode == 'constant']
+    if len(compares) == len(limits) == 1 and 'direction=LT' in compares[0].rest:
+      return int(limits[0])
+    return None
+
+  def _fused_flops(self, name: str) -> float:
+    total = 0.0
+    for one in self._computations[name]:
+      if one.opcode == 'fusion':
+        total += self._fused_flops(_called(one, 'calls'))
+      else:
+        operands = [self._by_name[name][x] for x in one.operands]
+        total += _product_flops(one, operands)
+    return total
+
+  def _collective(self, opcode, one, operands) -> Cost:
+    """Over the links goes the larger side; all-reduce sends everything twice."""
+    given = sum(a.bytes for x in operands for a in x.arrays)
+    made = [a.bytes for a in _result(one)]
+    largest = max(given, sum(made))
+    sent = largest * (2 if opcode == 'all-reduce' else 1)
+    seconds = max(
+      sent / self._rates.link_bytes, 2 * largest / self._rates.hbm_bytes
+    )
+    gathered = max(made, default=0) if opcode == 'all-gather' else 0
+    return Cost(0.0, 2 * largest, sent, seconds, gathered)
+
+  def _cost(self, flops: float, hbm_bytes: float) -> Cost:
+    seconds = max(flops / self._rates.flops, hbm_bytes / self._rates.hbm_bytes)
+    return Cost(flops, hbm_bytes, 0.0, seconds)
+
+
+def _called(one: Instruction, attribute: str) -> str:
+  found = re.search(rf'{attribute}=%([\w.-]+)', one.rest)
+  if found is None:
+    raise ValueError(f'{one.opcode} {one.name} has no {attribute}.')
+  return found[1]
+
+
+def _branches(one: Instruction) -> list[str]:
+  found = re.search(r'branch_computations=\{([^}]*)\}', one.rest)
+  if found:
+    return _REFERENCE.findall(found[1])
+  return [_called(one, f'{which}_computation') for which in ('true', 'false')]
+
+
+def _result(one: Instruction) -> Sequence[Array]:
+  """Arrays that an instruction makes; an asynchronous one lists its operands too."""
+  if one.opcode.endswith('-start') and len(one.arrays) > 1:
+    return one.arrays[1:2]
+  return one.arrays
+
+
+def _hbm_bytes(one: Instruction) -> int:
+  return sum(a.bytes for a in one.arrays if not a.on_chip)
+
+
+def _fused_bytes(inner, operands, written) -> tuple[float, float]:
+  """What a fusion reads and writes, where it slices operands or updates a part."""
+  uses: dict[str, list[Instruction]] = {}
+  for one in inner:
+    for operand in one.operands:
+      uses.setdefault(operand, []).append(one)
+  parameters = [x for x in inner if x.opcode == 'parameter']
+  parameters.sort(key=lambda x: int(x.rest))
+  read = 0.0
+  for parameter, operand in zip(parameters, operands, strict=True):
+    using = uses.get(parameter.name, [])
+    whole = _hbm_bytes(operand)
+    if using and all(x.opcode in _SLICES for x in using):
+      whole = min(whole, sum(a.bytes for x in using for a in x.arrays))
+    elif using and all(
+      x.opcode == 'dynamic-update-slice' and x.operands[0] == parameter.name
+      for x in using
+    ):
+      whole = 0
+    read += whole
+  updates = [x for x in inner if x.opcode == 'dynamic-update-slice']
+  if updates:
+    names = {x.name: x for x in inner}
+    made = sum(a.bytes for x in updates for a in x.arrays)
+    part = sum(_bytes(names[x.operands[1]]) for x in updates)
+    written = max(written - made, 0) + part
+  return read, written
+
+
+def _bytes(one: Instruction) -> int:
+  return sum(a.bytes for a in one.arrays)
+
+
+def _product_flops(one: Instruction, operands: Sequence[Instruction]) -> float:
+  """2 * B * M * N * K of a matrix product; 0 of anything else."""
+  if one.opcode == 'dot':
+    contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', one.rest)[1]
+    left = operands[0].arrays[0].shape
+    inner = math.prod(left[int(d)] for d in contracted.split(',') if d)
+    return 2.0 * math.prod(one.arrays[0].shape) * inner
+  if one.opcode == 'convolution':
+    return 2.0 * _convolution_products(one, operands)
+  return 0.0
+
+
+def _convolution_products(one, operands) -> float:
+  """Of a matrix product that the compiler wrote as a convolution.
+
+  Each label of its three shapes is an axis of the product: one of the result's
+  rows or columns, of the sum, or of the batch.
+  """
+  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', one.rest)
+  left, right, out = (
+    dict(zip(names, x.arrays[0].shape, strict=True))
+    for names, x in zip(labels.groups(), (*operands, one), strict=True)
+  )
+  total = left['b'] * right['i'] * right['o']
+  for axis in set(left) - {'b', 'f'}:
+    sizes = left[axis], right[axis], out[axis]
+    # Two of the three are equal, all of them in a batch; the third is 1.
+    total *= max(sizes)
+  return total
+
+
+# --- kernels -----------------------------------------------------------------------
+
+
+def _kernel(one: Instruction, operands: Sequence[Instruction]) -> Cost:
+  """FLOPs of a custom call, and its bytes where they are fewer than operands."""
+  if 'custom_call_target="tpu_custom_call"' not in one.rest:
+    return Cost()
+  declared = _ESTIMATE.search(one.rest)
+  if declared:
+    estimate: Mapping[str, str] = json.loads(declared[1])
+    return Cost(float(estimate['flops']), float(estimate['bytes_accessed']))
+  for name, flops in _KERNELS.items():
+    if one.name.startswith(name):
+      return Cost(flops([x.arrays[0] for x in operands]))
+  raise ValueError(
+    f'kernel {one.name} declares no cost and none is known; known: '
+    f'{", ".join(_KERNELS)}.'
+  )
+
+
+def _splash_flops(products: int) -> Callable[[Sequence[Array]], float]:
+  """FLOPs of splash attention by how many products of a block it takes.
+
+  The first operand says which blocks exist, [heads or 1, block rows, columns];
+  the queries are [N, heads, tokens, dimensions].
+  """
+
+  def flops(operands: Sequence[Array]) -> float:
+    blocks = operands[0].shape
+    n, heads, tokens, dim = next(a.shape for a in operands if len(a.shape) == 4)
+    rows = blocks[-2]
+    # A causal mask: the diagonal and what is below.
+    pairs = (rows + 1) / (2 * rows) * tokens**2
+    return 2.0 * products * n * heads * pairs * dim
+
+  return flops
+
+
+# Forward: scores and values. Backward: scores again, and four gradients.
+_KERNELS = {
+  'splash_mha_fwd': _splash_flops(2),
+  'splash_mha_dkv': _splash_flops(5),
+}

@@ -1,0 +1,257 @@
+"""What a run needs and takes on a slice, before the slice is rented.
+
+    Workload + topology -> compiled phases -> memory by kind, FLOPs against
+      arithmetic, roofline seconds -> seconds of a step, chip-hours, dollars
+
+All layers of a decoder are alike, so a deep model is compiled at two small depths
+and every figure is drawn on along the line through them; at full depth it takes
+minutes.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from memagent_jax import costs, sharding
+from memagent_jax.planning import chips, hlo, programs
+from memagent_jax.planning.hlo import Cost
+from memagent_jax.planning.programs import Workload
+from memagent_jax.sharding import MeshConfig
+
+# What a compiler says when a program does not fit.
+_TOO_LARGE = ('RESOURCE_EXHAUSTED', 'Ran out of memory')
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """One program, and how often a step of the run calls it."""
+
+  name: str
+  calls: float
+  cost: Cost  # of a call, on one device
+  model_flops: float  # of a call, on one device, by arithmetic
+  # Bytes of a device while it runs: weights, optimizer, cache, activations.
+  memory: dict[str, int]
+
+  @property
+  def waste(self) -> float:
+    """FLOPs of the program for each that the model needs."""
+    return self.cost.flops / self.model_flops
+
+  @property
+  def seconds(self) -> float:
+    """Of all calls of a step, each instruction at the chip's peak."""
+    return self.calls * self.cost.seconds
+
+  @property
+  def bytes(self) -> int:
+    """Of a device, all kinds."""
+    return sum(self.memory.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A workload on a topology."""
+
+  topology: str
+  mesh: tuple[int, int, int]
+  phases: tuple[Phase, ...]
+  trained_tokens: int  # of a step, all caps reached
+
+  @property
+  def devices(self) -> int:
+    """Chips of the slice."""
+    data, fsdp, tensor = self.mesh
+    return data * fsdp * tensor
+
+  @property
+  def step_seconds(self) -> float:
+    """Of a GRPO step at the chip's peak."""
+    return sum(phase.seconds for phase in self.phases)
+
+  @property
+  def fits(self) -> bool:
+    """Whether every phase is within the HBM of a device."""
+    return self.bytes <= chips.chip(self.topology).hbm_bytes
+
+  @property
+  def bytes(self) -> int:
+    """Of a device in the largest phase."""
+    return max(phase.bytes for phase in self.phases)
+
+  def chip_hours(self, steps: int) -> float:
+    """Of so many steps."""
+    return steps * self.step_seconds * self.devices / 3600
+
+  def dollars(self, steps: int) -> float:
+    """On-demand price of so many steps."""
+    price = chips.chip(self.topology).dollars_per_hour
+    return self.chip_hours(steps) * price
+
+
+def plan(
+  workload: Workload,
+  topology: str,
+  mesh: MeshConfig,
+  depths: Sequence[int] | None = None,
+) -> Plan | None:
+  """Compiles a workload for a topology; None where a phase does not fit in HBM.
+
+  Args:
+    workload: of the run.
+    topology: such as `v5p:4x4x4`.
+    mesh: how the run splits its work.
+    depths: two numbers of layers to compile; None: all layers of the model.
+
+  Raises:
+    ValueError: a topology or a mesh that cannot be; see `chips`, `sharding`.
+  """
+  if depths is not None and (len(depths) != 2 or not 0 < depths[0] < depths[1]):
+    raise ValueError(f'depths are {depths}; expected two rising numbers.')
+  devices = sharding.make_mesh(mesh, chips.devices(topology))
+  layers = workload.model.num_layers
+  try:
+    found = [
+      [
+        _phase(name, _at_depth(workload, depth), devices, topology)
+        for depth in depths or (layers,)
+      ]
+      for name in workload.phases
+    ]
+  except Exception as e:
+    if any(sign in str(e) for sign in _TOO_LARGE):
+      return None
+    raise
+  return Plan(
+    topology,
+    tuple(devices.shape.values()),
+    tuple(
+      _drawn_on(two, (layers - depths[0]) / (depths[1] - depths[0]))
+      if depths
+      else two[0]
+      for two in found
+    ),
+    trained_tokens=workload.turns * workload.row_tokens,
+  )
+
+
+def smallest(
+  workload: Workload, topology: str, mesh: MeshConfig, depths: Sequence[int]
+) -> Plan | None:
+  """The first slice of a generation that fits, from small to large.
+
+  Slices where the mesh, or weights and optimizer alone, do not fit are passed over
+  without compiling.
+  """
+  limit = chips.chip(topology).hbm_bytes
+  for other in chips.slices(topology):
+    try:
+      devices = sharding.make_mesh(mesh, chips.devices(other))
+      resident = programs.resident_bytes(workload, devices)
+    except ValueError:
+      continue
+    if sum(resident.values()) > limit:
+      continue
+    try:
+      found = plan(workload, other, mesh, depths)
+    except ValueError:
+      continue
+    if found is not None and found.fits:
+      return found
+  return None
+
+
+def _at_depth(workload: Workload, layers: int) -> Workload:
+  model = dataclasses.replace(workload.model, num_layers=layers)
+  return dataclasses.replace(workload, model=model)
+
+
+def _drawn_on(two: Sequence[Phase], share: float) -> Phase:
+  """The phase at another depth, on the line through two."""
+
+  def line(a, b):
+    return a + (b - a) * share
+
+  a, b = two
+  return dataclasses.replace(
+    a,
+    cost=dataclasses.replace(
+      b.cost,
+      **{
+        name: line(getattr(a.cost, name), getattr(b.cost, name))
+        for name in ('flops', 'hbm_bytes', 'link_bytes', 'seconds')
+      },
+    ),
+    model_flops=line(a.model_flops, b.model_flops),
+    memory={
+      kind: int(line(size, b.memory[kind])) for kind, size in a.memory.items()
+    },
+  )
+
+
+def _phase(name: str, workload: Workload, mesh, topology: str) -> Phase:
+  compiled = programs.compile_phase(name, workload, mesh)
+  resident = programs.resident_bytes(workload, mesh)
+  compiled_bytes = (
+    compiled.argument_bytes + compiled.output_bytes + compiled.temporary_bytes
+  )
+  # What is there in every phase, and of it what is among the program's arguments.
+  optimizer = resident['optimizer']
+  weights = resident['params'] + resident['reference']
+  given, cache = 0, 0
+  if name == 'update':
+    given = resident['params'] + optimizer
+  elif name == 'reference':
+    given = resident['reference']
+  else:
+    given = resident['rollout weights']
+    weights += given
+    cache = programs.cache_bytes(workload, mesh, responses=name == 'decode')
+  return Phase(
+    name=name,
+    calls=_calls(name, workload),
+    cost=hlo.cost(compiled.hlo, chips.chip(topology).rates),
+    model_flops=_model_flops(name, workload) / mesh.size,
+    memory={
+      'weights': weights,
+      'optimizer': optimizer,
+      'cache': cache,
+      'activations': compiled_bytes - given - cache,
+    },
+  )
+
+
+def _calls(name: str, workload: Workload) -> float:
+  """Of a program in a step: memory turns and answers, all caps reached."""
+  parts = workload.trajectories / workload.sample_rows
+  if name == 'prefill':
+    answers = workload.answer_prompt_tokens / workload.memory_prompt_tokens
+    return parts * (workload.chunks + answers)
+  if name == 'decode':
+    tokens = workload.chunks * workload.memory_tokens + workload.answer_tokens
+    return parts * tokens
+  return 1.0
+
+
+def _model_flops(name: str, workload: Workload) -> float:
+  """Of a call, by arithmetic: what no program can do with less."""
+  model, rows = workload.model, workload.sample_rows
+  prompt = workload.memory_prompt_tokens
+  if name == 'prefill':
+    return rows * costs.forward_flops(model, prompt, head_tokens=1)
+  if name == 'decode':
+    # One token more, after a prompt and half of its response.
+    seen = prompt + workload.memory_tokens // 2
+    more = costs.forward_flops(model, seen + 1, head_tokens=1)
+    return rows * (more - costs.forward_flops(model, seen, head_tokens=0))
+  # Forward; for gradients twice that backward, and forward again where layers are
+  # recomputed.
+  passes = 1
+  if name == 'update':
+    passes = 4 if model.remat else 3
+  return (
+    passes
+    * workload.turns
+    * costs.forward_flops(
+      model, workload.row_tokens, head_tokens=workload.response_tokens
+    )
+  )

@@ -1,0 +1,346 @@
+"""The programs of a run, lowered for devices that are not here.
+
+    Workload + mesh -> prefill, decode, update -> compiled by the chip's compiler
+
+Arguments are abstract, and laid out as `trainer` lays them out; what is compiled
+are the functions that training calls.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from pathlib import Path
+import tempfile
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from memagent_jax import decode, grpo, sharding, train_state, update
+from memagent_jax.decode import Prefilled
+from memagent_jax.grpo import GrpoConfig
+from memagent_jax.models import transformer
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.objectives import Policy
+from memagent_jax.structs import Tokens
+from memagent_jax.train_state import OptimizerConfig
+from memagent_jax.turn_rows import MicroBatches, PolicyRows, TurnRows
+
+PHASES = ('prefill', 'decode', 'reference', 'update')
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """What one step of a run does: the numbers that decide its shapes."""
+
+  model: ModelConfig  # with the dtype and remat of training
+  objective: GrpoConfig
+  optimizer: OptimizerConfig
+  # Tokens of a memory turn's prompt and of an answer turn's, all caps reached.
+  memory_prompt_tokens: int
+  answer_prompt_tokens: int
+  # Caps on a memory and on an answer.
+  memory_tokens: int
+  answer_tokens: int
+  # Chunks of a document.
+  chunks: int
+  # B and G.
+  documents: int
+  rollouts: int
+  # Trajectories that are sampled at once.
+  sample_rows: int
+  # Slots of a micro-batch.
+  micro_tokens: int
+  temperature: float = 1.0
+  with_entropy: bool = True
+
+  @property
+  def response_tokens(self) -> int:
+    """R, the larger cap."""
+    return max(self.memory_tokens, self.answer_tokens)
+
+  @property
+  def row_tokens(self) -> int:
+    """S, the width of the widest training row."""
+    return max(
+      self.memory_prompt_tokens + self.memory_tokens,
+      self.answer_prompt_tokens + self.answer_tokens,
+    )
+
+  @property
+  def trajectories(self) -> int:
+    """B * G."""
+    return self.documents * self.rollouts
+
+  @property
+  def turns(self) -> int:
+    """Training rows of a step."""
+    return self.trajectories * (self.chunks + 1)
+
+  @property
+  def phases(self) -> tuple[str, ...]:
+    """Those of PHASES that a step has."""
+    if grpo.needs_reference(self.objective):
+      return PHASES
+    return tuple(phase for phase in PHASES if phase != 'reference')
+
+  def micro_rows(self, row_shards: int) -> int:
+    """Rows of a micro-batch, as `turn_rows.micro_batches` has them."""
+    size = max(1, self.micro_tokens // self.row_tokens)
+    return -(-size // row_shards) * row_shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """One program of a phase, and what the compiler says of it."""
+
+  phase: str
+  # Optimised HLO: what a device runs.
+  hlo: str
+  # Bytes of a device: what goes in, what comes out anew, and all between.
+  argument_bytes: int
+  output_bytes: int
+  temporary_bytes: int
+
+
+def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> Compiled:
+  """Compiles one phase of a workload for the devices of a mesh.
+
+  `update` is a whole step: all turns of all trajectories, each as wide as it can
+  be, in micro-batches.
+
+  Args:
+    phase: one of PHASES.
+    workload: of the run.
+    mesh: of devices, or of their descriptions.
+
+  Raises:
+    ValueError: sizes that the mesh does not divide; see `sharding`.
+  """
+  # Made without the mesh: what JAX computes on the way needs devices that are here.
+  program, *given = _PROGRAMS[phase](workload, mesh)
+  with jax.set_mesh(mesh):
+    lowered = program.lower(*given)
+    with tempfile.TemporaryDirectory() as folder:
+      # The text of the executable itself cannot be read back from every backend.
+      compiled = lowered.compile(
+        compiler_options={
+          'xla_dump_to': folder,
+          'xla_dump_hlo_as_text': True,
+        }
+      )
+      hlo = _optimised(Path(folder))
+  memory = compiled.memory_analysis()
+  return Compiled(
+    phase=phase,
+    hlo=hlo,
+    argument_bytes=memory.argument_size_in_bytes,
+    output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+  )
+
+
+def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
+  """Bytes of a device that outlive a phase, by kind.
+
+  `params` in float32, `optimizer`, `reference` params, and `rollout weights`: the
+  copy in the dtype and layout of rollouts.
+  """
+  boxes = transformer.abstract_params(workload.model)
+  state, shardings = _state(workload, mesh)
+  params = _device_bytes(state.params, shardings.params)
+  return {
+    'params': params,
+    'reference': params if grpo.needs_reference(workload.objective) else 0,
+    'optimizer': _device_bytes(state.opt_state, shardings.opt_state),
+    'rollout weights': _device_bytes(
+      *_params_and_layout(workload, boxes, mesh, sharding.ROLLOUTS)
+    ),
+  }
+
+
+def cache_bytes(
+  workload: Workload, mesh: Mesh, *, responses: bool = True
+) -> int:
+  """Bytes of a device for the keys and values of prompts, and of responses."""
+  slots = [workload.memory_prompt_tokens]
+  if responses:
+    slots.append(workload.memory_tokens)
+  trees = [_kv(workload, mesh, count) for count in slots]
+  return _device_bytes(trees, jax.tree.map(lambda x: x.sharding, trees))
+
+
+def _optimised(folder: Path) -> str:
+  found = sorted(folder.glob('*after_optimizations.txt'))
+  if not found:
+    found = sorted(folder.glob('*after_codegen.txt'))
+  return max((path.read_text() for path in found), key=len)
+
+
+def _device_bytes(tree, shardings) -> int:
+  def one(leaf, placed):
+    shape = placed.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+  return sum(jax.tree.leaves(jax.tree.map(one, tree, shardings)))
+
+
+# --- prefill and decode ---------------------------------------------------------
+
+
+def _prefill(workload: Workload, mesh: Mesh):
+  params = _rollout_params(workload, mesh)
+  n, p = workload.sample_rows, workload.memory_prompt_tokens
+  prompt = Tokens(_rows(mesh, (n, p)), _rows(mesh, (n,)))
+  program = jax.jit(decode.prefill, static_argnums=0)
+  return program, workload.model, params, prompt
+
+
+def _decode(workload: Workload, mesh: Mesh):
+  return (
+    jax.jit(decode.step, static_argnums=0, donate_argnums=4),
+    workload.model,
+    _rollout_params(workload, mesh),
+    _rows(mesh, (workload.sample_rows,)),
+    _prefilled(workload, mesh),
+    _kv(workload, mesh, workload.memory_tokens),
+    jax.ShapeDtypeStruct((), jnp.int32),
+  )
+
+
+def _prefilled(workload: Workload, mesh: Mesh) -> Prefilled:
+  c, n = workload.model, workload.sample_rows
+  return Prefilled(
+    _kv(workload, mesh, workload.memory_prompt_tokens),
+    _rows(mesh, (n,)),
+    _rows(mesh, (n, c.head_dim // 2), jnp.float32),
+    _rows(mesh, (n, c.vocab_size), jnp.float32),
+  )
+
+
+def _kv(workload: Workload, mesh: Mesh, slots: int):
+  c = workload.model
+  axes = [sharding.ACTIVATIONS[axis] for axis in ('rows', 'kv_heads')]
+  one = jax.ShapeDtypeStruct(
+    (workload.sample_rows, c.num_kv_heads, c.head_dim, slots),
+    c.dtype,
+    sharding=NamedSharding(mesh, PartitionSpec(*axes)),
+  )
+  return tuple((one, one) for _ in range(c.num_layers))
+
+
+def _rollout_params(workload: Workload, mesh: Mesh):
+  boxes = transformer.abstract_params(workload.model)
+  return _placed(*_params_and_layout(workload, boxes, mesh, sharding.ROLLOUTS))
+
+
+def _params_and_layout(workload, boxes, mesh, rules):
+  """Abstract params as `make_reshard` leaves them, and where they are."""
+  params = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype if len(x.shape) < 2 else workload.model.dtype
+    ),
+    nn.meta.unbox(boxes),
+  )
+  return params, sharding.param_shardings(mesh, boxes, rules)
+
+
+# --- reference and update -----------------------------------------------------------
+
+
+def _reference(workload: Workload, mesh: Mesh):
+  state, shardings = _state(workload, mesh)
+  rows, count = _policy_rows(workload, mesh)
+
+  def one(params, rows):
+    batch = MicroBatches(rows, np.int32(count))
+    return update.log_probs(workload.model, workload.temperature, params, batch)
+
+  return jax.jit(one), _placed(state.params, shardings.params), rows
+
+
+def _update(workload: Workload, mesh: Mesh):
+  state, shardings = _state(workload, mesh)
+  rows, count = _policy_rows(workload, mesh)
+  policy = Policy(
+    workload.model,
+    workload.objective,
+    workload.temperature,
+    workload.with_entropy,
+  )
+  step = update.make_update(shardings)
+
+  def one(state, rows):
+    # A constant count, so that the compiler knows how often its loop runs.
+    batches = (MicroBatches(rows, np.int32(count)),)
+    return step(policy, workload.optimizer, state, batches)
+
+  program = jax.jit(one, donate_argnums=0, out_shardings=(shardings, None))
+  return program, _placed(state, shardings), rows
+
+
+def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicyRows, int]:
+  """Abstract rows [micro-batch, row, ...], and how many micro-batches."""
+  size = workload.micro_rows(sharding.parts('rows', mesh))
+  s, r = workload.row_tokens, workload.response_tokens
+  count = -(-workload.turns // size)
+
+  def rows(*shape, dtype=jnp.int32):
+    axes = [None, sharding.ACTIVATIONS['rows']]
+    return jax.ShapeDtypeStruct(
+      (count, size, *shape),
+      dtype,
+      sharding=NamedSharding(mesh, PartitionSpec(*axes)),
+    )
+
+  def floats(*shape):
+    return rows(*shape, dtype=jnp.float32)
+
+  needed = grpo.needs_reference(workload.objective)
+  batch = PolicyRows(
+    turns=TurnRows(rows(s), rows(), rows()),
+    sampler_logprob_NxR=floats(r),
+    old_logprob_NxR=floats(r),
+    reference_logprob_NxR=floats(r) if needed else None,
+    advantage_N=floats(),
+    weight_N=floats(),
+  )
+  return batch, count
+
+
+def _state(workload: Workload, mesh: Mesh):
+  """The abstract train state, and where its leaves are."""
+  boxes = transformer.abstract_params(workload.model)
+  shardings = train_state.state_shardings(workload.optimizer, boxes, mesh)
+  state = jax.eval_shape(
+    lambda params: train_state.init_state(workload.optimizer, params),
+    nn.meta.unbox(boxes),
+  )
+  return state, shardings
+
+
+def _placed(tree, shardings):
+  return jax.tree.map(
+    lambda leaf, placed: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=placed
+    ),
+    tree,
+    shardings,
+  )
+
+
+def _rows(mesh: Mesh, shape, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+  spec = PartitionSpec(sharding.ACTIVATIONS['rows'])
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+# Each gives a jitted function and its arguments.
+_PROGRAMS: dict[str, Callable] = {
+  'prefill': _prefill,
+  'decode': _decode,
+  'reference': _reference,
+  'update': _update,
+}

@@ -1,0 +1,132 @@
+"""Plans as Markdown, and as JSON."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from memagent_jax.planning import chips
+from memagent_jax.planning.chips import GIB
+from memagent_jax.planning.plan import Plan
+from memagent_jax.planning.programs import Workload
+from memagent_jax.sharding import MESH_AXES, MeshConfig
+
+_KINDS = ('weights', 'optimizer', 'cache', 'activations')
+
+
+def workload(work: Workload) -> str:
+  """What a step does, in words."""
+  c = work.model
+  return (
+    f'{c.architecture}, {c.num_layers} layers of width {c.embed_dim}; '
+    f'{work.documents} documents x {work.rollouts} rollouts x '
+    f'{work.chunks} chunks; prompts of {work.memory_prompt_tokens:,} tokens, '
+    f'rows of {work.row_tokens:,}; {work.sample_rows:,} trajectories sampled at '
+    f'once; {"layers computed again" if c.remat else "no layer computed again"} '
+    'for the gradient'
+  )
+
+
+def plan(made: Plan, steps: int) -> str:
+  """One plan in full."""
+  limit = chips.chip(made.topology).hbm_bytes
+  mesh = ' x '.join(
+    f'{axis} {size}' for axis, size in zip(MESH_AXES, made.mesh, strict=True)
+  )
+  lines = [
+    '',
+    f'{made.topology}, {made.devices} chips, mesh {mesh}',
+    '',
+    '| HBM of a chip, GiB | ' + ' | '.join(_KINDS) + ' | together | limit |',
+    '|---' * (len(_KINDS) + 3) + '|',
+  ]
+  for phase in made.phases:
+    sizes = [phase.memory[kind] for kind in _KINDS]
+    cells = [f'{size / GIB:.2f}' for size in (*sizes, phase.bytes, limit)]
+    lines.append(f'| {phase.name} | ' + ' | '.join(cells) + ' |')
+  lines += [
+    '',
+    '| of a call and chip | TFLOP | of the model | GB of HBM | GB of links '
+    '| ms | calls a step | s a step |',
+    '|---|---|---|---|---|---|---|---|',
+  ]
+  for phase in made.phases:
+    cost = phase.cost
+    lines.append(
+      f'| {phase.name} | {cost.flops / 1e12:.3f} | x {phase.waste:.2f} | '
+      f'{cost.hbm_bytes / 1e9:.1f} | {cost.link_bytes / 1e9:.2f} | '
+      f'{1e3 * cost.seconds:.1f} | {phase.calls:,.0f} | {phase.seconds:.1f} |'
+    )
+  seconds = made.step_seconds
+  lines += [
+    '',
+    f'{"fits" if made.fits else "DOES NOT FIT"}. At the peak of the chip: '
+    f'{seconds:.0f} s a step, {made.trained_tokens / seconds:,.0f} trained '
+    f'tokens/s; {steps:,} steps take {made.chip_hours(steps):,.0f} chip-hours, '
+    f'${made.dollars(steps):,.0f} on demand.',
+  ]
+  return '\n'.join(lines)
+
+
+def smallest(made: Plan | None, topology: str, steps: int) -> str:
+  """What `plan.smallest` found."""
+  generation = topology.partition(':')[0]
+  if made is None:
+    return f'\nNo slice of {generation} fits this mesh and batch.'
+  return (
+    f'\nSmallest slice of {generation} that fits: {made.topology}, '
+    f'{made.bytes / GIB:.1f} GiB a chip, {made.step_seconds:.0f} s a step, '
+    f'${made.dollars(steps):,.0f}.'
+  )
+
+
+def sweep(
+  found: Sequence[tuple[Workload, MeshConfig, Plan | None]],
+  topology: str,
+  *,
+  head: bool,
+) -> str:
+  """Plans side by side, a row each."""
+  lines = []
+  if head:
+    lines = [
+      '',
+      f'| mesh on {topology} | micro-batch tokens | rows at once | GiB a chip | '
+      'prefill s | decode s | update s | step s |',
+      '|---|---|---|---|---|---|---|---|',
+    ]
+  for work, mesh, made in found:
+    place = f'data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}'
+    row = f'| {place} | {work.micro_tokens:,} | {work.sample_rows:,} | '
+    if made is None:
+      lines.append(row + 'out of memory | | | | |')
+      continue
+    seconds = ' | '.join(f'{phase.seconds:.1f}' for phase in made.phases)
+    size = f'{made.bytes / GIB:.1f}' + ('' if made.fits else ' (too much)')
+    lines.append(row + f'{size} | {seconds} | {made.step_seconds:.1f} |')
+  return '\n'.join(lines)
+
+
+def as_json(made: Plan, steps: int) -> dict[str, Any]:
+  """Every figure of a plan."""
+  return {
+    'topology': made.topology,
+    'mesh': dict(zip(MESH_AXES, made.mesh, strict=True)),
+    'fits': made.fits,
+    'step_seconds': made.step_seconds,
+    'trained_tokens': made.trained_tokens,
+    'chip_hours': made.chip_hours(steps),
+    'dollars': made.dollars(steps),
+    'phases': {
+      phase.name: {
+        'memory_bytes': phase.memory,
+        'flops': phase.cost.flops,
+        'model_flops': phase.model_flops,
+        'waste': phase.waste,
+        'hbm_bytes': phase.cost.hbm_bytes,
+        'link_bytes': phase.cost.link_bytes,
+        'largest_gather': phase.cost.largest_gather,
+        'call_seconds': phase.cost.seconds,
+        'calls': phase.calls,
+      }
+      for phase in made.phases
+    },
+  }
