@@ -28,6 +28,7 @@ from memagent_jax import update as update_lib
 from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
 from memagent_jax.demonstrations import Curriculum, Stage
 from memagent_jax.grpo import GrpoConfig
+from memagent_jax.models import lora
 from memagent_jax.models.pretrained import Model
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.objectives import Imitation, Policy
@@ -296,10 +297,14 @@ class Rollouts:
       ),
     )
     self._config, self._grpo, self._seed = config, objective, reading.seed
-    self._reference = None
+    self._reference: Callable[[dict], dict] | None = None
     if grpo.needs_reference(objective):
-      # A copy: the trainer donates its own params.
-      self._reference = jax.tree.map(jnp.copy, model.params)
+      if model.config.lora is not None:
+        self._reference = lora.unadapted
+      else:
+        # A copy: the trainer donates its own params.
+        copy = jax.tree.map(jnp.copy, model.params)
+        self._reference = lambda params: copy
 
   @property
   def agent(self) -> AgentConfig:
@@ -520,7 +525,7 @@ class Rollouts:
     if self._reference is not None:
       rows = rows.replace(
         reference_logprob_NxR=update_lib.log_probs(
-          model, temperature, self._reference, batch
+          model, temperature, self._reference(params), batch
         )
       )
     if self._config.old_log_probs == 'trainer':

@@ -172,9 +172,7 @@ def _collect(
 class _Runner:
   """Runs batches one after another."""
 
-  def __init__(
-    self, workdir, ending, models, methods, documents, mesh, report
-  ):
+  def __init__(self, workdir, ending, models, methods, documents, mesh, report):
     self._workdir, self._ending = workdir, ending
     self._models, self._methods = models, methods
     self._documents, self._report = documents, report

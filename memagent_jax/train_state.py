@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
 from memagent_jax import sharding
+from memagent_jax.models import lora
 
 SCHEDULES = ('constant', 'cosine')
 
@@ -55,9 +56,16 @@ class TrainState(struct.PyTreeNode):
   """What a training step takes, donates and gives back."""
 
   step: jax.Array  # int32, updates that changed the params
-  params: dict  # float32
+  params: dict  # float32; those that learn
   opt_state: optax.OptState
   skipped: jax.Array  # int32, updates that were not finite and were skipped
+  # Params beside those, where only adapters learn; of any dtype.
+  frozen: dict = struct.field(default_factory=dict)
+
+  @property
+  def all_params(self) -> dict:
+    """The model's."""
+    return lora.join(self.params, self.frozen)
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
@@ -109,17 +117,19 @@ def init_state(
 
   Args:
     config: of the optimizer.
-    params: to start from.
+    params: to start from; with adapters, these alone learn.
     shardings: as `state_shardings` makes them; None: where the params are.
   """
 
   def init(params):
+    params, frozen = lora.split(params)
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     return TrainState(
       step=jnp.int32(0),
       params=params,
       opt_state=optimizer(config).init(params),
       skipped=jnp.int32(0),
+      frozen=frozen,
     )
 
   return jax.jit(init, out_shardings=shardings)(params)
@@ -139,6 +149,7 @@ def state_shardings(
     ValueError: as `sharding.param_shardings`.
   """
   tx = optimizer(config)
+  abstract_params, frozen = lora.split(abstract_params)
   params = sharding.param_shardings(mesh, abstract_params)
   everywhere = NamedSharding(mesh, PartitionSpec())
   opt_state = optax.tree_utils.tree_map_params(
@@ -148,7 +159,13 @@ def state_shardings(
     params,
     transform_non_params=lambda leaf: everywhere,
   )
-  return TrainState(everywhere, params, opt_state, everywhere)
+  return TrainState(
+    everywhere,
+    params,
+    opt_state,
+    everywhere,
+    sharding.param_shardings(mesh, frozen),
+  )
 
 
 def apply_gradients(
@@ -180,4 +197,5 @@ def apply_gradients(
     params=chosen(params, state.params),
     opt_state=chosen(opt_state, state.opt_state),
     skipped=state.skipped + ~finite,
+    frozen=state.frozen,
   ), norm

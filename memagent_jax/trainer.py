@@ -21,6 +21,8 @@ from memagent_jax.checkpoint import Checkpoints
 from memagent_jax.experience import Source
 from memagent_jax.metric_log import MetricLog
 from memagent_jax.models import huggingface, transformer
+from memagent_jax.models import lora as lora_lib
+from memagent_jax.models.configs import LoraConfig
 from memagent_jax.models.pretrained import Model
 from memagent_jax.preemption import Preemption
 from memagent_jax.sharding import MeshConfig
@@ -56,6 +58,7 @@ def train(
   num_steps: int | None = None,
   compute_dtype: str = 'float32',
   remat: bool = False,
+  lora: LoraConfig | None = None,
   mesh: MeshConfig | None = None,
   evaluate_every_steps: int = 50,
   checkpoint_every_steps: int = 50,
@@ -78,6 +81,8 @@ def train(
     compute_dtype: of activations and cache, float32 or bfloat16; params, losses
       and optimizer stay float32.
     remat: compute layers again for the gradient, see `ModelConfig`.
+    lora: train adapters beside the model's params, which stay as they are loaded;
+      they are merged into `model/` at the end. None: train all params.
     mesh: devices that share the work; None: the default device alone.
     evaluate_every_steps: between measurements.
     checkpoint_every_steps: between checkpoints; the last step is kept too.
@@ -101,6 +106,8 @@ def train(
   # --- state ------------------------------------------------------------------
   compute = dataclasses.replace(model.config, dtype=compute_dtype, remat=remat)
   model = dataclasses.replace(model, config=compute)
+  if lora is not None:
+    model = lora_lib.add(model, lora)
   layout = _Layout(model, optimizer, mesh)
   model = dataclasses.replace(model, params=layout.place(model.params))
   experience_source = source(model)
@@ -112,9 +119,10 @@ def train(
   checkpoints.check_same_run(config_text)
   state = train_state.init_state(optimizer, model.params, layout.state)
   first_step, dull_steps, saved_step = 0, 0, None
-  restored = checkpoints.restore(state)
+  restored = checkpoints.restore(state.replace(frozen={}))
   if restored is not None:
-    state, first_step = restored.state, restored.step
+    state = restored.state.replace(frozen=state.frozen)
+    first_step = restored.step
     saved_step = first_step
     dull_steps = restored.extras['dull_steps']
     experience_source.restore(restored.extras['source'])
@@ -125,7 +133,9 @@ def train(
     nonlocal saved_step
     if step != saved_step:
       extras = {'source': experience_source.state(), 'dull_steps': dull_steps}
-      checkpoints.save(step, state, extras, config_text)
+      # What is frozen is in the model that the run starts from.
+      learned = state.replace(frozen={})
+      checkpoints.save(step, learned, extras, config_text)
       saved_step = step
 
   with (
@@ -146,7 +156,7 @@ def train(
       begun = time.perf_counter()
 
       # --- evaluate -------------------------------------------------------------
-      reading_params = layout.for_rollouts(state.params)
+      reading_params = layout.for_rollouts(state.all_params)
       if step == num_steps or step % evaluate_every_steps == 0:
         metrics |= measure(reading_params, step)
         reached = _reached(stop_when, measure.latest)
@@ -211,9 +221,10 @@ def train(
         logging.warning('stopped by SIGTERM after step %d.', step)
         return measure.latest
   exported = workdir / 'model'
-  params = sharding.to_host(state.params)
+  params = sharding.to_host(state.all_params)
   if sharding.is_main() and not exported.exists():
-    huggingface.save_model(exported, model.config, params, model.tokenizer)
+    plain, params = lora_lib.merged(model.config, params)
+    huggingface.save_model(exported, plain, params, model.tokenizer)
   return measure.latest
 
 
@@ -234,7 +245,7 @@ class _Layout:
     """Params as training has them."""
     if self.state is None:
       return params
-    return jax.device_put(params, self.state.params)
+    return jax.device_put(params, self.state.all_params)
 
 
 class _Measure:

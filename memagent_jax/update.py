@@ -4,8 +4,9 @@ MicroBatches -> sums of loss and gradient -> one division -> optimizer
   -> TrainState
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
+from types import MappingProxyType
 
 import jax
 from jax import lax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from memagent_jax import train_state
 from memagent_jax.log_probs import response_log_probs
+from memagent_jax.models import lora
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.structs import WeightedMean
 from memagent_jax.train_state import OptimizerConfig, TrainState
@@ -55,7 +57,9 @@ def _update(
     the new state, and metrics with `loss` and `grad_norm` among them. Where no
     row has any weight, parameters and optimizer stay as they are.
   """
-  gradients, loss, metrics = gradient_sums(objective, state.params, batches)
+  gradients, loss, metrics = gradient_sums(
+    objective, state.params, batches, state.frozen
+  )
   weight = jnp.where(loss.weight > 0.0, loss.weight, 1.0)
   gradients = jax.tree.map(lambda g: g / weight, gradients)
   state, norm = train_state.apply_gradients(
@@ -72,13 +76,23 @@ update = make_update()
 
 
 def gradient_sums(
-  objective: Objective, params: dict, batches: tuple[MicroBatches, ...]
+  objective: Objective,
+  params: dict,
+  batches: tuple[MicroBatches, ...],
+  frozen: Mapping = MappingProxyType({}),
 ) -> tuple[dict, WeightedMean, dict[str, WeightedMean]]:
-  """Gradient of the loss' sum, loss and metrics, added over micro-batches."""
+  """Gradient of the loss' sum, loss and metrics, added over micro-batches.
+
+  Args:
+    objective: as in `_update`.
+    params: what the gradient is of.
+    batches: as in `_update`.
+    frozen: the model's other params.
+  """
 
   def one(total, rows):
     def loss_sum(params):
-      loss, metrics = objective(params, rows)
+      loss, metrics = objective(lora.join(params, frozen), rows)
       return loss.sum, (loss, metrics)
 
     (_, found), gradients = jax.value_and_grad(loss_sum, has_aux=True)(params)
@@ -87,7 +101,10 @@ def gradient_sums(
   total = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
     jax.eval_shape(
-      lambda: (params, *objective(params, _at(batches[0].rows, 0)))
+      lambda: (
+        params,
+        *objective(lora.join(params, frozen), _at(batches[0].rows, 0)),
+      )
     ),
   )
   for batch in batches:

@@ -91,6 +91,37 @@ class SinkAttention:
   sinks: int = 4
 
 
+# Kernels of a layer that can be adapted.
+LORA_TARGETS = ('q', 'kv', 'o', 'gate_up', 'down')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank updates beside frozen kernels: W + alpha / rank * A B.
+
+  Source: arXiv 2106.09685.
+  """
+
+  rank: int = 16
+  alpha: float = 32.0
+  targets: tuple[str, ...] = LORA_TARGETS
+
+  def __post_init__(self):
+    object.__setattr__(self, 'targets', tuple(self.targets))
+    if self.rank < 1:
+      raise ValueError(f'rank is {self.rank}; expected 1 or more.')
+    unknown = sorted(set(self.targets) - set(LORA_TARGETS))
+    if unknown or not self.targets:
+      raise ValueError(
+        f'targets {unknown or "none"}; choose from {", ".join(LORA_TARGETS)}.'
+      )
+
+  @property
+  def scale(self) -> float:
+    """Factor of A B."""
+    return self.alpha / self.rank
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape and flavour of one decoder. Axis letters as in `structs.py`."""
@@ -124,6 +155,9 @@ class ModelConfig:
   # How texts beyond max_positions are seen; None: all of it, as it is. Not part
   # of an exported model.
   attention: DualChunkAttention | SinkAttention | None = None
+  # Adapters beside frozen kernels, see `lora`. Not part of an exported model, into
+  # whose kernels they are merged.
+  lora: LoraConfig | None = None
 
   def __post_init__(self):
     if self.architecture not in ARCHITECTURES:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from memagent_jax.models import long_attention, recompute, rope
 from memagent_jax.models.attention import Segment, attention
-from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.configs import LoraConfig, ModelConfig
 from memagent_jax.sharding import constrain, parts
 
 # Keys and values of one layer, heads-major, slots last: (NxJxDxS, NxJxDxS).
@@ -101,6 +101,7 @@ class Linear(nn.Module):
   axes: tuple[str, ...]
   inputs: int = 1
   bias: bool = False
+  lora: LoraConfig | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -127,6 +128,8 @@ class Linear(nn.Module):
       # Axis by axis: a pair and heads as one axis have no layout where the heads
       # are split, and the whole kernel would be gathered.
       y = jnp.tensordot(x, kernel, self.inputs)
+    if self.lora is not None and self.name in self.lora.targets:
+      y = y + self._adapted(x, fan_in)
     if self.bias:
       bias = self.param(
         'bias',
@@ -135,6 +138,27 @@ class Linear(nn.Module):
       )
       y = y + bias.astype(x.dtype)
     return y
+
+  def _adapted(self, x: jax.Array, fan_in: int) -> jax.Array:
+    """What the adapter adds: nothing, until `lora_b` has learned."""
+    given, made = self.shape[: self.inputs], self.shape[self.inputs :]
+    a = self.param(
+      'lora_a',
+      nn.with_logical_partitioning(
+        nn.initializers.normal(fan_in**-0.5),
+        (*self.axes[: self.inputs], 'rank'),
+      ),
+      (*given, self.lora.rank),
+    )
+    b = self.param(
+      'lora_b',
+      nn.with_logical_partitioning(
+        nn.initializers.zeros, ('rank', *self.axes[self.inputs :])
+      ),
+      (self.lora.rank, *made),
+    )
+    low = jnp.tensordot(x, a.astype(x.dtype), self.inputs)
+    return self.lora.scale * jnp.tensordot(low, b.astype(x.dtype), 1)
 
 
 class Attention(nn.Module):
@@ -153,13 +177,19 @@ class Attention(nn.Module):
     c = self.config
     e, h, j, d = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
     q_NxTxHxD = Linear(
-      (e, h, d), ('embed', 'heads', 'head_dim'), 1, c.attention_bias, name='q'
+      (e, h, d),
+      ('embed', 'heads', 'head_dim'),
+      1,
+      c.attention_bias,
+      c.lora,
+      name='q',
     )(x_NxTxE)
     kv = Linear(
       (e, 2, j, d),
       ('embed', 'kv_pair', 'kv_heads', 'head_dim'),
       1,
       c.attention_bias,
+      c.lora,
       name='kv',
     )(x_NxTxE)
     k_NxTxJxD, v_NxTxJxD = kv[:, :, 0], kv[:, :, 1]
@@ -196,6 +226,7 @@ class Attention(nn.Module):
       ('heads', 'head_dim', 'embed'),
       2,
       c.attention_output_bias,
+      c.lora,
       name='o',
     )(out_NxTxHxD)
     return out_NxTxE, written
@@ -230,11 +261,14 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxE: jax.Array) -> jax.Array:
     e, f = self.config.embed_dim, self.config.mlp_dim
-    gate_up = Linear((e, 2, f), ('embed', 'gate_up', 'mlp'), name='gate_up')(
-      x_NxTxE
-    )
+    lora = self.config.lora
+    gate_up = Linear(
+      (e, 2, f), ('embed', 'gate_up', 'mlp'), lora=lora, name='gate_up'
+    )(x_NxTxE)
     hidden_NxTxF = constrain(_gated(gate_up), 'rows', 'tokens', 'mlp')
-    return Linear((f, e), ('mlp', 'embed'), name='down')(hidden_NxTxF)
+    return Linear((f, e), ('mlp', 'embed'), lora=lora, name='down')(
+      hidden_NxTxF
+    )
 
 
 @jax.custom_vjp
