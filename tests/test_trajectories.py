@@ -99,6 +99,22 @@ def test_turns_are_those_of_the_documents(whole):
   assert len({tuple(map(tuple, ids_of(whole, n))) for n in range(6)}) == 6
 
 
+def test_parts_change_nothing(agent, model, batch, whole):
+  again = trajectories.sample(
+    agent, model.params, batch, rollouts=3, seed=2, rows_at_once=2
+  )
+  assert [ids_of(again, n) for n in range(6)] == [
+    ids_of(whole, n) for n in range(6)
+  ]
+  assert jax.tree.map(np.shape, (again.documents, again.turns)) == jax.tree.map(
+    np.shape, (whole.documents, whole.turns)
+  )
+  with pytest.raises(ValueError, match=r'6 trajectories do not divide.* 4'):
+    trajectories.sample(
+      agent, model.params, batch, rollouts=3, seed=2, rows_at_once=4
+    )
+
+
 def test_windows_change_nothing(agent, model, batch, whole, monkeypatch):
   # Three slots, then one.
   monkeypatch.setattr(trajectories, 'WINDOW_CHUNKS', 3)

@@ -127,6 +127,30 @@ def test_needle_kinds(corpus):
   assert len(set(keys)) == len(keys)
 
 
+def test_values_of_few_symbols(corpus):
+  """A share of the samples, and no other change to them or to the rest."""
+
+  def symbols(example):
+    return len(set(example.answers[0]) - {'-'})
+
+  for task, usual in (('niah_single_2', 7), ('niah_single_3', 16)):
+    plain = [make(task, i, corpus) for i in range(40)]
+    mixed = [make(task, i, corpus, few_symbols_share=0.5) for i in range(40)]
+    changed = [
+      (a, b)
+      for a, b in zip(plain, mixed, strict=True)
+      if a.answers != b.answers
+    ]
+    assert 10 <= len(changed) <= 30
+    for before, after in changed:
+      assert 1 <= symbols(after) <= 6 <= usual
+      (old,), (new,) = before.answers, after.answers
+      assert len(new) == len(old)
+      assert [c == '-' for c in new] == [c == '-' for c in old]
+      assert before.question == after.question
+      assert new in after.document
+
+
 def test_several_values_and_several_queries(corpus):
   values = make('niah_multivalue', 0, corpus)
   assert len(set(values.answers)) == 4 and len(values.gold_spans) == 4

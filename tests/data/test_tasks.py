@@ -39,6 +39,17 @@ def test_a_task_gives_the_ids_of_the_tokenizer(vocabulary, tiny_tokenizer):
   assert task.num_input_examples('train') == 3
 
 
+def test_a_file_of_examples_is_a_task(tmp_path, tiny_tokenizer):
+  path = tmp_path / 'two-rows.jsonl'
+  path.write_text(''.join(f'{example(i).to_json()}\n' for i in range(2)))
+  task = tasks.jsonl_documents(tiny_tokenizer, path=str(path))
+  got = list(task.get_dataset(None, 'train', shuffle=False).as_numpy_iterator())
+  assert [r['id'] for r in got] == [b'e0', b'e1']
+  assert task.name == 'two_rows'
+  with pytest.raises(ValueError, match=r'none\.jsonl: no such file.*make_data'):
+    tasks.jsonl_documents(tiny_tokenizer, path=str(tmp_path / 'none.jsonl'))
+
+
 def test_shards_share_the_rows_and_shuffling_is_seeded(vocabulary):
   task = tasks.example_task('shards', {'train': rows(10)}, vocabulary)
 

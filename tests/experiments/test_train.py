@@ -1,6 +1,8 @@
 """Gin files of runs: they parse, and what is wrong with one is said."""
 
 from pathlib import Path
+import re
+import subprocess
 
 from absl import flags
 from absl.testing import flagsaver
@@ -157,6 +159,37 @@ def test_a_workdir_of_another_run(error_of, tmp_path, tiny_tokenizer):
   assert '- that run, + this one' in error.splitlines()[0]
   assert '-trainer.train.num_steps = 7' in error.splitlines()
   assert error.endswith('\nUse another workdir.')
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ({'process_id': 0}, 'are of --distributed; give it as well'),
+    (
+      {'distributed': True, 'coordinator': 'host:1', 'process_id': 0},
+      "('host:1', None, 0); expected all three, or none",
+    ),
+  ],
+)
+def test_processes_that_are_half_told(error_of, given, message):
+  with flagsaver.flagsaver(**given):
+    assert message in error_of()
+
+
+def test_launch_files_start_runs_that_are_there():
+  """Of each: a shell reads it, and its run and its mesh exist."""
+  files = sorted((ROOT / 'experiments/launch').glob('*.s*'))
+  assert len(files) == 3
+  for path in files:
+    text = path.read_text()
+    subprocess.run(['bash', '-n', str(path)], check=True)
+    assert '--distributed' in text
+    run, mesh = (
+      re.search(rf'^{name}=(\w+)$', text, re.MULTILINE)[1]
+      for name in ('RUN', 'MESH')
+    )
+    assert (ROOT / f'gin_configs/runs/{run}.gin').exists()
+    assert (ROOT / f'gin_configs/meshes/{mesh}.gin').exists()
 
 
 @pytest.mark.parametrize(
