@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OUT := demo_output
+# The TPU compiler: not beside jax, which would look for a TPU at every start.
+TPU_AOT := $(VENV)/tpu_aot
 # Tests compile more than they compute.
 QUICK_COMPILES := XLA_FLAGS=--xla_backend_optimization_level=0
 
@@ -20,13 +22,13 @@ demo: $(INSTALLED)
 	  --output=$(OUT)/reading.json --trace=$(OUT)/reading.html
 	@echo '== the life of the memory: $(OUT)/reading.html'
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(TPU_AOT)
 	@echo '== tests (the slow ones: make test-slow)'
-	$(QUICK_COMPILES) $(PY) -m pytest --numprocesses=2 --dist=worksteal
+	$(QUICK_COMPILES) PYTHONPATH=$(TPU_AOT) TPU_SKIP_MDS_QUERY=1 $(PY) -m pytest --numprocesses=2 --dist=worksteal
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) $(TPU_AOT)
 	@echo '== slow tests'
-	$(PY) -m pytest -m slow --durations=10
+	PYTHONPATH=$(TPU_AOT) TPU_SKIP_MDS_QUERY=1 $(PY) -m pytest -m slow --durations=10
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -37,4 +39,9 @@ $(INSTALLED): setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(TPU_AOT): $(INSTALLED)
+	@echo '== installing the TPU compiler into $@'
+	$(PY) -m pip install --quiet --no-deps --upgrade --target $@ libtpu
 	@touch $@

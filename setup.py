@@ -34,6 +34,8 @@ setup(
   extras_require={
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
+    # The TPU compiler, for `experiments.plan` where there is no TPU.
+    'tpu_aot': ['libtpu>=0.0.52'],
     'parity': ['torch>=2.5'],
     'parquet': ['pyarrow>=17'],
     'pdf': ['pypdf>=5'],

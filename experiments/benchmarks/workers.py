@@ -56,16 +56,17 @@ def serve(version: dict[str, str], measure: Callable[[int], dict]) -> None:
     print(json.dumps(measure(int(line))), flush=True)
 
 
-def run_once(name: str, **flags) -> dict:
+def run_once(name: str, python: str = sys.executable, **flags) -> dict:
   """What a worker without input prints: one measurement of a fresh process."""
   done = subprocess.run(
-    command(sys.executable, name, **flags),
+    command(python, name, **flags),
     cwd=_ROOT,
     stdout=subprocess.PIPE,
     text=True,
     check=True,
   )
-  return json.loads(done.stdout)
+  # A peer may print other things first.
+  return json.loads(done.stdout.splitlines()[-1])
 
 
 def command(python: str, name: str, **flags) -> list[str]:

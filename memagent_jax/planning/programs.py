@@ -9,8 +9,6 @@ are the functions that training calls.
 from collections.abc import Callable
 import dataclasses
 import math
-from pathlib import Path
-import tempfile
 from typing import Any
 
 from flax import linen as nn
@@ -25,6 +23,7 @@ from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.objectives import Policy
+from memagent_jax.planning import aot
 from memagent_jax.structs import Tokens
 from memagent_jax.train_state import OptimizerConfig
 from memagent_jax.turn_rows import MicroBatches, PolicyRows, TurnRows
@@ -93,20 +92,7 @@ class Workload:
     return -(-size // row_shards) * row_shards
 
 
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-  """One program of a phase, and what the compiler says of it."""
-
-  phase: str
-  # Optimised HLO: what a device runs.
-  hlo: str
-  # Bytes of a device: what goes in, what comes out anew, and all between.
-  argument_bytes: int
-  output_bytes: int
-  temporary_bytes: int
-
-
-def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> Compiled:
+def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> aot.Compiled:
   """Compiles one phase of a workload for the devices of a mesh.
 
   `update` is a whole step: all turns of all trajectories, each as wide as it can
@@ -122,25 +108,7 @@ def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> Compiled:
   """
   # Made without the mesh: what JAX computes on the way needs devices that are here.
   program, *given = _PROGRAMS[phase](workload, mesh)
-  with jax.set_mesh(mesh):
-    lowered = program.lower(*given)
-    with tempfile.TemporaryDirectory() as folder:
-      # The text of the executable itself cannot be read back from every backend.
-      compiled = lowered.compile(
-        compiler_options={
-          'xla_dump_to': folder,
-          'xla_dump_hlo_as_text': True,
-        }
-      )
-      hlo = _optimised(Path(folder))
-  memory = compiled.memory_analysis()
-  return Compiled(
-    phase=phase,
-    hlo=hlo,
-    argument_bytes=memory.argument_size_in_bytes,
-    output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
-  )
+  return aot.compile_program(mesh, program, *given)
 
 
 def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
@@ -171,13 +139,6 @@ def cache_bytes(
     slots.append(workload.memory_tokens)
   trees = [_kv(workload, mesh, count) for count in slots]
   return _device_bytes(trees, jax.tree.map(lambda x: x.sharding, trees))
-
-
-def _optimised(folder: Path) -> str:
-  found = sorted(folder.glob('*after_optimizations.txt'))
-  if not found:
-    found = sorted(folder.glob('*after_codegen.txt'))
-  return max((path.read_text() for path in found), key=len)
 
 
 def _device_bytes(tree, shardings) -> int:
