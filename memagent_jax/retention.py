@@ -5,13 +5,13 @@
 
 A turn is checked by teacher forcing: where every token of the memory has more
 than half of the probability, greedy decoding writes the same memory again. The
-few turns without that certainty are decoded.
+few turns without that certainty are gathered and decoded.
 
 Turns of one key are alike: a memory that is hard to copy is lost again and again.
 So keys that were lost are counted as well as turns.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax import decode, rollout, row_log, trajectories
+from memagent_jax import decode, rollout, row_log, sharding, trajectories
 from memagent_jax import prompts as prompts_lib
 from memagent_jax.data import haystack, ruler, words
 from memagent_jax.data.chunks import ChunkCutter
@@ -32,6 +32,7 @@ from memagent_jax.log_probs import response_log_probs
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import Template
 from memagent_jax.rollout import AgentConfig, ReadingConfig
+from memagent_jax.sharding import MeshConfig
 from memagent_jax.statistics import upper_bound
 from memagent_jax.structs import Tokens
 
@@ -58,6 +59,7 @@ class RetentionConfig:
   seed: int = 0
 
 
+@sharding.under_mesh
 def measure(
   *,
   workdir: str | os.PathLike,
@@ -66,6 +68,7 @@ def measure(
   reading: ReadingConfig,
   essays: Sequence[str],
   config: RetentionConfig,
+  mesh: MeshConfig | None = None,
   config_text: str = '',
 ) -> dict[str, float]:
   """Counts turns that lose a right memory; appends `turns.jsonl`, resumable.
@@ -77,6 +80,7 @@ def measure(
     reading: caps; its temperature is not used.
     essays: files or folders of text, cut into chunks as documents are.
     config: how much is read beside what.
+    mesh: devices that share the rows; None: the default device alone.
     config_text: a workdir of another one is refused.
 
   Returns:
@@ -131,7 +135,8 @@ class _Beside:
 
   def __init__(self, model, template, reading, essays, config):
     self._agent = rollout.make_agent(model, template, reading)
-    self._params, self._tokenizer = model.params, model.tokenizer
+    self._params = sharding.everywhere(model.params)
+    self._tokenizer = model.tokenizer
     self._end = model.tokenizer.eos_ids[0]
     cutter = ChunkCutter(
       model.tokenizer, reading.chunk_tokens, reading.chunk_cut
@@ -150,17 +155,18 @@ class _Beside:
     rng = seeded('retention', config.seed, number)
     keys = [_Key.draw(rng, config.uuid_share) for _ in range(config.rows)]
     encode = self._tokenizer.encode
-    question = prompts_lib.pad_rows(
-      [encode(ruler.needle_question(key.kind, key.name)) for key in keys],
-      agent.question_tokens,
+    question = jax.device_get(
+      prompts_lib.pad_rows(
+        [encode(ruler.needle_question(key.kind, key.name)) for key in keys],
+        agent.question_tokens,
+      )
     )
     hidden = [
       self._hide(key.kind, key.name, key.value, rng.choice(self._chunks), rng)
       for key in keys
     ]
-    memory = self._turn(
-      question, rollout.first_memory(agent, config.rows), hidden
-    )
+    first_memory = jax.device_get(rollout.first_memory(agent, config.rows))
+    memory = self._turn(question, first_memory, hidden)
     memory_texts = trajectories.texts(self._tokenizer, memory)
     right_N = _has_value(keys, memory_texts)
     if not right_N.any():
@@ -168,8 +174,7 @@ class _Beside:
         f'none of {config.rows} memories has the value of the needle that was '
         'just read: this model has nothing to lose.'
       )
-    lost_N, changed_N = np.zeros((2, config.rows), int)
-    became: dict[int, str] = {}
+    unsure: list[tuple[int, list[int]]] = []
     first = number * config.rows * config.chunks_per_key
     for step in range(config.chunks_per_key):
       chunks = []
@@ -184,19 +189,24 @@ class _Beside:
         agent,
         self._end,
         self._params,
-        question,
-        memory,
-        prompts_lib.pad_rows(chunks, agent.chunk_tokens),
+        *sharding.rows(
+          (
+            question,
+            memory,
+            prompts_lib.pad_rows(chunks, agent.chunk_tokens),
+          )
+        ),
       )
       unsure_N = right_N & (np.asarray(least_N) <= _CERTAIN)
-      if unsure_N.any():
-        after = self._turn(question, memory, chunks)
-        texts = trajectories.texts(self._tokenizer, after)
-        kept_N = _has_value(keys, texts)
-        lost_N += unsure_N & ~kept_N
-        changed_N += unsure_N & kept_N
-        for n in np.flatnonzero(unsure_N & ~kept_N):
-          became.setdefault(int(n), texts[n])
+      unsure += [(int(n), chunks[n]) for n in np.flatnonzero(unsure_N)]
+    lost_N, changed_N = np.zeros((2, config.rows), int)
+    became: dict[int, str] = {}
+    for n, text in self._after(question, memory, unsure):
+      if keys[n].value in text:
+        changed_N[n] += 1
+      else:
+        lost_N[n] += 1
+        became.setdefault(n, text)
     kinds = np.asarray([key.kind for key in keys])
     turns_N = right_N * config.chunks_per_key
     per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0)
@@ -221,21 +231,38 @@ class _Beside:
     at = rng.randrange(len(around) + 1)
     return [*around[:at], *needle, *around[at:]]
 
+  def _after(
+    self,
+    question: Tokens,
+    memory: Tokens,
+    pairs: Sequence[tuple[int, list[int]]],
+  ) -> Iterator[tuple[int, str]]:
+    """The key's number and the text of its memory after a chunk, for each pair."""
+    rows = self._config.rows
+    for start in range(0, len(pairs), rows):
+      part = pairs[start : start + rows]
+      # The last batch is filled with its first pair.
+      full = part + part[:1] * (rows - len(part))
+      numbers = np.asarray([n for n, _ in full])
+      mine = jax.tree.map(lambda x, n=numbers: x[n], (question, memory))
+      after = self._turn(*mine, [chunk for _, chunk in full])
+      texts = trajectories.texts(self._tokenizer, after)
+      yield from zip((n for n, _ in part), texts, strict=False)
+
   def _turn(self, question: Tokens, memory: Tokens, chunks) -> Tokens:
-    """The memories after one chunk."""
+    """The memories after one chunk, on the host."""
     rows = len(chunks)
     chunk = prompts_lib.pad_rows(chunks, self._agent.chunk_tokens)
-    zeros = jnp.zeros(rows, jnp.int32)
+    zeros = sharding.rows(np.zeros(rows, np.int32))
     memory, _ = rollout.read(
       self._agent,
       self._params,
-      question,
-      memory,
-      jax.tree.map(lambda x: x[None], chunk),
+      *sharding.rows((question, memory)),
+      sharding.rows(jax.tree.map(lambda x: x[None], chunk), axis=1),
       decode.row_keys(0, zeros.astype(jnp.uint32), zeros),
       zeros,
     )
-    return memory
+    return jax.device_get(memory)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,6 +201,14 @@ def rows(tree, axis: int = 0):
   return jax.tree.map(one, tree)
 
 
+def everywhere(tree):
+  """Arrays on every device of the mesh that is set; without one, as they are."""
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return tree
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
 def make_reshard(shardings, dtype: str) -> Callable:
   """The one move of params between the layouts of training and rollouts.
 
