@@ -6,7 +6,7 @@
 Samples the first batch of the run's documents and prints prompts, memories, the
 ratio of every token's probability between trainer and sampler (1 but for
 rounding), reward and advantage. Hardware: any; `--gin_bindings=
-"experience.Rollouts.documents_per_step = 1"` samples no more than it shows.
+"reinforcement.Rollouts.documents_per_step = 1"` samples no more than it shows.
 """
 
 import sys
@@ -45,7 +45,7 @@ def main(argv):
 
 def _inspect():
   """The trajectory that the flags name."""
-  from memagent_jax import experience, inspection
+  from memagent_jax import inspection, reinforcement
   from memagent_jax.models import pretrained
 
   make = runs.bound('source')
@@ -54,10 +54,10 @@ def _inspect():
   else:
     model = pretrained.load_model(_MODEL.value)
   source = make(model)
-  if not isinstance(source, experience.Rollouts):
+  if not isinstance(source, reinforcement.Rollouts):
     raise ValueError(
       f"the run's source is {type(source).__name__}, which samples nothing; "
-      'expected experience.Rollouts, as in gin_configs/runs/tiny_grpo.gin.'
+      'expected reinforcement.Rollouts, as in gin_configs/runs/tiny_grpo.gin.'
     )
   documents, rollouts = source.batch_shape
   print(

@@ -15,9 +15,9 @@ import numpy as np
 
 from memagent_jax import trajectories, turn_rows
 from memagent_jax import update as update_lib
-from memagent_jax.experience import Rollouts
 from memagent_jax.models.pretrained import Model
 from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.reinforcement import Rollouts
 from memagent_jax.structs import FINISH_REASONS, SKIPPED
 from memagent_jax.turn_rows import PolicyRows
 

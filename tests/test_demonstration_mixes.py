@@ -10,9 +10,9 @@ import pytest
 from memagent_jax import prompts
 from memagent_jax.data.skills import SkillConfig
 from memagent_jax.demonstrations import Curriculum, FileConfig, Mix, Stage
-from memagent_jax.experience import Demonstrations
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.pretrained import Model
+from memagent_jax.supervision import Demonstrations
 
 TEMPLATE = prompts.Template(
   '{question}|{memory}|{chunk}:', '{question}|{memory}:', 'none'

@@ -17,12 +17,13 @@ from memagent_jax import evaluation, train_state, trainer, trajectories
 from memagent_jax.checkpoint import Checkpoints
 from memagent_jax.data.skills import SkillConfig
 from memagent_jax.demonstrations import Mix, Stage
-from memagent_jax.experience import Demonstrations, Experience
+from memagent_jax.experience import Experience
 from memagent_jax.grpo import GrpoConfig
 from memagent_jax.metric_log import read_metrics
 from memagent_jax.models import huggingface
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import WeightedMean
+from memagent_jax.supervision import Demonstrations
 from memagent_jax.train_state import OptimizerConfig
 from memagent_jax.turn_rows import MicroBatches
 from tests import tiny_runs

@@ -13,12 +13,12 @@ import numpy as np
 from memagent_jax import trajectories
 from memagent_jax.data import row_source, tasks
 from memagent_jax.data.examples import Example
-from memagent_jax.experience import RolloutConfig, Rollouts
 from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import Template
+from memagent_jax.reinforcement import RolloutConfig, Rollouts
 from memagent_jax.rollout import ReadingConfig
 from memagent_jax.trajectories import Verdicts
 

@@ -19,7 +19,7 @@ _CHAT_TOKENS = 32
 def of_run(
   bound: Callable, document_tokens: int
 ) -> tuple[Workload, MeshConfig, int]:
-  """What a run of `trainer.train` on `experience.Rollouts` asks of its devices.
+  """What a run of `trainer.train` on `reinforcement.Rollouts` asks of its devices.
 
   Args:
     bound: as `experiments.runs.bound`.

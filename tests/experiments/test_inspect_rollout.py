@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 GIN = """
 from __gin__ import dynamic_registration
 import memagent_jax.data.needle_documents as needle_documents
-import memagent_jax.experience as experience
+import memagent_jax.reinforcement as reinforcement
 import memagent_jax.models.pretrained as pretrained
 import memagent_jax.rollout as rollout
 
@@ -26,8 +26,8 @@ rollout.ReadingConfig.question_tokens = 120
 learned/needle_documents.needle_documents.tasks_and_rates = {'niah_single_2': 1.0}
 learned/needle_documents.needle_documents.essays = ['ESSAY']
 learned/needle_documents.needle_documents.chunks = 2
-experience.Rollouts.documents_per_step = 2
-experience.RolloutConfig.rollouts = 3
+reinforcement.Rollouts.documents_per_step = 2
+reinforcement.RolloutConfig.rollouts = 3
 """
 
 
@@ -106,7 +106,7 @@ def test_long_texts_are_cut_but_with_full(run):
   ('flags', 'message'),
   [
     (
-      ['--gin_bindings=experience.RolloutConfig.rollout = 2'],
+      ['--gin_bindings=reinforcement.RolloutConfig.rollout = 2'],
       r"error: .*doesn't have a parameter named 'rollout'",
     ),
     pytest.param(

@@ -41,7 +41,7 @@ def test_the_answer_only_run_changes_one_thing():
     if line and not line.startswith(('#', 'from ', 'import ', 'include '))
   ]
   assert "include 'gin_configs/runs/tiny_grpo.gin'" in text
-  assert bindings == ['experience.RolloutConfig.learn_memory_turns = False']
+  assert bindings == ['reinforcement.RolloutConfig.learn_memory_turns = False']
 
 
 def test_a_configuration_is_one_text_whatever_the_order_of_its_imports(
@@ -97,11 +97,11 @@ def error_of(tmp_path, tiny_model_dir):
   ('binding', 'message'),
   [
     (
-      'experience.RolloutConfig.rollouts = 1',
+      'reinforcement.RolloutConfig.rollouts = 1',
       'rollouts is 1; a group needs 2 or more',
     ),
     (
-      'experience.RolloutConfig.mini_batches = 3',
+      'reinforcement.RolloutConfig.mini_batches = 3',
       '16 documents do not divide into 3 mini-batches',
     ),
     (
@@ -109,7 +109,7 @@ def error_of(tmp_path, tiny_model_dir):
       'a memory turn needs ',
     ),
     (
-      'experience.Rollouts.reading = @greedy/rollout.ReadingConfig()',
+      'reinforcement.Rollouts.reading = @greedy/rollout.ReadingConfig()',
       'training rollouts have temperature 0.0',
     ),
     (
@@ -127,8 +127,8 @@ def error_of(tmp_path, tiny_model_dir):
     ('trainer.train.num_steps = None', 'num_steps is None'),
     ("pretrained.load_model.name_or_dir = 'none'", "model 'none': no such"),
     ('grpo.GrpoConfig.clip_low = 2.0', 'clip_low is 2.0; expected more than 0'),
-    ('experience.Rollouts.document = 3', "parameter named 'document'"),
-    ('experience.Rollout.rollouts = 3', 'Rollout'),
+    ('reinforcement.Rollouts.document = 3', "parameter named 'document'"),
+    ('reinforcement.Rollout.rollouts = 3', 'Rollout'),
     ('rollout.ReadingConfig.chunk_tokens = %gin.REQUIRED', 'chunk_tokens'),
   ],
 )
@@ -197,7 +197,7 @@ def test_launch_files_start_runs_that_are_there():
   [
     ('--gin_bindings=trainer.train.sed = 2', "parameter named 'sed'"),
     pytest.param(
-      '--gin_bindings=experience.RolloutConfig.rollouts = 1',
+      '--gin_bindings=reinforcement.RolloutConfig.rollouts = 1',
       'rollouts is 1',
       marks=pytest.mark.slow,
     ),

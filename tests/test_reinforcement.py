@@ -10,10 +10,10 @@ import pytest
 from memagent_jax import trajectories, update
 from memagent_jax.data.skills import SkillConfig
 from memagent_jax.demonstrations import Mix, Stage
-from memagent_jax.experience import Demonstrations
 from memagent_jax.grpo import GrpoConfig
 from memagent_jax.objectives import Imitation
 from memagent_jax.structs import EOS, LENGTH, SKIPPED
+from memagent_jax.supervision import Demonstrations
 from memagent_jax.train_state import OptimizerConfig, init_state
 from tests import tiny_runs
 
