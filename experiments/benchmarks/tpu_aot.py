@@ -200,7 +200,9 @@ def compile_tunix(
 
   out = jax.tree.map(lambda leaf: leaf.sharding, state)
   program = jax.jit(step, donate_argnums=0, out_shardings=(out, None, None))
-  _print(topology, aot.compile_program(mesh, program, state, example))
+  # Where its layers look for the mesh.
+  with mesh:
+    _print(topology, aot.compile_program(mesh, program, state, example))
 
 
 def _print(topology: str, compiled) -> None:

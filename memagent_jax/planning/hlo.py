@@ -396,33 +396,39 @@ def _kernel(one: Instruction, operands: Sequence[Instruction]) -> Cost:
     return Cost(float(estimate['flops']), float(estimate['bytes_accessed']))
   for name, flops in _KERNELS.items():
     if one.name.startswith(name):
-      return Cost(flops([x.arrays[0] for x in operands]))
+      return Cost(flops([x.arrays[0] for x in operands], one.arrays))
   raise ValueError(
     f'kernel {one.name} declares no cost and none is known; known: '
     f'{", ".join(_KERNELS)}.'
   )
 
 
-def _splash_flops(products: int) -> Callable[[Sequence[Array]], float]:
+def _splash_flops(
+  products: int,
+) -> Callable[[Sequence[Array], Sequence[Array]], float]:
   """FLOPs of splash attention by how many products of a block it takes.
 
   The first operand says which blocks exist, [heads or 1, block rows, columns];
   the queries are [N, heads, tokens, dimensions].
   """
 
-  def flops(operands: Sequence[Array]) -> float:
+  def flops(operands: Sequence[Array], results: Sequence[Array]) -> float:
+    # The gradient of the queries comes along, a part a block of keys.
+    fused = any(len(a.shape) == 5 for a in results)
     blocks = operands[0].shape
     n, heads, tokens, dim = next(a.shape for a in operands if len(a.shape) == 4)
     rows = blocks[-2]
     # A causal mask: the diagonal and what is below.
     pairs = (rows + 1) / (2 * rows) * tokens**2
-    return 2.0 * products * n * heads * pairs * dim
+    return 2.0 * (products + fused) * n * heads * pairs * dim
 
   return flops
 
 
-# Forward: scores and values. Backward: scores again, and four gradients.
+# Forward: scores and values. Backward: scores again, the gradient of the
+# probabilities, and those of what the kernel is for.
 _KERNELS = {
   'splash_mha_fwd': _splash_flops(2),
-  'splash_mha_dkv': _splash_flops(5),
+  'splash_mha_dkv': _splash_flops(4),
+  'splash_mha_dq': _splash_flops(3),
 }
