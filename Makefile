@@ -6,21 +6,30 @@ INSTALLED := $(VENV)/.installed
 OUT := demo_output
 # The TPU compiler: not beside jax, which would look for a TPU at every start.
 TPU_AOT := $(VENV)/tpu_aot
+TWO_DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count=2
 # Tests compile more than they compute.
 QUICK_COMPILES := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .PHONY: demo test test-slow lint
 
 demo: $(INSTALLED)
-	@echo '== demo: a language model reads the start of a novel, chunk by chunk'
+	@rm -rf $(OUT)
 	@mkdir -p $(OUT)
+	@echo '== 1 of 3: a tiny model that reads single chunks learns to keep a memory'
+	$(TWO_DEVICES) $(PY) -m experiments.train --live \
+	  --gin_file=gin_configs/runs/demo_grpo.gin --workdir=$(OUT)/grpo
+	@echo '== 2 of 3: before and after, on documents far longer than those it learned from'
+	$(PY) -m experiments.evaluate --gin_file=gin_configs/runs/demo_lengths.gin \
+	  --workdir=$(OUT)/lengths --processes=2
+	$(PY) -m experiments.report --workdir=$(OUT)/lengths --trained_tokens=1450
+	@echo '== 3 of 3: a language model reads the start of a novel, chunk by chunk'
 	$(PY) -m experiments.ask \
 	  --document=experiments/data/adventures_of_sherlock_holmes.txt.gz \
 	  --max_characters=20000 \
 	  --question='Under what name does the masked visitor come to Holmes?' \
 	  --chunk_tokens=1024 --memory_tokens=96 --answer_tokens=64 \
 	  --output=$(OUT)/reading.json --trace=$(OUT)/reading.html
-	@echo '== the life of the memory: $(OUT)/reading.html'
+	@echo '== the curve: $(OUT)/lengths/report.html; the life of a memory: $(OUT)/reading.html'
 
 test: $(INSTALLED) $(TPU_AOT)
 	@echo '== tests (the slow ones: make test-slow)'

@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax import experience, grpo, memory_health, rollout, turn_rows
+from memagent_jax import (
+  experience,
+  foreign_memories,
+  grpo,
+  memory_health,
+  rollout,
+  turn_rows,
+)
 from memagent_jax import trajectories as trajectories_lib
 from memagent_jax import update as update_lib
 from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
@@ -54,6 +61,9 @@ class RolloutConfig:
   old_log_probs: str = 'sampler'
   # False: only the answer turn gets an advantage (a control, not the method).
   learn_memory_turns: bool = True
+  # Documents whose trajectories begin with a memory of no use, see
+  # `foreign_memories`.
+  foreign_share: float = 0.0
   # Entropy of the policy at every token, as a metric.
   with_entropy: bool = True
   # (step, temperature), rising steps: from that step on it takes the place of the
@@ -216,14 +226,21 @@ class Rollouts:
 
   def sample(self, params: dict, step: int = 0) -> tuple[Batch, Trajectories]:
     """The next documents, and trajectories as those of a step are sampled."""
-    batch = next(self._batches)
+    batch, agent = next(self._batches), self._phase(step).agent
+    first = foreign_memories.put_in(
+      rollout.first_memory(agent, len(batch.ids)),
+      batch,
+      self._config.foreign_share,
+      self._seed,
+    )
     found = trajectories_lib.sample(
-      self._phase(step).agent,
+      agent,
       params,
       batch,
       rollouts=self._config.rollouts,
       seed=self._seed,
       rows_at_once=self._config.rows_at_once,
+      first_memory=first,
     )
     return batch, found
 

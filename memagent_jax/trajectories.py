@@ -52,6 +52,7 @@ def sample(
   rollouts: int = 1,
   seed: int = 0,
   rows_at_once: int = 0,
+  first_memory: Tokens | None = None,
 ) -> Trajectories:
   """Reads every document of a batch `rollouts` times and asks at the end.
 
@@ -63,6 +64,7 @@ def sample(
     seed: of all sampling.
     rows_at_once: trajectories whose caches exist side by side; 0: all. The
       result is the same.
+    first_memory: of every document, B rows, M wide; None: the template's.
 
   Raises:
     ValueError: trajectories that do not divide into parts of `rows_at_once`.
@@ -87,7 +89,11 @@ def sample(
   )
   reading_B = np.asarray(batch.readings)
   rollout_N = (rollouts * reading_B[:, None] + np.arange(rollouts)).reshape(-1)
-  first = jax.device_get(rollout.first_memory(agent, size))
+  if first_memory is None:
+    first_memory = rollout.first_memory(agent, len(batch.ids))
+  first = jax.tree.map(
+    lambda x: np.repeat(x, rollouts, axis=0), jax.device_get(first_memory)
+  )
   read = []
   for start in range(0, rows, size):
     part = slice(start, start + size)
@@ -100,11 +106,12 @@ def sample(
       question=jax.tree.map(lambda x, p=part: x[p], documents.question),
       chunk=jax.tree.map(lambda x, p=part: x[:, p], documents.chunk),
     )
-    read.append(_read(agent, params, mine, first, key_N))
+    memory = jax.tree.map(lambda x, p=part: x[p], first)
+    read.append(_read(agent, params, mine, memory, key_N))
   turns, answers = zip(*read, strict=True)
   return Trajectories(
     documents=documents,
-    first_memory=jax.tree.map(lambda x: np.concatenate([x] * len(read)), first),
+    first_memory=first,
     turns=jax.tree.map(lambda *x: np.concatenate(x, axis=1), *turns),
     answer=jax.tree.map(lambda *x: np.concatenate(x), *answers),
     rollouts=rollouts,

@@ -1,0 +1,64 @@
+"""Memories of no use that trajectories begin with."""
+
+import jax
+import numpy as np
+
+from memagent_jax import foreign_memories, rollout
+from memagent_jax.structs import EOS
+from tests import tiny_runs
+
+
+def contains(ids, piece):
+  n = len(piece)
+  return any(ids[i : i + n] == piece for i in range(len(ids) - n + 1))
+
+
+def test_a_share_of_documents_begins_with_tokens_of_their_own(tiny_tokenizer):
+  source = tiny_runs.rollouts(
+    tiny_runs.model(tiny_tokenizer),
+    chunks=(3,),
+    documents_per_step=64,
+    foreign_share=0.5,
+  )
+  batch = next(source._batches)
+  first = rollout.first_memory(source.agent, 64)
+  found = foreign_memories.put_in(first, batch, 0.5, seed=2)
+  same_B = (found.ids_NxW == np.asarray(first.ids_NxW)).all(axis=1)
+  assert 16 <= same_B.sum() <= 48
+  lengths = set()
+  for b in np.flatnonzero(~same_B):
+    length = found.length_N[b]
+    assert 1 <= length <= source.agent.memory.max_tokens
+    lengths.add(int(length))
+    known = set(batch.documents.chunk.ids_NxW[:, b].ravel().tolist())
+    known |= set(batch.documents.question.ids_NxW[b].tolist())
+    assert set(found.ids_NxW[b, :length].tolist()) <= known
+  assert len(lengths) > 3
+  again = foreign_memories.put_in(first, batch, 0.5, seed=2)
+  np.testing.assert_array_equal(again.ids_NxW, found.ids_NxW)
+  none = foreign_memories.put_in(first, batch, 0.0, seed=2)
+  np.testing.assert_array_equal(none.ids_NxW, first.ids_NxW)
+  other = foreign_memories.put_in(first, batch, 0.5, seed=3)
+  assert (other.ids_NxW != found.ids_NxW).any()
+
+
+def test_all_rollouts_of_a_document_and_their_rows_begin_alike(tiny_tokenizer):
+  model = tiny_runs.model(tiny_tokenizer)
+  source = tiny_runs.rollouts(model, foreign_share=1.0)
+  batch, found = source.sample(model.params)
+  first = jax.tree.map(
+    lambda x: np.asarray(x).reshape(len(batch.ids), 3, *x.shape[1:]),
+    found.first_memory,
+  )
+  assert (first.ids_NxW == first.ids_NxW[:, :1]).all()
+  assert len(set(map(tuple, first.ids_NxW[:, 0].tolist()))) > 1
+  # The first turn read it: its prompt, as trained on, has it.
+  rows = source.rows(
+    found, tiny_runs.judge_by_length(tiny_tokenizer, batch, found)
+  )
+  for n in range(len(batch.ids) * 3):
+    memory = found.first_memory
+    piece = memory.ids_NxW[n, : memory.length_N[n]].tolist()
+    prompt = rows.turns.ids_NxS[n, : rows.turns.prompt_length_N[n]].tolist()
+    assert contains(prompt, piece)
+  assert (found.answer.finish_N >= EOS).all()
