@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	@echo '== 2 of 3: before and after, on documents far longer than those it learned from'
 	$(PY) -m experiments.evaluate --gin_file=gin_configs/runs/demo_lengths.gin \
 	  --workdir=$(OUT)/lengths --processes=2
-	$(PY) -m experiments.report --workdir=$(OUT)/lengths --trained_tokens=1450
+	$(PY) -m experiments.report --workdir=$(OUT)/lengths --trained_tokens=700
 	@echo '== 3 of 3: a language model reads the start of a novel, chunk by chunk'
 	$(PY) -m experiments.ask \
 	  --document=experiments/data/adventures_of_sherlock_holmes.txt.gz \
