@@ -209,6 +209,7 @@ def test_manifest_is_what_sha256sum_reads(tmp_path):
   assert checked.returncode == 0
 
 
+@pytest.mark.slow
 def test_restores_into_shardings_of_eight_devices(tmp_path):
   _save(tmp_path, 3)
   ran = _run(

@@ -81,6 +81,7 @@ def test_batches_must_be_full(model, tmp_path):
     validation(model, tmp_path, count=3)
 
 
+@pytest.mark.slow
 def test_a_trace_is_of_its_own_trajectory(model, tiny_tokenizer):
   source = tiny_runs.rollouts(model, chunks=(1, 3, 2, 4))
   batch, found = source.sample(model.params)
@@ -138,6 +139,7 @@ def test_accuracy_is_the_share_of_exact_responses(
   assert asked[0] == asked[1] and len(set(asked[0])) == 40
 
 
+@pytest.mark.slow
 def test_responses_do_not_depend_on_the_batch(model, tiny_tokenizer):
   compiled = prompts.compile_template(tiny_runs.TEMPLATE, tiny_tokenizer)
   start = list(compiled.memory_turn[0])

@@ -67,6 +67,7 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
   assert all(loss['memory'] != loss['became'] for loss in losses)
 
 
+@pytest.mark.slow
 def test_a_measurement_that_was_cut_goes_on(settings, tmp_path):
   whole = retention.measure(workdir=tmp_path, config=CONFIG, **settings)
   path = tmp_path / retention.TURNS

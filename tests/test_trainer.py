@@ -455,6 +455,7 @@ def run_and_die(kind, workdir, model_dir, last_step):
   start(kind, Path(workdir), tokenizer, on_step=kill)
 
 
+@pytest.mark.slow
 def test_reward_and_metric_are_logged_from_step_0(tmp_path, tiny_tokenizer):
   """Of training and of validation, by the real verifiers."""
 

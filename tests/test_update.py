@@ -130,6 +130,7 @@ def test_widths_and_capacity_change_nothing():
   assert_same(mean_gradient(POLICY, batches), whole('policy'))
 
 
+@pytest.mark.slow
 def test_rows_one_by_one_change_nothing():
   batches = split(POLICY, ragged(), micro_tokens=1)
   assert int(batches[0].count) == 9

@@ -58,6 +58,7 @@ def test_documents_side_by_side_are_read_as_one_alone(model):
     ] == changed
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_turns(model):
   (result,) = METHOD.answer(model, examples()[1:2], None).results
   reader = Reader(model, 'Who 1?', METHOD.reading, tiny_runs.TEMPLATE)

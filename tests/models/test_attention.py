@@ -164,6 +164,7 @@ def test_gradient_in_half_precision_is_near_that_in_single():
     assert gap < 0.03 * jnp.linalg.norm(full)
 
 
+@pytest.mark.slow
 def test_the_scores_of_a_layer_are_not_kept_for_its_gradient():
   """1024 tokens: the unmasked halves of 4 heads' scores are 8.4 MB a layer.
 

@@ -480,6 +480,7 @@ print(peak_mb() - before)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+@pytest.mark.slow
 def test_no_second_copy_in_host_memory(tmp_path):
   shapes = tensor_layout.tensor_shapes(BIG)
   tensors = ((name, np.full(s, 0.5, np.float32)) for name, s in shapes.items())

@@ -102,6 +102,7 @@ def test_without_biases_only_the_branches_are_scaled():
     assert after[name].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_biases_change_queries_and_keys_of_the_first_two_layers_only():
   before, after = named(usual(CONFIG)), named(local(CONFIG))
   changed = {name for name in before if (before[name] != after[name]).any()}

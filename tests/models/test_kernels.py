@@ -81,6 +81,7 @@ def test_blocks_behind_the_last_live_slot_are_not_read():
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_platform_has_its_own(monkeypatch):
   q, k, v = arrays(2, 2, 2, 130, 130, 64)
   q_NxTxHxD = attention.ungrouped(q) * 64**0.5

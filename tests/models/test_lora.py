@@ -103,6 +103,7 @@ def test_moments_and_checkpoints_are_of_the_adapters(model, tmp_path):
   assert {x.dtype.name for x in jax.tree.leaves(state.frozen)} == {'bfloat16'}
 
 
+@pytest.mark.slow
 def test_a_run_learns_adapters_and_exports_the_plain_model(
   model, monkeypatch, tmp_path
 ):

@@ -246,6 +246,7 @@ def test_prefill_never_holds_the_scores_of_all_heads():
   assert used_bytes < 0.25 * ALL_SCORES_BYTES
 
 
+@pytest.mark.slow
 def test_gradient_does_not_keep_the_scores():
   """One narrow layer, where kept scores, even of the causal half, take > 50 %."""
 
