@@ -239,13 +239,7 @@ class _Walk:
       moved = max(moved, sum(map(_hbm_bytes, operands)))
       return self._cost(0.0, moved)
     if opcode == 'fusion':
-      inner = self._computations[_called(one, 'calls')]
-      if any(x.opcode in _COLLECTIVES for x in inner):
-        return self._collective('all-reduce', one, operands)
-      read, written = _fused_bytes(inner, operands, moved)
-      return self._cost(
-        self._fused_flops(_called(one, 'calls')), read + written
-      )
+      return self._fusion(_called(one, 'calls'), operands, moved)
     if opcode in _SLICES:
       return self._cost(0.0, 2 * moved)
     if opcode == 'dynamic-update-slice':
@@ -266,6 +260,21 @@ class _Walk:
     if len(compares) == len(limits) == 1 and 'direction=LT' in compares[0].rest:
       return int(limits[0])
     return None
+
+  def _fusion(self, name: str, operands, written: float) -> Cost:
+    """Products and collectives in one: the compiler overlaps them."""
+    read, written = _fused_bytes(self._computations[name], operands, written)
+    cost = self._cost(self._fused_flops(name), read + written)
+    for one in self._computations[name]:
+      if one.opcode.removesuffix('-start') in _COLLECTIVES:
+        sent = self._collective(
+          one.opcode.removesuffix('-start'),
+          one,
+          [self._by_name[name][x] for x in one.operands],
+        )
+        seconds = max(cost.seconds, sent.seconds)
+        cost = dataclasses.replace(cost + sent, seconds=seconds)
+    return cost
 
   def _fused_flops(self, name: str) -> float:
     total = 0.0
