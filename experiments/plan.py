@@ -59,18 +59,14 @@ def _plan(depths):
   work, mesh, steps = workloads.of_run(runs.bound, _DOCUMENT_TOKENS.value)
   print(tables.workload(work), flush=True)
   if _SWEEP.value:
-    variants = workloads.variants(work, mesh)
-    found = []
-    for variant, variant_mesh in variants:
+    print(tables.sweep_head(topology))
+    for variant, variant_mesh in workloads.variants(work, mesh):
       try:
         made = plan.plan(variant, topology, variant_mesh, depths or (1, 2))
       except ValueError as e:
         print(f'mesh {variant_mesh}: {e}', flush=True)
         continue
-      found.append((variant, variant_mesh, made))
-      print(
-        tables.sweep(found[-1:], topology, head=len(found) == 1), flush=True
-      )
+      print(tables.sweep_row(variant, variant_mesh, made), flush=True)
     return
   made = plan.plan(work, topology, mesh, depths)
   if made is None:

@@ -352,13 +352,9 @@ def _fused_bytes(inner, operands, written) -> tuple[float, float]:
   if updates:
     names = {x.name: x for x in inner}
     made = sum(a.bytes for x in updates for a in x.arrays)
-    part = sum(_bytes(names[x.operands[1]]) for x in updates)
+    part = sum(a.bytes for x in updates for a in names[x.operands[1]].arrays)
     written = max(written - made, 0) + part
   return read, written
-
-
-def _bytes(one: Instruction) -> int:
-  return sum(a.bytes for a in one.arrays)
 
 
 def _product_flops(one: Instruction, operands: Sequence[Instruction]) -> float:

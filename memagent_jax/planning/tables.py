@@ -1,6 +1,5 @@
 """Plans as Markdown, and as JSON."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from memagent_jax.planning import chips
@@ -78,31 +77,28 @@ def smallest(made: Plan | None, topology: str, steps: int) -> str:
   )
 
 
-def sweep(
-  found: Sequence[tuple[Workload, MeshConfig, Plan | None]],
-  topology: str,
-  *,
-  head: bool,
-) -> str:
-  """Plans side by side, a row each."""
-  lines = []
-  if head:
-    lines = [
-      '',
-      f'| mesh on {topology} | micro-batch tokens | rows at once | GiB a chip | '
-      'prefill s | decode s | update s | step s |',
-      '|---|---|---|---|---|---|---|---|',
-    ]
-  for work, mesh, made in found:
-    place = f'data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}'
-    row = f'| {place} | {work.micro_tokens:,} | {work.sample_rows:,} | '
-    if made is None:
-      lines.append(row + 'out of memory | | | | |')
-      continue
-    seconds = ' | '.join(f'{phase.seconds:.1f}' for phase in made.phases)
-    size = f'{made.bytes / GIB:.1f}' + ('' if made.fits else ' (too much)')
-    lines.append(row + f'{size} | {seconds} | {made.step_seconds:.1f} |')
-  return '\n'.join(lines)
+def sweep_head(topology: str) -> str:
+  """Head of a table of plans side by side."""
+  return (
+    f'\n| mesh on {topology} | micro-batch tokens | rows at once | GiB a chip | '
+    'prefill s | decode s | update s | step s |\n|---|---|---|---|---|---|---|---|'
+  )
+
+
+def sweep_row(work: Workload, mesh: MeshConfig, made: Plan | None) -> str:
+  """One plan as a row of it; None: out of memory."""
+  place = f'data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}'
+  row = f'| {place} | {work.micro_tokens:,} | {work.sample_rows:,} | '
+  if made is None:
+    return row + 'out of memory | | | | |'
+  by_name = {phase.name: phase.seconds for phase in made.phases}
+  # The reference's forward pass is part of learning.
+  update = by_name['update'] + by_name.get('reference', 0.0)
+  size = f'{made.bytes / GIB:.1f}' + ('' if made.fits else ' (too much)')
+  return row + (
+    f'{size} | {by_name["prefill"]:.1f} | {by_name["decode"]:.1f} | '
+    f'{update:.1f} | {made.step_seconds:.1f} |'
+  )
 
 
 def as_json(made: Plan, steps: int) -> dict[str, Any]:
