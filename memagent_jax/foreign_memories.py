@@ -1,29 +1,39 @@
 """Memories that hold nothing of use, for trajectories to begin with.
 
-    question, chunks of a document -> some tokens of either, repeated -> a memory
+    question, chunks and answers of a document -> words that lead up to an answer,
+      or of the question, or none; then some of the text, repeated -> a memory
 
 A memory that went astray is kept as carefully as a good one, and long documents
 bring it about now and then. Where trajectories begin like that, giving it up when
 the evidence comes is rewarded.
 """
 
+from collections.abc import Sequence
 import random
+import re
 
 import jax
 import numpy as np
 
 from memagent_jax.data.batches import Batch
 from memagent_jax.data.examples import seeded
+from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import Tokens
 
+# Words before an answer that a memory may begin with.
+_LEAD_WORDS = 4
 
-def put_in(first: Tokens, batch: Batch, share: float, seed: int) -> Tokens:
+
+def put_in(
+  tokenizer: Tokenizer, first: Tokens, batch: Batch, share: float, seed: int
+) -> Tokens:
   """First memories, with those of a share of the documents replaced.
 
   Which documents, and by what, follows from the seed, the example's id and the
   number of its reading alone.
 
   Args:
+    tokenizer: the model's.
     first: B rows, M wide.
     batch: of the B documents.
     share: 0 ... 1.
@@ -44,23 +54,46 @@ def put_in(first: Tokens, batch: Batch, share: float, seed: int) -> Tokens:
         )
       ]
     )
-    memory = _memory(question, text, ids_BxM.shape[1], rng)
+    kind = rng.randrange(4)
+    if kind == 0:
+      head = question[:0]
+    elif kind == 1:
+      head = _piece(question, rng.randint(1, len(question)), rng)
+    else:
+      head = _lead(tokenizer, text, batch.answers[b], rng)
+    memory = _memory(head, text, ids_BxM.shape[1], rng)
     ids_BxM[b, : len(memory)], length_B[b] = memory, len(memory)
   return Tokens(ids_BxM, length_B)
 
 
-def _memory(
-  question: np.ndarray, text: np.ndarray, cap: int, rng: random.Random
+def _lead(
+  tokenizer: Tokenizer,
+  text: np.ndarray,
+  answers: Sequence[str],
+  rng: random.Random,
 ) -> np.ndarray:
-  """Up to `cap` tokens: a piece of the question or none, then one of the text.
+  """The last words before an answer, as a memory of it begins; none if none."""
+  read = tokenizer.decode(text.tolist())
+  places = [read.find(answer) for answer in answers if answer in read]
+  if not places:
+    return text[:0]
+  words = re.findall(r'\S+', read[: min(places)][-200:])[1:]
+  words = words[-rng.randint(1, _LEAD_WORDS) :]
+  if words and rng.random() < 0.5:
+    words[-1] = re.sub(r'\W+$', '', words[-1])
+  lead = ' ' + ' '.join(words) if words else ''
+  return np.array(tokenizer.encode(lead), text.dtype)
+
+
+def _memory(
+  head: np.ndarray, text: np.ndarray, cap: int, rng: random.Random
+) -> np.ndarray:
+  """Up to `cap` tokens: the head, then a piece of the text.
 
   The latter is repeated, as a model in a loop does.
   """
-  length = rng.randint(1, cap)
-  head = question[:0]
-  if rng.random() < 0.5:
-    head = _piece(question, rng.randint(1, length), rng)
-  piece = _piece(text, rng.randint(1, length), rng)
+  length = rng.randint(min(len(head), cap - 1) + 1, cap)
+  piece = _piece(text, rng.randint(1, cap), rng)
   return np.concatenate([head, np.resize(piece, length)])[:length]
 
 

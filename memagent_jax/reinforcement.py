@@ -61,9 +61,9 @@ class RolloutConfig:
   old_log_probs: str = 'sampler'
   # False: only the answer turn gets an advantage (a control, not the method).
   learn_memory_turns: bool = True
-  # Documents whose trajectories begin with a memory of no use, see
-  # `foreign_memories`.
-  foreign_share: float = 0.0
+  # (step, share), rising steps: from that step on, so many of the documents have
+  # trajectories that begin with a memory of no use, see `foreign_memories`.
+  foreign_shares: tuple[tuple[int, float], ...] = ()
   # Entropy of the policy at every token, as a metric.
   with_entropy: bool = True
   # (step, temperature), rising steps: from that step on it takes the place of the
@@ -72,15 +72,13 @@ class RolloutConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'width_shares', tuple(self.width_shares))
-    object.__setattr__(
-      self, 'later_temperatures', tuple(map(tuple, self.later_temperatures))
-    )
-    begins = [step for step, _ in self.later_temperatures]
-    if begins != sorted({step for step in begins if step > 0}):
-      raise ValueError(
-        f'later_temperatures begin at steps {begins}; expected rising ones '
-        'above 0.'
-      )
+    for name, first in (('foreign_shares', 0), ('later_temperatures', 1)):
+      object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
+      begins = [step for step, _ in getattr(self, name)]
+      if begins != sorted({step for step in begins if step >= first}):
+        raise ValueError(
+          f'{name} begin at steps {begins}; expected rising ones from {first} on.'
+        )
     if self.rollouts < 2:
       raise ValueError(
         f'rollouts is {self.rollouts}; a group needs 2 or more: one trajectory '
@@ -227,10 +225,12 @@ class Rollouts:
   def sample(self, params: dict, step: int = 0) -> tuple[Batch, Trajectories]:
     """The next documents, and trajectories as those of a step are sampled."""
     batch, agent = next(self._batches), self._phase(step).agent
+    shares = [s for begin, s in self._config.foreign_shares if begin <= step]
     first = foreign_memories.put_in(
+      self._tokenizer,
       rollout.first_memory(agent, len(batch.ids)),
       batch,
-      self._config.foreign_share,
+      shares[-1] if shares else 0.0,
       self._seed,
     )
     found = trajectories_lib.sample(

@@ -1,5 +1,7 @@
 """Memories of no use that trajectories begin with."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -18,11 +20,11 @@ def test_a_share_of_documents_begins_with_tokens_of_their_own(tiny_tokenizer):
     tiny_runs.model(tiny_tokenizer),
     chunks=(3,),
     documents_per_step=64,
-    foreign_share=0.5,
+    foreign_shares=[(0, 0.5)],
   )
   batch = next(source._batches)
   first = rollout.first_memory(source.agent, 64)
-  found = foreign_memories.put_in(first, batch, 0.5, seed=2)
+  found = foreign_memories.put_in(tiny_tokenizer, first, batch, 0.5, seed=2)
   same_B = (found.ids_NxW == np.asarray(first.ids_NxW)).all(axis=1)
   assert 16 <= same_B.sum() <= 48
   lengths = set()
@@ -34,17 +36,17 @@ def test_a_share_of_documents_begins_with_tokens_of_their_own(tiny_tokenizer):
     known |= set(batch.documents.question.ids_NxW[b].tolist())
     assert set(found.ids_NxW[b, :length].tolist()) <= known
   assert len(lengths) > 3
-  again = foreign_memories.put_in(first, batch, 0.5, seed=2)
+  again = foreign_memories.put_in(tiny_tokenizer, first, batch, 0.5, seed=2)
   np.testing.assert_array_equal(again.ids_NxW, found.ids_NxW)
-  none = foreign_memories.put_in(first, batch, 0.0, seed=2)
+  none = foreign_memories.put_in(tiny_tokenizer, first, batch, 0.0, seed=2)
   np.testing.assert_array_equal(none.ids_NxW, first.ids_NxW)
-  other = foreign_memories.put_in(first, batch, 0.5, seed=3)
+  other = foreign_memories.put_in(tiny_tokenizer, first, batch, 0.5, seed=3)
   assert (other.ids_NxW != found.ids_NxW).any()
 
 
 def test_all_rollouts_of_a_document_and_their_rows_begin_alike(tiny_tokenizer):
   model = tiny_runs.model(tiny_tokenizer)
-  source = tiny_runs.rollouts(model, foreign_share=1.0)
+  source = tiny_runs.rollouts(model, foreign_shares=[(0, 1.0)])
   batch, found = source.sample(model.params)
   first = jax.tree.map(
     lambda x: np.asarray(x).reshape(len(batch.ids), 3, *x.shape[1:]),
@@ -62,3 +64,39 @@ def test_all_rollouts_of_a_document_and_their_rows_begin_alike(tiny_tokenizer):
     prompt = rows.turns.ids_NxS[n, : rows.turns.prompt_length_N[n]].tolist()
     assert contains(prompt, piece)
   assert (found.answer.finish_N >= EOS).all()
+
+
+def test_memories_begin_as_what_leads_up_to_an_answer_and_go_on_otherwise(
+  tiny_tokenizer,
+):
+  source = tiny_runs.rollouts(
+    tiny_runs.model(tiny_tokenizer), chunks=(3,), documents_per_step=64
+  )
+  batch = next(source._batches)
+  # Every document tells it: three words, then an answer.
+  fact = tiny_tokenizer.encode(' so it is 77. ')
+  for b in range(64):
+    batch.documents.chunk.ids_NxW[1, b, : len(fact)] = fact
+  batch = dataclasses.replace(batch, answers=(('77',),) * 64)
+  first = rollout.first_memory(source.agent, 64)
+  found = foreign_memories.put_in(tiny_tokenizer, first, batch, 1.0, seed=2)
+  memories = [
+    tiny_tokenizer.decode(ids[:length].tolist())
+    for ids, length in zip(found.ids_NxW, found.length_N, strict=True)
+  ]
+  for lead in (' is', ' it is', ' so it'):
+    assert 2 <= sum(memory.startswith(lead) for memory in memories) <= 16
+  assert not any(memory.startswith(' is 77') for memory in memories)
+
+
+def test_shares_hold_from_their_steps_on(tiny_tokenizer):
+  model = tiny_runs.model(tiny_tokenizer)
+  source = tiny_runs.rollouts(model, foreign_shares=[(2, 1.0), (4, 0.0)])
+  foreign = []
+  for step in range(5):
+    _, found = source.sample(model.params, step)
+    usual = rollout.first_memory(source.agent, 1)
+    foreign.append(
+      not (found.first_memory.ids_NxW == usual.ids_NxW).all(axis=1).any()
+    )
+  assert foreign == [False, False, True, True, False]

@@ -407,6 +407,7 @@ def test_readings_that_cannot_be_trained_on_are_refused(
     ({'later_temperatures': [(4, 1.5), (4, 2.0)]}, r'begin at steps \[4, 4\]'),
     ({'later_temperatures': [(0, 1.5)]}, r'begin at steps \[0\]'),
     ({'later_temperatures': [(3, 0.0)]}, 'temperature 0.0 and top_p 1.0'),
+    ({'foreign_shares': [(0, 0.5), (0, 1.0)]}, r'begin at steps \[0, 0\]'),
     (
       {'grpo': GrpoConfig(importance_cap=2.0)},
       'importance_cap is 2.0 and old_log_probs is',
