@@ -40,10 +40,29 @@ def forward_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
     2 * c.num_heads + 2 * c.num_kv_heads
   )  # q and o, k and v
   layer = c.embed_dim * heads + 3 * c.embed_dim * c.mlp_dim
-  # Scores and the sum of the values: 2 products of head_dim a head and pair.
-  pairs = 4 * c.num_heads * c.head_dim * _pairs(config, tokens)
   head = 2 * c.embed_dim * c.vocab_size * head_tokens
-  return float(c.num_layers * (2 * layer * tokens + pairs) + head)
+  return float(
+    c.num_layers * (2 * layer * tokens + _attention_flops(c, tokens)) + head
+  )
+
+
+def update_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
+  """FLOPs of a forward pass and the gradient of it.
+
+  Backward takes twice a forward pass: half of it for what came in, half for the
+  kernels, which is left out where adapters learn (and so are these, a hundredth).
+  Layers that are computed again take one more.
+
+  Args:
+    config: of the model, its `remat` and `lora` among it.
+    tokens: of the text.
+    head_tokens: as in `forward_flops`.
+  """
+  forward = forward_flops(config, tokens, head_tokens)
+  flops = (4 if config.remat else 3) * forward
+  if config.lora is not None:
+    flops -= forward - config.num_layers * _attention_flops(config, tokens)
+  return flops
 
 
 def reading_estimate(
@@ -56,6 +75,11 @@ def reading_estimate(
   turns = -(-document_tokens // reading.chunk_tokens)
   memory = reading.memory_tokens // 2
   return turns * turn_flops(config, memory + reading.chunk_tokens, memory)
+
+
+def _attention_flops(c: ModelConfig, tokens: int) -> float:
+  """Scores and the sum of the values: 2 products of head_dim a head and pair."""
+  return 4 * c.num_heads * c.head_dim * _pairs(c, tokens)
 
 
 def _pairs(config: ModelConfig, tokens: int) -> float:

@@ -413,19 +413,21 @@ def _splash_flops(
 ) -> Callable[[Sequence[Array], Sequence[Array]], float]:
   """FLOPs of splash attention by how many products of a block it takes.
 
-  The first operand says which blocks exist, [heads or 1, block rows, columns];
-  the queries are [N, heads, tokens, dimensions].
+  The first operands say which blocks exist, [heads or 1, block rows, columns], in
+  integers; the queries are [N, heads, tokens, dimensions], N left out where it is 1.
   """
 
   def flops(operands: Sequence[Array], results: Sequence[Array]) -> float:
+    queries = next(
+      a.shape for a in operands if len(a.shape) > 2 and 'f' in a.dtype
+    )
     # The gradient of the queries comes along, a part a block of keys.
-    fused = any(len(a.shape) == 5 for a in results)
-    blocks = operands[0].shape
-    n, heads, tokens, dim = next(a.shape for a in operands if len(a.shape) == 4)
-    rows = blocks[-2]
+    fused = any(len(a.shape) > len(queries) for a in results)
+    *n, heads, tokens, dim = queries
+    rows = operands[0].shape[-2]
     # A causal mask: the diagonal and what is below.
     pairs = (rows + 1) / (2 * rows) * tokens**2
-    return 2.0 * (products + fused) * n * heads * pairs * dim
+    return 2.0 * (products + fused) * math.prod(n) * heads * pairs * dim
 
   return flops
 

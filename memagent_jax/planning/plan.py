@@ -202,7 +202,8 @@ def _phase(name: str, workload: Workload, mesh, topology: str) -> Phase:
   if name == 'update':
     given = resident['params'] + optimizer
   elif name == 'reference':
-    given = resident['reference']
+    # With adapters the model itself, without them.
+    given = resident['reference'] or resident['params']
   else:
     given = resident['rollout weights']
     weights += given
@@ -244,15 +245,6 @@ def _model_flops(name: str, workload: Workload) -> float:
     seen = prompt + workload.memory_tokens // 2
     more = costs.forward_flops(model, seen + 1, head_tokens=1)
     return rows * (more - costs.forward_flops(model, seen, head_tokens=0))
-  # Forward; for gradients twice that backward, and forward again where layers are
-  # recomputed.
-  passes = 1
-  if name == 'update':
-    passes = 4 if model.remat else 3
-  return (
-    passes
-    * workload.turns
-    * costs.forward_flops(
-      model, workload.row_tokens, head_tokens=workload.response_tokens
-    )
-  )
+  flops = costs.update_flops if name == 'update' else costs.forward_flops
+  row, response = workload.row_tokens, workload.response_tokens
+  return workload.turns * flops(model, row, head_tokens=response)

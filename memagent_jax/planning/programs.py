@@ -20,7 +20,7 @@ import numpy as np
 from memagent_jax import decode, grpo, sharding, train_state, update
 from memagent_jax.decode import Prefilled
 from memagent_jax.grpo import GrpoConfig
-from memagent_jax.models import transformer
+from memagent_jax.models import lora, transformer
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.objectives import Policy
 from memagent_jax.planning import aot
@@ -55,6 +55,8 @@ class Workload:
   micro_tokens: int
   temperature: float = 1.0
   with_entropy: bool = True
+  # Of the params beside adapters, which stay as they are loaded.
+  frozen_dtype: str = 'float32'
 
   @property
   def response_tokens(self) -> int:
@@ -114,15 +116,19 @@ def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> aot.Compiled:
 def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
   """Bytes of a device that outlive a phase, by kind.
 
-  `params` in float32, `optimizer`, `reference` params, and `rollout weights`: the
-  copy in the dtype and layout of rollouts.
+  `params` as training has them, `optimizer`, `reference` params (none beside
+  adapters: without these the model is its own reference), and `rollout weights`:
+  the copy in the dtype and layout of rollouts.
   """
   boxes = transformer.abstract_params(workload.model)
   state, shardings = _state(workload, mesh)
-  params = _device_bytes(state.params, shardings.params)
+  params = _device_bytes(state.all_params, shardings.all_params)
+  copied = (
+    grpo.needs_reference(workload.objective) and workload.model.lora is None
+  )
   return {
     'params': params,
-    'reference': params if grpo.needs_reference(workload.objective) else 0,
+    'reference': params if copied else 0,
     'optimizer': _device_bytes(state.opt_state, shardings.opt_state),
     'rollout weights': _device_bytes(
       *_params_and_layout(workload, boxes, mesh, sharding.ROLLOUTS)
@@ -220,7 +226,7 @@ def _reference(workload: Workload, mesh: Mesh):
     batch = MicroBatches(rows, np.int32(count))
     return update.log_probs(workload.model, workload.temperature, params, batch)
 
-  return jax.jit(one), _placed(state.params, shardings.params), rows
+  return jax.jit(one), _placed(state.all_params, shardings.all_params), rows
 
 
 def _update(workload: Workload, mesh: Mesh):
@@ -276,9 +282,13 @@ def _state(workload: Workload, mesh: Mesh):
   """The abstract train state, and where its leaves are."""
   boxes = transformer.abstract_params(workload.model)
   shardings = train_state.state_shardings(workload.optimizer, boxes, mesh)
+  learned, frozen = lora.split(nn.meta.unbox(boxes))
+  frozen = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, workload.frozen_dtype), frozen
+  )
   state = jax.eval_shape(
     lambda params: train_state.init_state(workload.optimizer, params),
-    nn.meta.unbox(boxes),
+    lora.join(learned, frozen),
   )
   return state, shardings
 

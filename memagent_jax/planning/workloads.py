@@ -45,6 +45,7 @@ def of_run(
     published.config(bound('name_or_dir', 'model')),
     dtype=given('compute_dtype', default='float32'),
     remat=given('remat', default=False),
+    lora=given('lora', default=None),
   )
   work = Workload(
     model=model,
@@ -70,6 +71,7 @@ def of_run(
     micro_tokens=config.micro_tokens,
     temperature=reading.temperature,
     with_entropy=config.with_entropy,
+    frozen_dtype=given('dtype', 'model', default='float32'),
   )
   return work, bound('mesh'), bound('num_steps')
 

@@ -14,7 +14,7 @@ from experiments import runs
 from memagent_jax import sharding
 from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models import published
-from memagent_jax.models.configs import ModelConfig, RopeConfig
+from memagent_jax.models.configs import LoraConfig, ModelConfig, RopeConfig
 from memagent_jax.planning import chips, hlo, plan, programs, workloads
 from memagent_jax.planning.programs import Workload
 from memagent_jax.sharding import MeshConfig
@@ -139,7 +139,49 @@ def test_memory_of_the_weights_by_arithmetic():
   assert programs.cache_bytes(WORK, mesh) == 4 * 2 * 2 * rows * 2 * 128 * slots
 
 
-RUNS = sorted((ROOT / 'gin_configs' / 'runs').glob('*_hotpotqa.gin'))
+def test_adapters_alone_have_moments_and_need_no_reference_copy():
+  mesh = sharding.make_mesh(MeshConfig(), [sharding.jax.devices()[0]])
+  work = dataclasses.replace(WORK, objective=GrpoConfig())
+  whole = programs.resident_bytes(work, mesh)
+  assert whole['reference'] == whole['params']
+  adapted = dataclasses.replace(
+    work,
+    model=dataclasses.replace(MODEL, lora=LoraConfig(rank=8)),
+    frozen_dtype='bfloat16',
+  )
+  found = programs.resident_bytes(adapted, mesh)
+  c = MODEL
+  heads, kv, mlp = 4 * 128, 2 * 2 * 128, 2 * c.mlp_dim
+  sides = [heads, heads, kv, mlp, c.mlp_dim]  # q, o, kv, gate_up, down
+  adapters = 4 * 4 * 8 * sum(c.embed_dim + side for side in sides)
+  assert found['reference'] == 0
+  assert found['params'] == whole['params'] // 2 + adapters
+  assert 0 <= found['optimizer'] - 2 * adapters <= 16
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_adapters_are_learned_with_a_quarter_less():
+  whole, adapted = (
+    plan.plan(
+      dataclasses.replace(
+        WORK,
+        objective=GrpoConfig(),
+        model=dataclasses.replace(MODEL, num_layers=2, lora=adapters),
+      ),
+      TOPOLOGY,
+      MeshConfig(),
+    )
+    for adapters in (None, LoraConfig(rank=8))
+  )
+  # Kernels have no gradient; the program has the adapters' own products as well.
+  whole, adapted = whole.phases[-1], adapted.phases[-1]
+  assert 0.7 < adapted.model_flops / whole.model_flops < 0.85
+  assert 0.95 < adapted.waste < 1.35
+  assert adapted.bytes < whole.bytes
+
+
+RUNS = sorted((ROOT / 'gin_configs' / 'runs').glob('*_hotpotqa*.gin'))
 MESHES = sorted((ROOT / 'gin_configs' / 'meshes').glob('*.gin'))
 
 
@@ -164,6 +206,9 @@ def test_every_run_has_a_workload(path, clean_gin):
   assert work.model.remat and work.model.dtype == 'bfloat16'
   assert work.row_tokens <= 8192
   assert steps > 0 and mesh.fsdp == -1
+  adapted = path.stem.endswith('_lora')
+  assert (work.model.lora is not None) == adapted
+  assert work.frozen_dtype == ('bfloat16' if adapted else 'float32')
 
 
 def test_a_mesh_file_changes_the_mesh_alone(clean_gin):
