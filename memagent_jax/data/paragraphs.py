@@ -17,10 +17,6 @@ from memagent_jax.data.examples import Example, seeded
 from memagent_jax.data.fit import Draft, Encoder, count_tokens
 from memagent_jax.data.question_sets import Question, QuestionSet
 
-# Source: MemAgent, arXiv 2507.02259, section 4: RULER-HQA's document counts
-# (7K to 3.5M tokens).
-HQA_PARAGRAPHS = tuple(50 * 2**i for i in range(10))
-
 
 def fitted(
   questions: QuestionSet, index: int, seed: int, size: int, rng: random.Random

@@ -26,7 +26,9 @@ from memagent_jax import sharding
 
 # Lanes of a TPU's vector registers: last axes of blocks are multiples.
 _LANES = 128
-_SPLASH_BLOCKS = (1024, 512, 256, 128)
+_SPLASH_BLOCKS = (1024, 512, 256, _LANES)
+# Slots behind the row that a larger block may cost, as a share of the row.
+_SPLASH_PADDING = 1 / 8
 # Slots of the cache that are fetched at once.
 _SLOTS = 512
 _HIDDEN = -1e30
@@ -54,14 +56,14 @@ def causal_tpu(
 def _splash(q, k, v, *, interpret):
   n, j, g, t, d = q.shape
   # Slots behind the row and dimensions of zeros change nothing.
-  t_pad, d_pad = -t % _LANES, -d % _LANES
+  block = _splash_block(t)
+  t_pad, d_pad = -t % block, -d % _LANES
   q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, t_pad), (0, d_pad)))
   k, v = (
     jnp.pad(x, ((0, 0), (0, 0), (0, d_pad), (0, t_pad))).swapaxes(2, 3)
     for x in (k, v)
   )
   t_all = t + t_pad
-  block = next(b for b in _SPLASH_BLOCKS if t_all % b == 0)
   kernel = splash.make_splash_mha(
     splash_mask.MultiHeadMask([splash_mask.CausalMask((t_all, t_all))] * j * g),
     head_shards=1,
@@ -74,6 +76,14 @@ def _splash(q, k, v, *, interpret):
   )
   out = jax.vmap(kernel)(q.reshape(n, j * g, t_all, d + d_pad), k, v)
   return out.reshape(n, j, g, t_all, -1)[..., :t, :d]
+
+
+def _splash_block(tokens: int) -> int:
+  """The largest block that pads a row by little."""
+  for block in _SPLASH_BLOCKS:
+    if -tokens % block <= tokens * _SPLASH_PADDING:
+      return block
+  return _LANES
 
 
 def causal_gpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -39,12 +39,6 @@ def numbers(example):
   return [int(n) for n in re.findall(r'Title (\d+)\n', example.document)]
 
 
-def test_the_papers_lengths():
-  assert (
-    *(50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600),
-  ) == paragraphs.HQA_PARAGRAPHS
-
-
 def test_a_document_has_the_asked_paragraphs_each_once():
   example = make(question_set(5, 60), 0, 50)
   shown = numbers(example)

@@ -23,7 +23,7 @@ def arrays(n, j, g, t, s, d):
 
 
 # Whole blocks, a ragged end, and dimensions that do not fill a register.
-@pytest.mark.parametrize(('t', 'd'), [(128, 128), (200, 64)])
+@pytest.mark.parametrize(('t', 'd'), [(128, 128), (250, 64)])
 @pytest.mark.parametrize('causal', [interpreted, kernels.causal_gpu])
 @pytest.mark.slow
 def test_causal_values_and_gradients(causal, t, d):
@@ -39,6 +39,20 @@ def test_causal_values_and_gradients(causal, t, d):
   expected = jax.grad(total(attention._causal), (0, 1, 2))(*given)
   for one, two in zip(got, expected, strict=True):
     np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_blocks_are_as_large_as_a_little_padding_allows():
+  blocks = {
+    t: kernels._splash_block(t) for t in (60, 130, 250, 700, 5200, 7168)
+  }
+  assert blocks == {
+    60: 128,
+    130: 128,
+    250: 256,
+    700: 256,
+    5200: 512,
+    7168: 1024,
+  }
 
 
 def live(q, segments):
