@@ -34,6 +34,27 @@ BLOCKS = (
 )
 
 
+def evaluate(workdir, directory, **changes):
+  """Evaluates the grid; arguments change it. Lines of the report come back."""
+  lines = []
+  grid_runner.evaluate(
+    **{
+      'workdir': workdir,
+      'models': {'tiny': directory},
+      'methods': METHODS,
+      'blocks': BLOCKS,
+      'documents': grid_runner.Documents(
+        Texts(), directory, template_tokens=0, answer_tokens=5
+      ),
+      'rows': 4,
+      'config_text': 'this grid',
+      'report': lines.append,
+    }
+    | changes
+  )
+  return lines
+
+
 @pytest.fixture(scope='module')
 def directory(tiny_tokenizer, tmp_path_factory):
   path = tmp_path_factory.mktemp('model') / 'tiny'
@@ -44,28 +65,7 @@ def directory(tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(directory):
-  """Evaluates the grid; arguments change it. Lines of the report come back."""
-
-  def run(workdir, **changes):
-    lines = []
-    grid_runner.evaluate(
-      **{
-        'workdir': workdir,
-        'models': {'tiny': directory},
-        'methods': METHODS,
-        'blocks': BLOCKS,
-        'documents': grid_runner.Documents(
-          Texts(), directory, template_tokens=0, answer_tokens=5
-        ),
-        'rows': 4,
-        'config_text': 'this grid',
-        'report': lines.append,
-      }
-      | changes
-    )
-    return lines
-
-  return run
+  return lambda workdir, **changes: evaluate(workdir, directory, **changes)
 
 
 @pytest.fixture(scope='module')
@@ -115,6 +115,21 @@ def test_every_row_is_there_once_in_the_grid_s_order(whole):
   assert sum(first['turns'].values()) >= first['own_tokens'] / 64
   assert first['own_tokens'] == first['read_tokens'] > 400
   assert last['read_tokens'] == 0 < last['own_tokens']
+
+
+@pytest.mark.slow
+def test_eight_devices_read_what_one_reads(
+  run, directory, tmp_path, run_on_eight_devices
+):
+  run(tmp_path / 'one', rows=8)
+  run_on_eight_devices(f"""
+from memagent_jax.sharding import MeshConfig
+from tests import test_grid_runner
+
+workdir, directory = {str(tmp_path / 'eight')!r}, {directory!r}
+test_grid_runner.evaluate(workdir, directory, rows=8, mesh=MeshConfig(4, 2, 1))
+""")
+  assert rows_of(tmp_path / 'eight') == rows_of(tmp_path / 'one')
 
 
 def test_traces_are_files_beside_the_rows(whole):
