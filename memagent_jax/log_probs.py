@@ -19,6 +19,7 @@ from memagent_jax.decode import SamplingConfig
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.transformer import Decoder
+from memagent_jax.sharding import constrain
 
 
 def response_log_probs(
@@ -92,7 +93,10 @@ def response_log_probs(
     x_NxR = jnp.where(slot_1xR < response_length_N[:, None], x_NxR, 0.0)
     return x_NxR[:, :response_tokens]
 
-  head = functools.partial(_head, config, params, sampling, with_entropy)
+  # Gathered over a mesh here, or every block would do it again.
+  name = 'embedding' if config.tie_embeddings else 'head'
+  whole = params | {name: constrain(params[name], 'vocab', 'embed')}
+  head = functools.partial(_head, config, whole, sampling, with_entropy)
   # The scan keeps the two passes over a block apart by itself.
   head = jax.checkpoint(head, prevent_cse=False)
   with jax.named_scope('head'):

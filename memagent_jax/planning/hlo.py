@@ -30,6 +30,7 @@ _COMPUTATION = re.compile(r'^(ENTRY )?%([\w.-]+) \(.*\{$', re.MULTILINE)
 _INSTRUCTION = re.compile(r'^ +(?:ROOT )?%([\w.-]+) = ', re.MULTILINE)
 _REFERENCE = re.compile(r'%([\w.-]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_INDEX = re.compile(r'\bindex=(\d+)')
 _ESTIMATE = re.compile(r'"cost_estimate":(\{[^}]*\})')
 # Space 1 of a layout is the chip's own memory; no space, or 0, is HBM.
 _ON_CHIP = re.compile(r'S\((?!0\))\d+\)')
@@ -258,8 +259,25 @@ class _Walk:
     compares = [x for x in inner if x.opcode == 'compare']
     limits = [x.rest for x in inner if x.opcode == 'constant']
     if len(compares) == len(limits) == 1 and 'direction=LT' in compares[0].rest:
-      return int(limits[0])
+      return -(-int(limits[0]) // self._stride(loop))
     return None
+
+  def _stride(self, loop: Instruction) -> int:
+    """What a round adds to the counter: 2 where two rounds were made one."""
+    body = _called(loop, 'body')
+    named = self._by_name[body]
+    *_, carried = [
+      x.operands for x in self._computations[body] if x.opcode == 'tuple'
+    ]
+    for one in self._computations[_called(loop, 'condition')]:
+      if one.opcode != 'get-tuple-element':
+        continue
+      counter = named[carried[int(_INDEX.search(one.rest)[1])]]
+      if counter.opcode == 'add':
+        added = [named[x] for x in counter.operands]
+        for stride in [x.rest for x in added if x.opcode == 'constant']:
+          return int(stride)
+    return 1
 
   def _fusion(self, name: str, operands, written: float) -> Cost:
     """Products and collectives in one: the compiler overlaps them."""

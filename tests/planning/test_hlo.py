@@ -109,6 +109,21 @@ def test_what_the_tpu_compiler_writes():
   assert found.unknown_loops == 0
 
 
+def test_a_loop_that_counts_in_twos_runs_half_as_often():
+  def moved(stride):
+    text = TPU.replace(
+      '  ROOT %next =',
+      f'  %stride = s32[]{{:T(128)}} constant({stride})\n'
+      '  %more = s32[]{:T(128)} add(%i, %stride)\n'
+      '  ROOT %next =',
+    ).replace('tuple(%i, %x)', 'tuple(%more, %x)')
+    assert text.count('%more') == 2
+    return hlo.cost(text, RATES).hbm_bytes
+
+  # Of seven rounds seven, four and one are left, each of 256 bytes and a counter.
+  assert moved(1) - moved(2) == moved(2) - moved(7) > 3 * 256
+
+
 def test_a_kernel_without_a_cost_is_named():
   with pytest.raises(ValueError, match='kernel mystery'):
     hlo.cost(TPU.replace('splash_mha_fwd.1', 'mystery'), RATES)
