@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.transformer import Decoder, LayerKV, Past
-from memagent_jax.sharding import constrain
+from memagent_jax.sharding import constrain, parts
 from memagent_jax.structs import EOS, LENGTH, SKIPPED, Response, Tokens
 
 
@@ -61,8 +61,63 @@ class Prefilled(struct.PyTreeNode):
   logits_NxV: jax.Array  # float32; for the first response token
 
 
-def prefill(config: ModelConfig, params, prompt: Tokens) -> Prefilled:
-  """Runs the decoder over right-padded prompts of at least one token each."""
+def prefill(
+  config: ModelConfig, params, prompt: Tokens, prefill_rows: int = 0
+) -> Prefilled:
+  """Runs the decoder over right-padded prompts of at least one token each.
+
+  Args:
+    config: the model; static.
+    params: its params.
+    prompt: N rows.
+    prefill_rows: rows that are read side by side, at most; static. What a layer
+      makes of a prompt is many times what stays in the cache. 0: all of them.
+  """
+  n = prompt.length_N.shape[0]
+  blocks = _prefill_blocks(n, prefill_rows)
+  if blocks == 1:
+    return _prefill(config, params, prompt)
+
+  def split(x):
+    # A block has rows of every device, so that none has to be sent.
+    return x.reshape(n // blocks, blocks, *x.shape[1:])
+
+  def one(block):
+    rows = jax.tree.map(lambda x: split(x)[:, block], prompt)
+    read = _prefill(config, params, rows)
+    return read.kv, read.logits_NxV
+
+  def put(block, found):
+    return jax.tree.map(
+      lambda x, new: lax.dynamic_update_index_in_dim(x, new, block, axis=1),
+      found,
+      one(block),
+    )
+
+  axes = {2: ('vocab',), 4: ('kv_heads', 'head_dim', 'slots')}
+  found = jax.tree.map(
+    lambda x: constrain(
+      jnp.zeros((x.shape[0], blocks, *x.shape[1:]), x.dtype),
+      *('rows', 'tokens', *axes[x.ndim]),
+    ),
+    jax.eval_shape(one, 0),
+  )
+  found = lax.fori_loop(0, blocks, put, found)
+  kv, logits_NxV = jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), found)
+  frequency_NxD2 = rope.frequencies(config, prompt.length_N)
+  return Prefilled(kv, prompt.length_N, frequency_NxD2, logits_NxV)
+
+
+def _prefill_blocks(rows: int, most: int) -> int:
+  """How many equal blocks: the fewest of at most so many rows."""
+  shards = parts('rows')
+  sizes = [s for s in range(shards, rows + 1, shards) if rows % s == 0]
+  if most < 1 or not sizes:
+    return 1
+  return rows // max([s for s in sizes if s <= most], default=min(sizes))
+
+
+def _prefill(config: ModelConfig, params, prompt: Tokens) -> Prefilled:
   model = Decoder(config)
   n, p = prompt.ids_NxW.shape
   frequency_NxD2 = rope.frequencies(config, prompt.length_N)
@@ -191,16 +246,17 @@ def generate(
   control_ids: tuple[int, ...],
   key_N: jax.Array,
   active_N: jax.Array | None = None,
+  prefill_rows: int = 0,
 ) -> Response:
   """Samples a response to every prompt: `prefill`, then `respond`."""
-  prefilled = prefill(config, params, prompt)
+  prefilled = prefill(config, params, prompt, prefill_rows)
   return respond(
     config, params, prefilled, sampling, control_ids, key_N, active_N
   )
 
 
 # As one program of its own, for callers outside of jit.
-generate_jitted = jax.jit(generate, static_argnums=(0, 3, 4))
+generate_jitted = jax.jit(generate, static_argnums=(0, 3, 4, 7))
 
 
 def respond(

@@ -45,6 +45,8 @@ class AgentConfig:
   # Caps of the chunk and of the question in tokens.
   chunk_tokens: int
   question_tokens: int
+  # Prompts that are read side by side, see `decode.prefill`.
+  prefill_rows: int = 0
 
   def __post_init__(self):
     if len(self.prompts.empty_memory) > self.memory.max_tokens:
@@ -102,6 +104,9 @@ class ReadingConfig:
   seed: int = 0
   # Where a chunk ends: `sentence`, or `token` as in the paper.
   chunk_cut: str = 'sentence'
+  # Prompts of a batch that are read side by side, at most; 0: all of them. Fewer
+  # take less memory, and as many are decoded together.
+  prefill_rows: int = 0
 
 
 def make_agent(
@@ -138,6 +143,7 @@ def make_agent(
     answer=answer,
     chunk_tokens=config.chunk_tokens,
     question_tokens=question_tokens,
+    prefill_rows=config.prefill_rows,
   )
 
 
@@ -211,6 +217,7 @@ def read(
       agent.control_ids,
       jax.vmap(jax.random.fold_in)(key_N, turn_N),
       active_N=chunk.length_N > 0,
+      prefill_rows=agent.prefill_rows,
     )
     new_memory, thought_N = carried_memory(agent, response, memory)
     return new_memory, Turns(response, new_memory, thought_N)
@@ -254,4 +261,5 @@ def answer(
     agent.answer,
     agent.control_ids,
     jax.vmap(jax.random.fold_in, (0, None))(key_N, ANSWER_TURN),
+    prefill_rows=agent.prefill_rows,
   )

@@ -6,6 +6,7 @@ Writes OUT.npz: what two steps sampled, the gradient of the first, losses, and t
 params at the end. Devices are virtual ones, as XLA_FLAGS says.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 import sys
@@ -31,8 +32,14 @@ DOCUMENTS, ROLLOUTS = 8, 3
 
 
 def source(model: Model):
+  # A mesh reads prompts in three blocks, one device all at once.
+  mesh = jax.sharding.get_abstract_mesh()
+  reading = dataclasses.replace(
+    tiny_runs.READING, prefill_rows=0 if mesh.empty else 8
+  )
   return tiny_runs.rollouts(
     model,
+    reading=reading,
     chunks=(2, 1),
     documents_per_step=DOCUMENTS,
     rollouts=ROLLOUTS,

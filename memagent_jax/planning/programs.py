@@ -53,6 +53,8 @@ class Workload:
   sample_rows: int
   # Slots of a micro-batch.
   micro_tokens: int
+  # Prompts that are read at once, of those; 0: all.
+  prefill_rows: int = 0
   temperature: float = 1.0
   with_entropy: bool = True
   # Of the params beside adapters, which stay as they are loaded.
@@ -162,8 +164,8 @@ def _prefill(workload: Workload, mesh: Mesh):
   params = _rollout_params(workload, mesh)
   n, p = workload.sample_rows, workload.memory_prompt_tokens
   prompt = Tokens(_rows(mesh, (n, p)), _rows(mesh, (n,)))
-  program = jax.jit(decode.prefill, static_argnums=0)
-  return program, workload.model, params, prompt
+  program = jax.jit(decode.prefill, static_argnums=(0, 3))
+  return program, workload.model, params, prompt, workload.prefill_rows
 
 
 def _decode(workload: Workload, mesh: Mesh):

@@ -69,6 +69,7 @@ def of_run(
     rollouts=config.rollouts,
     sample_rows=config.rows_at_once or documents * config.rollouts,
     micro_tokens=config.micro_tokens,
+    prefill_rows=reading.prefill_rows,
     temperature=reading.temperature,
     with_entropy=config.with_entropy,
     frozen_dtype=given('dtype', 'model', default='float32'),

@@ -33,7 +33,7 @@ def test_every_run_parses_and_binds_its_start(path):
   assert gin.query_parameter('experiments.runs.run.start') is not None
 
 
-def test_the_answer_only_run_changes_one_thing():
+def test_the_answer_only_run_changes_one_thing_and_ends_earlier():
   text = (ROOT / 'gin_configs/runs/tiny_grpo_answer_only.gin').read_text()
   bindings = [
     line
@@ -41,7 +41,11 @@ def test_the_answer_only_run_changes_one_thing():
     if line and not line.startswith(('#', 'from ', 'import ', 'include '))
   ]
   assert "include 'gin_configs/runs/tiny_grpo.gin'" in text
-  assert bindings == ['reinforcement.RolloutConfig.learn_memory_turns = False']
+  # No schedule depends on the number of steps.
+  assert bindings == [
+    'STEPS = 160',
+    'reinforcement.RolloutConfig.learn_memory_turns = False',
+  ]
 
 
 def test_a_configuration_is_one_text_whatever_the_order_of_its_imports(
