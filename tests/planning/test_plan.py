@@ -107,6 +107,16 @@ def test_programs_do_little_more_than_the_model_needs():
 
 
 @needs_libtpu
+def test_an_axis_may_be_part_of_a_physical_one():
+  mesh = sharding.make_mesh(MeshConfig(tensor=4), chips.devices('v6e:8x8'))
+  assert mesh.devices.shape == (1, 16, 4)
+  for pair in mesh.devices.reshape(16, 4):
+    # Neighbours: what is sent most goes the shortest way.
+    xs, ys = zip(*(d.coords[:2] for d in pair), strict=True)
+    assert max(xs) - min(xs) + max(ys) - min(ys) <= 3
+
+
+@needs_libtpu
 def test_what_cannot_be_is_said():
   with pytest.raises(ValueError, match=r"'v9' is unknown.*v4, v5e, v5p, v6e"):
     chips.devices('v9:2x2')
