@@ -33,6 +33,22 @@ def test_every_run_parses_and_binds_its_start(path):
   assert gin.query_parameter('experiments.runs.run.start') is not None
 
 
+@pytest.mark.parametrize('path', RUNS, ids=lambda path: path.stem)
+def test_the_optimizer_of_every_training_can_be_made(path):
+  gin.parse_config_file(str(path))
+  start = gin.query_parameter('experiments.runs.run.start')
+  if start.selector.endswith('trainer.train'):
+    assert isinstance(runs.bound('optimizer'), OptimizerConfig)
+
+
+def test_the_papers_lengths_of_ruler_hqa():
+  # Source: MemAgent, arXiv 2507.02259, section 4: 7K to 3.5M tokens.
+  gin.parse_config_file(str(ROOT / 'gin_configs/runs/eval_ruler_hqa.gin'))
+  assert gin.query_parameter('memagent_jax.grid.Block.sizes') == [
+    *(50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600)
+  ]
+
+
 def test_the_answer_only_run_changes_one_thing_and_ends_earlier():
   text = (ROOT / 'gin_configs/runs/tiny_grpo_answer_only.gin').read_text()
   bindings = [
@@ -42,6 +58,8 @@ def test_the_answer_only_run_changes_one_thing_and_ends_earlier():
   ]
   assert "include 'gin_configs/runs/tiny_grpo.gin'" in text
   # No schedule depends on the number of steps.
+  base = (ROOT / 'gin_configs/runs/tiny_grpo.gin').read_text()
+  assert re.findall(r'.*%STEPS', base) == ['trainer.train.num_steps = %STEPS']
   assert bindings == [
     'STEPS = 160',
     'reinforcement.RolloutConfig.learn_memory_turns = False',
