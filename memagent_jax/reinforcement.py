@@ -225,12 +225,12 @@ class Rollouts:
   def sample(self, params: dict, step: int = 0) -> tuple[Batch, Trajectories]:
     """The next documents, and trajectories as those of a step are sampled."""
     batch, agent = next(self._batches), self._phase(step).agent
-    shares = [s for begin, s in self._config.foreign_shares if begin <= step]
+    shares = ((0, 0.0), *self._config.foreign_shares)
     first = foreign_memories.put_in(
       self._tokenizer,
       rollout.first_memory(agent, len(batch.ids)),
       batch,
-      shares[-1] if shares else 0.0,
+      [share for begin, share in shares if begin <= step][-1],
       self._seed,
     )
     found = trajectories_lib.sample(

@@ -26,7 +26,7 @@ from memagent_jax import sharding
 
 # Lanes of a TPU's vector registers: last axes of blocks are multiples.
 _LANES = 128
-_SPLASH_BLOCKS = (1024, 512, 256, _LANES)
+_SPLASH_BLOCKS = (1024, 512, 256)
 # Slots behind the row that a larger block may cost, as a share of the row.
 _SPLASH_PADDING = 1 / 8
 # Slots of the cache that are fetched at once.
@@ -80,10 +80,8 @@ def _splash(q, k, v, *, interpret):
 
 def _splash_block(tokens: int) -> int:
   """The largest block that pads a row by little."""
-  for block in _SPLASH_BLOCKS:
-    if -tokens % block <= tokens * _SPLASH_PADDING:
-      return block
-  return _LANES
+  most = tokens * _SPLASH_PADDING
+  return next((b for b in _SPLASH_BLOCKS if -tokens % b <= most), _LANES)
 
 
 def causal_gpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

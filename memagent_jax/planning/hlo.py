@@ -275,8 +275,9 @@ class _Walk:
       counter = named[carried[int(_INDEX.search(one.rest)[1])]]
       if counter.opcode == 'add':
         added = [named[x] for x in counter.operands]
-        for stride in [x.rest for x in added if x.opcode == 'constant']:
-          return int(stride)
+        strides = [int(x.rest) for x in added if x.opcode == 'constant']
+        if strides:
+          return strides[0]
     return 1
 
   def _fusion(self, name: str, operands, written: float) -> Cost:

@@ -23,7 +23,7 @@ def arrays(n, j, g, t, s, d):
 
 
 # Whole blocks, a ragged end, and dimensions that do not fill a register.
-@pytest.mark.parametrize(('t', 'd'), [(128, 128), (250, 64)])
+@pytest.mark.parametrize(('t', 'd'), [(128, 128), (200, 64), (250, 64)])
 @pytest.mark.parametrize('causal', [interpreted, kernels.causal_gpu])
 @pytest.mark.slow
 def test_causal_values_and_gradients(causal, t, d):
