@@ -242,10 +242,10 @@ def prompts_seen(monkeypatch):
       if active:
         seen.append(tuple(ids[:length].tolist()))
 
-  def watched(config, params, prompt, *args, active_N=None):
+  def watched(config, params, prompt, *args, active_N=None, **kwargs):
     on = jnp.ones(prompt.length_N.shape, bool) if active_N is None else active_N
     jax.debug.callback(record, prompt.ids_NxW, prompt.length_N, on)
-    return generate(config, params, prompt, *args, active_N=active_N)
+    return generate(config, params, prompt, *args, active_N=active_N, **kwargs)
 
   def forget():
     rollout.read.clear_cache()
