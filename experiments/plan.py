@@ -78,7 +78,7 @@ def _plan(depths):
     print(tables.smallest(small, topology, steps))
   if _OUT.value and made is not None:
     Path(_OUT.value).write_text(
-      json.dumps(tables.as_json(made, steps), indent=2)
+      json.dumps(tables.as_json(made, steps), indent=2) + '\n'
     )
 
 
