@@ -19,10 +19,10 @@ take turns and must agree in loss and gradient norm.
 ahead of time for a slice (extra [tpu_aot]); a venv of its own has google-tunix and
 libtpu.
 
-Hardware: two CPU cores, about 15, 5, 30 and 15 minutes. Goals: prefill at least 1.0x
-and decode at least 2.0x of PyTorch's rate; seconds a chunk within 10 %, memory
-within 64 MB; update at least 1.0x of PyTorch's rate with no more memory; on TPU no more memory
-and bytes than tunix. The README has the measured tables.
+Hardware: two CPU cores, about 15, 5, 45 (with --repeats=3) and 15 minutes. Goals:
+prefill at least 1.0x and decode at least 2.0x of PyTorch's rate; seconds a chunk
+within 10 %, memory within 64 MB; update at least 1.0x of PyTorch's rate with no more
+memory; on TPU no more memory and bytes than tunix. The README has the measured tables.
 """
 
 import json

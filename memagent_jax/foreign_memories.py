@@ -1,7 +1,8 @@
 """Memories that hold nothing of use, for trajectories to begin with.
 
     question, chunks and answers of a document -> words that lead up to an answer,
-      or of the question, or none; then some of the text, repeated -> a memory
+      or of the question, or none; then some of the text, or the last of these words,
+      again and again -> a memory
 
 A memory that went astray is kept as carefully as a good one, and long documents
 bring it about now and then. Where trajectories begin like that, giving it up when
@@ -22,6 +23,8 @@ from memagent_jax.structs import Tokens
 
 # Words before an answer that a memory may begin with.
 _LEAD_WORDS = 4
+# Tokens that half of the memories repeat to their end, at most.
+_LOOP_TOKENS = 8
 
 
 def put_in(
@@ -88,12 +91,16 @@ def _lead(
 def _memory(
   head: np.ndarray, text: np.ndarray, cap: int, rng: random.Random
 ) -> np.ndarray:
-  """Up to `cap` tokens: the head, then a piece of the text.
+  """Up to `cap` tokens: the head, then a piece of the text, repeated.
 
-  The latter is repeated, as a model in a loop does.
+  Half of them are short loops, of the text or of the last of the head.
   """
   length = rng.randint(min(len(head), cap - 1) + 1, cap)
-  piece = _piece(text, rng.randint(1, cap), rng)
+  short = rng.random() < 0.5
+  longest = min(cap, _LOOP_TOKENS) if short else cap
+  piece = _piece(text, rng.randint(1, longest), rng)
+  if short and len(head) and rng.random() < 0.5:
+    piece = head[-len(piece) :]
   return np.concatenate([head, np.resize(piece, length)])[:length]
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from memagent_jax import foreign_memories, rollout
-from memagent_jax.structs import EOS
+from memagent_jax.structs import EOS, Tokens
 from tests import tiny_runs
 
 
@@ -87,6 +87,27 @@ def test_memories_begin_as_what_leads_up_to_an_answer_and_go_on_otherwise(
   for lead in (' is', ' it is', ' so it'):
     assert 2 <= sum(memory.startswith(lead) for memory in memories) <= 16
   assert not any(memory.startswith(' is 77') for memory in memories)
+
+
+def test_half_are_loops_of_a_few_tokens(tiny_tokenizer):
+  source = tiny_runs.rollouts(
+    tiny_runs.model(tiny_tokenizer), chunks=(3,), documents_per_step=64
+  )
+  batch = next(source._batches)
+  wide = Tokens(np.zeros((64, 32), np.int32), np.ones((64,), np.int32))
+  found = foreign_memories.put_in(tiny_tokenizer, wide, batch, 1.0, seed=2)
+  memories = [
+    ids[:length].tolist()
+    for ids, length in zip(found.ids_NxW, found.length_N, strict=True)
+    if length >= 20
+  ]
+
+  def is_loop(ids):
+    """Whether a few tokens end it at least twice."""
+    return any(ids[-k:] == ids[-2 * k : -k] for k in range(1, 9))
+
+  assert len(memories) >= 16
+  assert 0.5 <= np.mean([is_loop(ids) for ids in memories]) <= 0.85
 
 
 def test_shares_hold_from_their_steps_on(tiny_tokenizer):
