@@ -61,6 +61,8 @@ class GrpoConfig:
   overlong_filter: str = 'off'
   # The score falls from 0 to -1 over the answer's last tokens; 0 is off.
   overlong_buffer_tokens: int = 0
+  # ... and over the last tokens of the longest memory; 0 is off.
+  overlong_memory_buffer_tokens: int = 0
   # Truncated importance sampling where sampler and trainer disagree: weights of
   # the policy-gradient term are at most this; 0 is off.
   importance_cap: float = 0.0
@@ -89,6 +91,11 @@ class GrpoConfig:
       (
         'overlong_buffer_tokens',
         self.overlong_buffer_tokens >= 0,
+        'at least 0',
+      ),
+      (
+        'overlong_memory_buffer_tokens',
+        self.overlong_memory_buffer_tokens >= 0,
         'at least 0',
       ),
       (

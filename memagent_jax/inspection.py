@@ -53,7 +53,7 @@ class Inspection:
   metric_name: str
   metric: float
   group_rewards: tuple[float, ...]
-  # The rewards less what overlong answers lose.
+  # The rewards less what overlong responses lose.
   group_scores: tuple[float, ...]
   advantage: float
 

@@ -165,11 +165,15 @@ class Rollouts:
         f'{config.old_log_probs!r}: the weights would all be 1. Set '
         "old_log_probs to 'trainer', or importance_cap to 0."
       )
-    if objective.overlong_buffer_tokens > reading.answer_tokens:
-      raise ValueError(
-        f'overlong_buffer_tokens is {objective.overlong_buffer_tokens}; expected '
-        f'at most answer_tokens, {reading.answer_tokens}.'
-      )
+    for name, cap in (
+      ('overlong_buffer_tokens', 'answer_tokens'),
+      ('overlong_memory_buffer_tokens', 'memory_tokens'),
+    ):
+      if getattr(objective, name) > getattr(reading, cap):
+        raise ValueError(
+          f'{name} is {getattr(objective, name)}; expected at most {cap}, '
+          f'{getattr(reading, cap)}.'
+        )
     self._phases = [
       _Phase(
         step,
@@ -326,16 +330,27 @@ class Rollouts:
     }
 
   def scores(self, found: Trajectories, verdicts: Verdicts) -> np.ndarray:
-    """float32 [B, G]: the rewards, less what overlong answers lose."""
-    if not self._grpo.overlong_buffer_tokens:
-      return verdicts.reward_BxG
-    penalty_N = grpo.soft_overlong_penalty(
-      found.answer.length_N,
-      self.agent.answer.max_tokens,
-      self._grpo.overlong_buffer_tokens,
-    )
-    penalty_BxG = np.asarray(penalty_N).reshape(verdicts.reward_BxG.shape)
-    return verdicts.reward_BxG + penalty_BxG
+    """float32 [B, G]: the rewards, less what overlong responses lose."""
+    score_BxG = verdicts.reward_BxG
+    for length_N, cap_tokens, buffer_tokens in (
+      (
+        found.answer.length_N,
+        self.agent.answer.max_tokens,
+        self._grpo.overlong_buffer_tokens,
+      ),
+      (
+        # Skipped turns have no tokens.
+        found.turns.response.length_N.max(axis=0),
+        self.agent.memory.max_tokens,
+        self._grpo.overlong_memory_buffer_tokens,
+      ),
+    ):
+      if buffer_tokens:
+        penalty_N = grpo.soft_overlong_penalty(
+          length_N, cap_tokens, buffer_tokens
+        )
+        score_BxG = score_BxG + np.asarray(penalty_N).reshape(score_BxG.shape)
+    return score_BxG
 
   def rows(self, found: Trajectories, verdicts: Verdicts) -> PolicyRows:
     """All turns with advantage and weight: T * B * G rows, turn by turn."""

@@ -194,6 +194,15 @@ def test_truncation_is_counted_filtered_and_punished(model, monkeypatch):
   expected = (lengths_BxG.mean(axis=1, keepdims=True) - lengths_BxG) / 5
   for n, row in rows(overlong_buffer_tokens=5):
     np.testing.assert_allclose(row.advantage_N, expected.flat[n], atol=1e-6)
+  # That of memories follows the longest of a trajectory.
+  cap = tiny_runs.READING.memory_tokens
+  length_CxN = seen[-1].turns.response.length_N
+  lengths_BxG = length_CxN.max(axis=0).reshape(4, 3)
+  assert (length_CxN[0] != length_CxN[1]).any()
+  assert len(set(lengths_BxG[0].tolist())) > 1
+  expected = (lengths_BxG.mean(axis=1, keepdims=True) - lengths_BxG) / cap
+  for n, row in rows(overlong_memory_buffer_tokens=cap):
+    np.testing.assert_allclose(row.advantage_N, expected.flat[n], atol=1e-6)
 
 
 # --- Steps and groups ---------------------------------------------------------
@@ -415,6 +424,10 @@ def test_readings_that_cannot_be_trained_on_are_refused(
     (
       {'grpo': GrpoConfig(overlong_buffer_tokens=6)},
       'overlong_buffer_tokens is 6; expected at most answer_tokens, 5',
+    ),
+    (
+      {'grpo': GrpoConfig(overlong_memory_buffer_tokens=99)},
+      'overlong_memory_buffer_tokens is 99; expected at most memory_tokens',
     ),
   ],
 )
