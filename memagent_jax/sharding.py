@@ -159,6 +159,23 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
+def gathered(kernel: jax.Array, *axes: str) -> jax.Array:
+  """A kernel whole but for its tensor shards, as a matrix product needs it.
+
+  Left to itself, the TPU compiler multiplies the shards of `fsdp` one by one as they
+  arrive, and adds up the partial products in memory.
+
+  Args:
+    kernel: inside of jit.
+    *axes: a name for each of its axes.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return kernel
+  spec = _spec(mesh, 'kernel', axes, kernel.shape, ROLLOUTS)
+  return jax.lax.with_sharding_constraint(kernel, spec)
+
+
 def parts(axis: str, mesh: Mesh | None = None) -> int:
   """How many parts an axis of ACTIVATIONS has on a mesh; None: that which is set."""
   mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh

@@ -149,6 +149,15 @@ def test_an_activation_is_laid_out_by_its_names():
   assert sharding.constrain(x, 'rows', 'tokens', 'mlp') is x
 
 
+def test_a_kernel_is_gathered_but_for_its_tensor_shards():
+  def gathered(x):
+    return sharding.gathered(x, 'embed', 'gate_up', 'mlp')
+
+  assert "P(None, None, 'tensor')" in on_mesh(gathered, 2, 2, 2)
+  x = jax.numpy.zeros((3, 5, 7))
+  assert sharding.gathered(x, 'embed', 'gate_up', 'mlp') is x
+
+
 def test_what_an_activation_cannot_be():
   def unknown(x):
     return sharding.constrain(x, 'rows', 'tokens', 'colour')

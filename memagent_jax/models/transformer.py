@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from memagent_jax.models import long_attention, recompute, rope
 from memagent_jax.models.attention import Segment, attention
 from memagent_jax.models.configs import LoraConfig, ModelConfig
-from memagent_jax.sharding import constrain, parts
+from memagent_jax.sharding import constrain, gathered, parts
 
 # Keys and values of one layer, heads-major, slots last: (NxJxDxS, NxJxDxS).
 LayerKV = tuple[jax.Array, jax.Array]
@@ -117,7 +117,7 @@ class Linear(nn.Module):
       self.shape,
     )
     lead = x.shape[: x.ndim - self.inputs]
-    kernel = kernel.astype(x.dtype)
+    kernel = gathered(kernel.astype(x.dtype), *self.axes)
     if parts('mlp') == 1:
       # One matrix, not [N, T, fan_in]: with two axes to sum over, XLA:CPU
       # transposes copies of both operands for the kernel's gradient (12 % of a
