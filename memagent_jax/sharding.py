@@ -152,11 +152,7 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
   Raises:
     ValueError: as `param_shardings`.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return x
-  spec = _spec(mesh, 'activation', axes, x.shape, ACTIVATIONS)
-  return jax.lax.with_sharding_constraint(x, spec)
+  return _laid_out(x, 'activation', axes, ACTIVATIONS)
 
 
 def gathered(kernel: jax.Array, *axes: str) -> jax.Array:
@@ -168,12 +164,11 @@ def gathered(kernel: jax.Array, *axes: str) -> jax.Array:
   Args:
     kernel: inside of jit.
     *axes: a name for each of its axes.
+
+  Raises:
+    ValueError: as `param_shardings`.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return kernel
-  spec = _spec(mesh, 'kernel', axes, kernel.shape, ROLLOUTS)
-  return jax.lax.with_sharding_constraint(kernel, spec)
+  return _laid_out(kernel, 'kernel', axes, ROLLOUTS)
 
 
 def parts(axis: str, mesh: Mesh | None = None) -> int:
@@ -252,6 +247,15 @@ def to_host(tree):
   if jax.process_count() > 1:
     return multihost_utils.process_allgather(tree, tiled=True)
   return jax.device_get(tree)
+
+
+def _laid_out(x: jax.Array, name: str, axes, rules: Rules) -> jax.Array:
+  """x over the mesh that is set; without one, as it is."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  spec = _spec(mesh, name, axes, x.shape, rules)
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def _spec(mesh, name, axes, shape, rules: Rules) -> PartitionSpec:
