@@ -24,7 +24,7 @@ _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'Slice, such as v5p:4x4x4, v5e:16x16 or v6e:8x8.'
 )
 _DEPTHS = flags.DEFINE_list(
-  'depths', ['1', '2'], 'Two numbers of layers to draw on from; none: all.'
+  'depths', ['2', '3'], 'Two numbers of layers to draw on from; none: all.'
 )
 _DOCUMENT_TOKENS = flags.DEFINE_integer(
   'document_tokens', 28_000, 'Of a document that is learned from.'
@@ -62,7 +62,7 @@ def _plan(depths):
     print(tables.sweep_head(topology))
     for variant, variant_mesh in workloads.variants(work, mesh):
       try:
-        made = plan.plan(variant, topology, variant_mesh, depths or (1, 2))
+        made = plan.plan(variant, topology, variant_mesh, depths or plan.DEPTHS)
       except ValueError as e:
         print(f'mesh {variant_mesh}: {e}', flush=True)
         continue
@@ -74,7 +74,7 @@ def _plan(depths):
   else:
     print(tables.plan(made, steps))
   if _SMALLEST.value:
-    small = plan.smallest(work, topology, mesh, depths or (1, 2))
+    small = plan.smallest(work, topology, mesh, depths or plan.DEPTHS)
     print(tables.smallest(small, topology, steps))
   if _OUT.value and made is not None:
     Path(_OUT.value).write_text(

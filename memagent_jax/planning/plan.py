@@ -4,9 +4,11 @@
       arithmetic, roofline seconds -> seconds of a step, chip-hours, dollars
 
 All layers of a decoder are alike, so a deep model is compiled at two small depths
-and every figure is drawn on along the line through them. FLOPs are exact that way;
-memory is not, as a compiler has less to overlap in a shallow model: a quarter less was
-seen at four layers from one and two. Whether a run fits is told by all of its layers.
+and every figure is drawn on along the line through them. FLOPs are exact that way,
+and from two layers on seconds are within 2 %: in a model of one layer the compiler
+moves transfers out of loops, which it does not do in deeper ones. Memory is not exact,
+as there is less to overlap in a shallow model: 15 % less was seen at six layers from two
+and three. Whether a run fits is told by all of its layers.
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,8 @@ from memagent_jax.planning.hlo import Cost
 from memagent_jax.planning.programs import Workload
 from memagent_jax.sharding import MeshConfig
 
+# Of layers, to draw on from.
+DEPTHS = (2, 3)
 # What a compiler says when a program does not fit.
 _TOO_LARGE = ('RESOURCE_EXHAUSTED', 'Ran out of memory')
 
@@ -136,7 +140,10 @@ def plan(
 
 
 def smallest(
-  workload: Workload, topology: str, mesh: MeshConfig, depths: Sequence[int]
+  workload: Workload,
+  topology: str,
+  mesh: MeshConfig,
+  depths: Sequence[int] = DEPTHS,
 ) -> Plan | None:
   """The first slice of a generation that fits, from small to large.
 
