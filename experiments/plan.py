@@ -7,7 +7,7 @@ Compiles what the run would run, with the chip's own compiler (extra [tpu_aot]),
 and reads the programs: see `memagent_jax.planning`. Caps are taken to be reached:
 every memory and answer is as long as it may be.
 
-Hardware: any; two depths of a 7B model take some minutes on two CPU cores, all
+Hardware: any; two depths of a 7B model take four minutes on two CPU cores, all
 layers (--depths=) half an hour.
 """
 

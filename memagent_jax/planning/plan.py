@@ -6,9 +6,9 @@
 All layers of a decoder are alike, so a deep model is compiled at two small depths
 and every figure is drawn on along the line through them. FLOPs are exact that way,
 and from two layers on seconds are within 2 %: in a model of one layer the compiler
-moves transfers out of loops, which it does not do in deeper ones. Memory is not exact,
-as there is less to overlap in a shallow model: 15 % less was seen at six layers from two
-and three. Whether a run fits is told by all of its layers.
+moves transfers out of loops, which it does not do in deeper ones. Memory was within 1 %
+at 28 layers of Qwen2.5-7B and 15 % too low at six of a small model, whose transfers
+overlap more: whether a run barely fits is told by all of its layers.
 """
 
 from collections.abc import Sequence
