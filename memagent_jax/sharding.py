@@ -8,6 +8,10 @@ name that is missing from a table would otherwise mean "replicate" without a wor
     rollouts   params over tensor alone,    rows over data x fsdp
 
 `make_reshard` moves params from one layout to the other, once a step.
+
+No axis splits a sequence. A row is never longer than the window, and a step has
+thousands of them: they fill every device long before one of them has to be cut, and
+attention would then wait for keys from its neighbours.
 """
 
 from collections.abc import Callable, Mapping, Sequence

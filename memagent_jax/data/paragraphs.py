@@ -101,24 +101,30 @@ def _distractors(
 ) -> Iterator[str]:
   """The question's near distractors, then the pool's others in random order.
 
-  When the pool is over all of them come again, shuffled anew.
+  When the pool is over all of them come again, in another order.
   """
-  own = {*question.gold, *question.near}
-  others = [i for i in range(len(questions.pool)) if i not in own]
-  if not others and not question.near:
+  pool, gold = questions.pool, set(question.gold)
+  if len(pool) == len(gold):
     raise ValueError(
       f'{questions.name}: no paragraph beside the gold of {question.id}.'
     )
   for i in question.near:
-    yield questions.pool[i]
-  rng.shuffle(others)
-  for i in others:
-    yield questions.pool[i]
-  others += question.near
+    yield pool[i]
+  had = gold.union(question.near)
   while True:
-    rng.shuffle(others)
-    for i in others:
-      yield questions.pool[i]
+    for i in _in_random_order(len(pool), rng):
+      if i not in had:
+        yield pool[i]
+    had = gold
+
+
+def _in_random_order(count: int, rng: random.Random) -> Iterator[int]:
+  """0 ... count - 1, shuffled only as far as it is asked: pools are large."""
+  moved: dict[int, int] = {}
+  for place in range(count):
+    drawn = rng.randrange(place, count)
+    yield moved.get(drawn, drawn)
+    moved[drawn] = moved.pop(place, place)
 
 
 def _draft(questions, question, others, rng) -> Draft:

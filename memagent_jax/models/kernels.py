@@ -6,6 +6,11 @@
 All have the shapes of `attention`: queries grouped by kv head and scaled, keys and
 values heads-major with the slots last. On a mesh each device runs its own rows and
 heads, so the kernels never see more than one device's part.
+
+tokamax 0.0.12 (openxla) runs the same splash kernel on TPU and cuDNN's on GPU. It is
+not used for its price: tokens-major operands, which are transposed for every call, and
+ten packages more, one of them pinned to a version of 2021 (typeguard 2.13.3). A kernel
+of its own that is faster would be one more function here.
 """
 
 from collections.abc import Callable
