@@ -190,8 +190,11 @@ def _drawn_on(two: Sequence[Phase], share: float) -> Phase:
       },
     ),
     model_flops=line(a.model_flops, b.model_flops),
+    # The schedule of a shallow program may need less for one layer more; a deep one
+    # never needs less.
     memory={
-      kind: int(line(size, b.memory[kind])) for kind, size in a.memory.items()
+      kind: int(max(line(size, b.memory[kind]), size, b.memory[kind]))
+      for kind, size in a.memory.items()
     },
   )
 

@@ -189,6 +189,18 @@ def test_adapters_are_learned_with_a_quarter_less():
   assert adapted.bytes < whole.bytes
 
 
+def test_memory_that_falls_with_one_layer_more_does_not_fall_on():
+  def phase(layers, activations):
+    cost = hlo.Cost(10.0 * layers, 0.0, 0.0, 1.0 * layers, 0, 0)
+    return plan.Phase('update', 1, cost, 10.0, {'activations': activations})
+
+  falls = plan._drawn_on([phase(2, 90), phase(3, 80)], 28)
+  rises = plan._drawn_on([phase(2, 80), phase(3, 90)], 28)
+  assert falls.memory == {'activations': 90}
+  assert rises.memory == {'activations': 80 + 28 * 10}
+  assert falls.cost.flops == 300 and falls.seconds == 30
+
+
 RUNS = sorted((ROOT / 'gin_configs' / 'runs').glob('*_hotpotqa*.gin'))
 MESHES = sorted((ROOT / 'gin_configs' / 'meshes').glob('*.gin'))
 
