@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 	  --question='Under what name does the masked visitor come to Holmes?' \
 	  --chunk_tokens=1024 --memory_tokens=96 --answer_tokens=64 \
 	  --output=$(OUT)/reading.json --trace=$(OUT)/reading.html
-	@echo '== the curve: $(OUT)/lengths/report.html; the life of a memory: $(OUT)/reading.html'
+	@echo '== the curve: $(OUT)/lengths/report/report.html; the life of a memory: $(OUT)/reading.html'
 
 test: $(INSTALLED) $(TPU_AOT)
 	@echo '== tests (the slow ones: make test-slow)'
