@@ -139,23 +139,29 @@ def on_mesh(function, *shape):
     return str(jax.make_jaxpr(function)(jax.numpy.zeros((4, 6, 8))))
 
 
-def test_an_activation_is_laid_out_by_its_names():
-  def constrained(x):
-    return sharding.constrain(x, 'rows', 'tokens', 'mlp')
-
-  assert "P(('data', 'fsdp'), None, 'tensor')" in on_mesh(constrained, 2, 2, 2)
+@pytest.mark.parametrize(
+  'lay_out, axes, spec',
+  [
+    (
+      sharding.constrain,
+      ('rows', 'tokens', 'mlp'),
+      "P(('data', 'fsdp'), None, 'tensor')",
+    ),
+    # Whole, but for its tensor shards.
+    (
+      sharding.gathered,
+      ('embed', 'gate_up', 'mlp'),
+      "P(None, None, 'tensor')",
+    ),
+  ],
+)
+def test_activations_and_kernels_are_laid_out_by_their_names(
+  lay_out, axes, spec
+):
+  assert spec in on_mesh(lambda x: lay_out(x, *axes), 2, 2, 2)
   # On one device nothing is said, and nothing is checked.
   x = jax.numpy.zeros((3, 5, 7))
-  assert sharding.constrain(x, 'rows', 'tokens', 'mlp') is x
-
-
-def test_a_kernel_is_gathered_but_for_its_tensor_shards():
-  def gathered(x):
-    return sharding.gathered(x, 'embed', 'gate_up', 'mlp')
-
-  assert "P(None, None, 'tensor')" in on_mesh(gathered, 2, 2, 2)
-  x = jax.numpy.zeros((3, 5, 7))
-  assert sharding.gathered(x, 'embed', 'gate_up', 'mlp') is x
+  assert lay_out(x, *axes) is x
 
 
 def test_what_an_activation_cannot_be():
