@@ -19,9 +19,20 @@ from memagent_jax.report.series import Labels, Point, Series
 # Colour-blind safe (Okabe and Ito 2008), dark enough on white.
 _COLOURS = (
   *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'),
-  *('#555555', '#000000', '#7a5195', '#8c510a'),
+  *(
+    '#555555',
+    '#000000',
+    '#7a5195',
+    '#8c510a',
+    '#a6761d',
+    '#66a61e',
+    '#e7298a',
+  ),
 )
-_MARKS = 'os^DvP*Xhd'
+# Twelve beside thirteen colours: a pair of both repeats after 156 series.
+_MARKS = 'os^DvP*Xhdp<'
+# Series that a legend may have inside a plot.
+_INSIDE = 5
 _DEPTHS = 10
 _NOT_RUN_NOTE = 'hollow: not run, by arithmetic'
 
@@ -59,7 +70,11 @@ def accuracy(
   axes.set_xlabel('document, tokens')
   axes.set_ylabel('right answers, %')
   axes.set_title(title, loc='left', fontsize=11)
-  axes.legend(frameon=False, fontsize=9, loc='best')
+  if len(labels) <= _INSIDE:
+    axes.legend(frameon=False, fontsize=9, loc='best')
+  else:
+    figure.set_figwidth(10.5)
+    figure.legend(frameon=False, fontsize=9, loc='outside right upper')
   return figure
 
 
@@ -79,7 +94,9 @@ def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
   for axes in grid.flat[len(tasks) :]:
     axes.set_visible(False)
   for axes, task in zip(grid.flat, tasks, strict=False):
-    _accuracy(axes, [p for p in found if p.task == task], labels, {}, 3.5)
+    _accuracy(
+      axes, [p for p in found if p.task == task], labels, {}, small=True
+    )
     axes.set_title(task, loc='left', fontsize=9)
     axes.tick_params(labelsize=8)
   for axes in grid[:, 0]:
@@ -99,9 +116,10 @@ def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
   return figure
 
 
-def _accuracy(axes, found, labels, not_run, marker_size=5) -> None:
+def _accuracy(axes, found, labels, not_run, small=False) -> None:
   series = list(dict.fromkeys(point.series for point in found))
   order = list(labels)
+  ends: list[tuple[float, float]] = []
   for s in series:
     mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
     score = [100 * p.score for p in mine]
@@ -116,23 +134,33 @@ def _accuracy(axes, found, labels, not_run, marker_size=5) -> None:
         [100 * max(0.0, p.high - p.score) for p in mine],
       ],
       **style,
-      markersize=marker_size,
+      markersize=3.5 if small else 5,
       linewidth=1.8,
-      elinewidth=1,
-      capsize=2.5,
+      elinewidth=0.8,
+      capsize=2,
       label=labels[s],
+      # The first series is drawn above the others.
+      zorder=3 - order.index(s) / len(order),
     )
-    beyond = [t for t in not_run.get(s, ()) if t > tokens[-1]]
-    if beyond:
+    if any(t > tokens[-1] for t in not_run.get(s, ())):
+      ends.append((tokens[-1], score[-1]))
+  for number, (t, score_end) in enumerate(sorted(ends)):
+    # Curves that end together have one label.
+    near = [
+      abs(score_end - other)
+      for u, other in sorted(ends)[:number]
+      if u > t / 1.2
+    ]
+    if not near or min(near) > 6:
       axes.annotate(
         'not run',
-        (tokens[-1], score[-1]),
-        xytext=(8, -3),
+        (t, score_end),
+        xytext=(8, 3),
         textcoords='offset points',
         fontsize=8,
-        color=style['color'],
+        color='#444444',
       )
-  _length_axis(axes, [p.tokens for p in found])
+  _length_axis(axes, [p.tokens for p in found], most=7 if small else 14)
   axes.set_ylim(-2, 103)
 
 
@@ -332,7 +360,7 @@ def _style(number: int) -> dict:
   }
 
 
-def _length_axis(axes, tokens: Sequence[float], most: int = 12) -> None:
+def _length_axis(axes, tokens: Sequence[float], most: int) -> None:
   """A logarithmic axis with ticks at lengths that there are."""
   axes.set_xscale('log', base=2)
   ticks: list[float] = []
@@ -340,7 +368,9 @@ def _length_axis(axes, tokens: Sequence[float], most: int = 12) -> None:
     # Lengths of different tasks differ a little.
     if not ticks or t > 1.35 * ticks[-1]:
       ticks.append(t)
-  ticks = ticks[:: -(-len(ticks) // most)] if ticks else ticks
+  if ticks:
+    # The longest has one in any case.
+    ticks = ticks[::-1][:: -(-len(ticks) // most)]
   axes.set_xticks(ticks, [_short(t) for t in ticks])
   axes.minorticks_off()
   axes.grid(axis='y', color='#dddddd', linewidth=0.8)
