@@ -16,7 +16,7 @@ import numpy as np
 
 from memagent_jax.report.series import Labels, Point, Series
 
-# Colour-blind safe (Okabe and Ito 2008), dark enough on white.
+# The first eight are safe for colour-blind eyes (Okabe and Ito 2008).
 _COLOURS = (
   *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'),
   *(
