@@ -260,18 +260,24 @@ def cost(
         *zip(*beyond, strict=True),
         **style | {'linestyle': ':', 'markerfacecolor': 'white'},
       )
-  for axes, name in zip(
+  for axes, name, shown in zip(
     grid,
     (
       'seconds a document',
       'document tokens the model sees',
       'FLOPs a document',
     ),
+    ('{:g}'.format, _short, '{:.0e}'.format),
     strict=True,
   ):
     axes.set_yscale('log')
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    least, most = axes.get_ylim()
+    # A locator with threes has no ticks at all where the decades are many.
+    subs = (1.0, 3.0) if most / least < 1e6 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(
+      FuncFormatter(lambda value, _, shown=shown: shown(value))
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
     axes.set_title(name, loc='left', fontsize=10)
