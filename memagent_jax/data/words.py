@@ -49,12 +49,15 @@ def random_uuid(rng: random.Random) -> str:
 
 
 def few_symbols(value: str, rng: random.Random) -> str:
-  """A number or UUID of the same form from two to six different symbols.
+  """A value of the same form: numbers from 2 to 6 symbols, UUIDs from 5 to 9.
 
-  What has been copied so far then stands in the value in several places.
+  What has been copied so far then stands in the value in several places. UUIDs of
+  fewer symbols than that are hardly ever copied right, which teaches nothing.
   """
-  alphabet = '0123456789abcdef' if '-' in value else '123456789'
-  symbols = rng.sample(alphabet, rng.randint(2, 6))
+  if '-' in value:
+    symbols = rng.sample('0123456789abcdef', rng.randint(5, 9))
+  else:
+    symbols = rng.sample('123456789', rng.randint(2, 6))
   return ''.join(c if c == '-' else rng.choice(symbols) for c in value)
 
 
