@@ -30,6 +30,7 @@ def needle_documents(
   essays: Sequence[str],
   chunk_cut: str = 'sentence',
   few_symbols_share: float = 0.0,
+  echoes: float = 0.0,
   num_examples: int = 20_000,
   seed: int = 0,
 ) -> seqio.Mixture:
@@ -45,6 +46,7 @@ def needle_documents(
     essays: files or folders of filler text.
     chunk_cut: where chunks end.
     few_symbols_share: of documents whose values are harder to copy.
+    echoes: in 1,000 tokens, see `ruler.example`.
     num_examples: of each task until they repeat.
     seed: of the documents; training and evaluation need different ones.
 
@@ -65,6 +67,7 @@ def needle_documents(
     chunk_tokens=chunk_tokens,
     chunk_cut=chunk_cut,
     few_symbols_share=few_symbols_share,
+    echoes=echoes,
     corpus=corpus,
     num_examples=num_examples,
     seed=seed,
@@ -98,6 +101,7 @@ def example(
   corpus: Corpus,
   chunk_cut: str = 'sentence',
   few_symbols_share: float = 0.0,
+  echoes: float = 0.0,
   num_examples: int = 20_000,
   seed: int = 0,
 ) -> Example:
@@ -112,6 +116,7 @@ def example(
     corpus: has the essay.
     chunk_cut: where chunks end.
     few_symbols_share: as in `ruler.example`.
+    echoes: as there.
     num_examples: what does not fit is made anew from a number beyond these.
     seed: of the documents.
 
@@ -131,6 +136,7 @@ def example(
       seed=seed,
       answer_tokens=0,
       few_symbols_share=few_symbols_share,
+      echoes=echoes,
     )
     got = len(cutter.split(tokenizer.encode(made.document)))
     if (1 - _TOLERANCE) * chunks <= got <= chunks:

@@ -63,6 +63,9 @@ _NUM_COMMON = 10
 # Repeats of a common and of an uncommon word; the second pair is for short
 # samples, where 300 common words would be all there is.
 _REPEATS, _SHORT_REPEATS, _SHORT_TOKENS = (30, 3), (10, 1), 4096
+# Echoes of a needle in its filler: how many are needles of near misses, and how long
+# the other pieces are.
+_NEAR_MISSES, _ECHO_CHARACTERS = 0.2, (2, 14)
 _CODED_LETTERS = 6
 _CODED_VOCABULARY = 2000
 
@@ -95,6 +98,7 @@ def example(
   template_tokens: int = 0,
   answer_tokens: int | None = None,
   few_symbols_share: float = 0.0,
+  echoes: float = 0.0,
 ) -> Example:
   """Sample number `index` of a task; a pure function of its arguments.
 
@@ -111,6 +115,8 @@ def example(
     answer_tokens: room for the answer; None: the task's published budget.
     few_symbols_share: of the samples of a needle task, to learn from: their
       values are of few symbols, harder to copy than the benchmark's.
+    echoes: pieces of the needle asked for, or needles whose key has one of its
+      words, in 1,000 tokens of a needle task whose filler is text, to learn from.
 
   Raises:
     ValueError: an unknown task, a missing part of the corpus, or a target that
@@ -122,7 +128,9 @@ def example(
     )
   if answer_tokens is None:
     answer_tokens = _ANSWER_TOKENS.get(task, _NEEDLE_ANSWER_TOKENS)
-  render = _renderer(task, index, seed, tokens, corpus, few_symbols_share)
+  render = _renderer(
+    task, index, seed, tokens, corpus, few_symbols_share, echoes
+  )
 
   def fresh(size: int) -> Draft:
     # Every size starts from the same state, so the evidence stays the same.
@@ -148,7 +156,9 @@ def example(
 Renderer = Callable[[int, random.Random], Draft]
 
 
-def _renderer(task, index, seed, tokens, corpus, few_symbols_share) -> Renderer:
+def _renderer(
+  task, index, seed, tokens, corpus, few_symbols_share, echoes
+) -> Renderer:
   if task in NEEDLE_TASKS:
     spec = NEEDLE_TASKS[task]
     filler = haystack.noise()
@@ -158,7 +168,9 @@ def _renderer(task, index, seed, tokens, corpus, few_symbols_share) -> Renderer:
     hard = seeded('few symbols', task, seed, index).random()
     if hard < few_symbols_share:
       make_value = functools.partial(_few_symbols, make_value)
-    return functools.partial(_needles, spec, make_value, filler)
+    return functools.partial(
+      _needles, spec, make_value, round(echoes * tokens / 1000), filler
+    )
   if task == 'vt':
     return _variable_tracking
   if task == 'cwe':
@@ -198,7 +210,7 @@ def _few_symbols(make: Callable[[random.Random], str], rng) -> str:
   return words.few_symbols(make(rng), rng)
 
 
-def _needles(spec, make_value, filler, size, rng) -> Draft:
+def _needles(spec, make_value, echoes, filler, size, rng) -> Draft:
   keys = words.distinct(_MAKERS[spec.key], spec.num_keys, rng)
   values = {
     key: words.distinct(make_value, spec.num_values, rng) for key in keys
@@ -215,11 +227,41 @@ def _needles(spec, make_value, filler, size, rng) -> Draft:
     document, spans = _among(others, statements, rest)
     source = f'{len(others)} distractor needles'
   else:
+    pieces = [
+      _echo(spec.value, asked[0], values[asked[0]][0], rng)
+      for _ in range(echoes)
+    ]
     text, source = filler.cut(size, rng)
-    document, spans = haystack.hide(text, statements)
+    document, spans = haystack.hide(_with_echoes(pieces, text, rng), statements)
   answers = tuple(value for key in asked for value in values[key])
   question = needles_question(spec.value, asked, spec.num_values)
   return Draft(document, question, answers, spans, source)
+
+
+def _with_echoes(echoes, text, rng) -> str:
+  """The text with the echoes among its words."""
+  if not echoes:
+    return text
+  parts = text.split(' ')
+  for echo in echoes:
+    parts.insert(rng.randrange(len(parts) + 1), echo)
+  return ' '.join(parts)
+
+
+def _echo(kind, key, value, rng) -> str:
+  """A piece of a needle, its value never whole; or the needle of another key."""
+  if rng.random() < _NEAR_MISSES:
+    other = key
+    while other == key:
+      other = words.near_miss(key, words.word_key(rng), rng)
+    return needle(kind, other, _MAKERS[kind](rng))
+  whole = f'{key} is: {value}.'
+  while True:
+    length = rng.randint(*_ECHO_CHARACTERS)
+    start = rng.randrange(len(whole) - length + 1)
+    piece = whole[start : start + length].strip()
+    if piece and value not in piece:
+      return piece
 
 
 def _distractors(spec, make_value, size, taken, rng) -> tuple[list[str], int]:

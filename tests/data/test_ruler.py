@@ -127,6 +127,29 @@ def test_needle_kinds(corpus):
   assert len(set(keys)) == len(keys)
 
 
+def test_echoes_are_pieces_of_the_needle_and_never_its_value(corpus):
+  for task in ('niah_single_1', 'niah_single_2', 'niah_single_3'):
+    near_misses = 0
+    for i in range(10):
+      plain = make(task, i, corpus)
+      made = make(task, i, corpus, echoes=20.0)
+      assert 0.98 * 2048 <= made.tokens <= 2048
+      # The question and its needle stay, and stand once.
+      assert (made.question, made.answers) == (plain.question, plain.answers)
+      (span,) = made.gold_spans
+      needle = made.document[slice(*span)]
+      assert made.document.count(made.answers[0]) == 1
+      assert made.answers[0] in needle
+      key = re.search(r' for (\S+) is', needle).group(1)
+      others = re.findall(r'magic \w+ for (\S+) is: ', made.document)
+      others.remove(key)
+      for other in others:
+        assert len(set(other.split('-')) & set(key.split('-'))) == 1
+      near_misses += len(others)
+    # A fifth of 41.
+    assert 50 <= near_misses <= 120
+
+
 def test_values_of_few_symbols(corpus):
   """A share of the samples, and no other change to them or to the rest."""
 
