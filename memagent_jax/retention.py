@@ -182,7 +182,7 @@ class _Beside:
         place = first + n * config.chunks_per_key + step
         chunk = self._chunks[place % len(self._chunks)]
         if rng.random() < config.near_miss_share:
-          other = key.near_miss(rng)
+          other = words.other_near_miss(key.name, rng)
           chunk = self._hide(key.kind, other, key.make(rng), chunk, rng)
         chunks.append(chunk)
       least_N = _least_log_prob(
@@ -278,13 +278,6 @@ class _Key:
     if rng.random() < uuid_share:
       kind, make = 'uuid', words.random_uuid
     return cls(kind, words.word_key(rng), make(rng), make)
-
-  def near_miss(self, rng: random.Random) -> str:
-    """Another key with one word of this one."""
-    while True:
-      other = words.near_miss(self.name, words.word_key(rng), rng)
-      if other != self.name:
-        return other
 
 
 def _has_value(keys: Sequence[_Key], texts: Sequence[str]) -> np.ndarray:

@@ -251,9 +251,7 @@ def _with_echoes(echoes, text, rng) -> str:
 def _echo(kind, key, value, rng) -> str:
   """A piece of a needle, its value never whole; or the needle of another key."""
   if rng.random() < _NEAR_MISSES:
-    other = key
-    while other == key:
-      other = words.near_miss(key, words.word_key(rng), rng)
+    other = words.other_near_miss(key, rng)
     return needle(kind, other, _MAKERS[kind](rng))
   whole = f'{key} is: {value}.'
   while True:

@@ -38,6 +38,14 @@ def near_miss(key: str, other: str, rng: random.Random) -> str:
   return rng.choice((f'{adjective}-{other_noun}', f'{other_adjective}-{noun}'))
 
 
+def other_near_miss(key: str, rng: random.Random) -> str:
+  """A key that is not `key` and has one word of it."""
+  while True:
+    other = near_miss(key, word_key(rng), rng)
+    if other != key:
+      return other
+
+
 def number(rng: random.Random) -> str:
   """Seven digits, the first not 0."""
   return str(rng.randrange(1_000_000, 10_000_000))
