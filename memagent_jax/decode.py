@@ -66,6 +66,9 @@ def prefill(
 ) -> Prefilled:
   """Runs the decoder over right-padded prompts of at least one token each.
 
+  In blocks, equal prompts are read once: the rollouts of a document have the same
+  turn as long as their memories agree.
+
   Args:
     config: the model; static.
     params: its params.
@@ -73,48 +76,87 @@ def prefill(
     prefill_rows: rows that are read side by side, at most; static. What a layer
       makes of a prompt is many times what stays in the cache. 0: all of them.
   """
-  n = prompt.length_N.shape[0]
-  blocks = _prefill_blocks(n, prefill_rows)
-  if blocks == 1:
+  n, shards = prompt.length_N.shape[0], parts('rows')
+  size = _block_rows(n, prefill_rows)
+  if size == n:
     return _prefill(config, params, prompt)
+  # A block has rows of every device, so that none has to be sent.
+  per_shard = size // shards
+  by_shard = jax.tree.map(
+    lambda x: x.reshape(shards, n // shards, *x.shape[1:]), prompt
+  )
+  order_SxN, first_SxN, different_S = jax.vmap(_read_once)(by_shard)
+  take = jax.vmap(lambda x, rows: x[rows])
+  put = jax.vmap(lambda x, rows, new: x.at[rows].set(new))
 
-  def split(x):
-    # A block has rows of every device, so that none has to be sent.
-    return x.reshape(n // blocks, blocks, *x.shape[1:])
+  def rows_of(block):
+    start = block * per_shard
+    return lax.dynamic_slice_in_dim(order_SxN, start, per_shard, axis=1)
 
-  def one(block):
-    rows = jax.tree.map(lambda x: split(x)[:, block], prompt)
-    read = _prefill(config, params, rows)
-    return read.kv, read.logits_NxV
-
-  def put(block, found):
+  def run(rows_SxB):
+    prompts = jax.tree.map(
+      lambda x: take(x, rows_SxB).reshape(size, *x.shape[2:]), by_shard
+    )
+    read = _prefill(config, params, prompts)
     return jax.tree.map(
-      lambda x, new: lax.dynamic_update_index_in_dim(x, new, block, axis=1),
-      found,
-      one(block),
+      lambda x: x.reshape(shards, per_shard, *x.shape[1:]),
+      (read.kv, read.logits_NxV),
     )
 
-  axes = {2: ('vocab',), 4: ('kv_heads', 'head_dim', 'slots')}
+  def read(block, found):
+    rows_SxB = rows_of(block)
+    return jax.tree.map(
+      lambda x, new: put(x, rows_SxB, new), found, run(rows_SxB)
+    )
+
+  def copy(block, found):
+    rows_SxB = rows_of(block)
+    same_SxB = take(first_SxN, rows_SxB)
+    return jax.tree.map(lambda x: put(x, rows_SxB, take(x, same_SxB)), found)
+
+  axes = {3: ('vocab',), 5: ('kv_heads', 'head_dim', 'slots')}
   found = jax.tree.map(
     lambda x: constrain(
-      jnp.zeros((x.shape[0], blocks, *x.shape[1:]), x.dtype),
+      jnp.zeros((shards, n // shards, *x.shape[2:]), x.dtype),
       *('rows', 'tokens', *axes[x.ndim]),
     ),
-    jax.eval_shape(one, 0),
+    jax.eval_shape(run, rows_of(0)),
   )
-  found = lax.fori_loop(0, blocks, put, found)
+  blocks = -(-jnp.max(different_S) // per_shard)
+  found = lax.fori_loop(0, blocks, read, found)
+  found = lax.fori_loop(blocks, n // size, copy, found)
   kv, logits_NxV = jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), found)
   frequency_NxD2 = rope.frequencies(config, prompt.length_N)
   return Prefilled(kv, prompt.length_N, frequency_NxD2, logits_NxV)
 
 
-def _prefill_blocks(rows: int, most: int) -> int:
-  """How many equal blocks: the fewest of at most so many rows."""
+def _block_rows(rows: int, most: int) -> int:
+  """Rows of a block: the largest that divides, of at most so many."""
   shards = parts('rows')
   sizes = [s for s in range(shards, rows + 1, shards) if rows % s == 0]
   if most < 1 or not sizes:
-    return 1
-  return rows // max([s for s in sizes if s <= most], default=min(sizes))
+    return rows
+  return max([s for s in sizes if s <= most], default=min(sizes))
+
+
+def _read_once(prompt: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The order in which rows are read, so that equal prompts are read once.
+
+  Returns:
+    the rows, those first that are the first of their prompt; of every row, the
+    first with its prompt; and how many prompts differ.
+  """
+  n, w = prompt.ids_NxW.shape
+  used_NxW = jnp.arange(w) < prompt.length_N[:, None]
+  ids_NxW = jnp.where(used_NxW, prompt.ids_NxW, -1)
+  # Sums with random factors tell rows apart but for chance; then ids are compared.
+  factor_W = jax.random.bits(jax.random.key(0), (w,), jnp.uint32)
+  sum_N = (ids_NxW.astype(jnp.uint32) * factor_W).sum(axis=1)
+  first_N = jnp.argmax(sum_N[:, None] == sum_N, axis=1)
+  same_N = jnp.all(ids_NxW == ids_NxW[first_N], axis=1)
+  first_N = jnp.where(same_N, first_N, jnp.arange(n))
+  is_first_N = first_N == jnp.arange(n)
+  return jnp.argsort(~is_first_N, stable=True), first_N, is_first_N.sum()
 
 
 def _prefill(config: ModelConfig, params, prompt: Tokens) -> Prefilled:

@@ -86,6 +86,34 @@ def test_prompts_read_in_blocks_are_those_read_at_once(prefill_rows):
   )
 
 
+def test_equal_prompts_are_read_once_in_blocks():
+  rows = _prompts([3, 12, 7])
+  prompt = jax.tree.map(lambda x: x[np.array([0, 1, 0, 2, 1, 1, 0, 2])], rows)
+  # What is behind a prompt is not of it.
+  prompt = prompt.replace(ids_NxW=prompt.ids_NxW.at[2, 5].set(9))
+  order, first, different = decode._read_once(prompt)
+  assert int(different) == 3
+  assert list(order[:3]) == [0, 1, 3]
+  assert list(first) == [0, 1, 0, 3, 1, 1, 0, 3]
+  read = jax.jit(decode.prefill, static_argnums=(0, 3))
+  whole, blocks = (read(CONFIG, PARAMS, prompt, n) for n in (0, 2))
+  length = np.asarray(prompt.length_N)
+  used = np.arange(prompt.ids_NxW.shape[1]) < length[:, None]
+  for a, b in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
+    if a.ndim == 4:
+      a, b = (np.where(used[:, None, None], x, 0.0) for x in (a, b))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_prompt_is_another_one_where_one_id_differs():
+  ids = np.full((4, 6), 5, np.int32)
+  ids[1, 0], ids[2, 5] = 6, 6
+  prompt = Tokens(jnp.asarray(ids), jnp.asarray([6, 6, 6, 5]))
+  order, first, different = decode._read_once(prompt)
+  assert int(different) == 4
+  assert list(order) == list(first) == [0, 1, 2, 3]
+
+
 def test_a_control_id_ends_its_row_and_is_counted():
   prompt = _prompts([3, 12])
   free = _generate(prompt, SamplingConfig(max_tokens=6))
