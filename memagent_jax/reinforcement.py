@@ -3,7 +3,7 @@
 documents -> rollout -> verify -> advantages -> rows by width -> Experience
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import time
@@ -74,11 +74,7 @@ class RolloutConfig:
     object.__setattr__(self, 'width_shares', tuple(self.width_shares))
     for name, first in (('foreign_shares', 0), ('later_temperatures', 1)):
       object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
-      begins = [step for step, _ in getattr(self, name)]
-      if begins != sorted({step for step in begins if step >= first}):
-        raise ValueError(
-          f'{name} begin at steps {begins}; expected rising ones from {first} on.'
-        )
+      _check_begins(name, getattr(self, name), first)
     if self.rollouts < 2:
       raise ValueError(
         f'rollouts is {self.rollouts}; a group needs 2 or more: one trajectory '
@@ -105,11 +101,25 @@ class RolloutConfig:
       )
 
 
+def _check_begins(
+  name: str, values: Sequence[tuple[int, Any]], first: int
+) -> None:
+  begins = [step for step, _ in values]
+  if begins != sorted({step for step in begins if step >= first}):
+    raise ValueError(
+      f'{name} begin at steps {begins}; expected rising ones from {first} on.'
+    )
+
+
+def _at(values: Sequence[tuple[int, Any]], step: int) -> Any:
+  """The value whose step has come last; the first one begins at 0."""
+  return [value for begin, value in values if begin <= step][-1]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Phase:
-  """Steps that are sampled, and trained on, at one temperature."""
+  """How steps of one temperature are sampled, and trained on."""
 
-  first_step: int
   agent: AgentConfig
   objective: Policy
 
@@ -129,6 +139,7 @@ class Rollouts:
     reading: ReadingConfig,
     config: RolloutConfig,
     objective: GrpoConfig,
+    later_documents: Sequence[tuple[int, Callable[[Tokenizer], Any]]] = (),
   ):
     """Makes a source.
 
@@ -140,12 +151,16 @@ class Rollouts:
       reading: caps and sampling; its seed is that of all samples.
       config: how rollouts become rows.
       objective: what is learned from them.
+      later_documents: (step, documents), rising steps from 1 on: from that step on
+        they take the place of `documents`, from their own start.
 
     Raises:
       ValueError: greedy or truncated sampling, caps beyond the window, an
         importance cap without the trainer's own log-probs, an overlong buffer
-        beyond the answer's cap, or documents that the mini-batches do not divide.
+        beyond the answer's cap, later documents that do not rise, or documents
+        that the mini-batches do not divide.
     """
+    _check_begins('later_documents', later_documents, 1)
     temperatures = ((0, reading.temperature), *config.later_temperatures)
     for _, temperature in temperatures:
       if temperature <= 0 or reading.top_p < 1:
@@ -175,29 +190,31 @@ class Rollouts:
           f'{getattr(reading, cap)}.'
         )
     self._phases = [
-      _Phase(
+      (
         step,
-        rollout.make_agent(
-          model,
-          template,
-          dataclasses.replace(reading, temperature=temperature),
+        _Phase(
+          rollout.make_agent(
+            model,
+            template,
+            dataclasses.replace(reading, temperature=temperature),
+          ),
+          Policy(model.config, objective, temperature, config.with_entropy),
         ),
-        Policy(model.config, objective, temperature, config.with_entropy),
       )
       for step, temperature in temperatures
     ]
     self._tokenizer, self._documents = model.tokenizer, documents_per_step
-    self._batches = BatchIterator(
-      documents(model.tokenizer),
-      model.tokenizer,
-      BatchConfig(
-        batch_size=documents_per_step,
-        chunk_tokens=reading.chunk_tokens,
-        question_tokens=reading.question_tokens,
-        chunk_cut=reading.chunk_cut,
-        seed=reading.seed,
-      ),
+    batches = BatchConfig(
+      batch_size=documents_per_step,
+      chunk_tokens=reading.chunk_tokens,
+      question_tokens=reading.question_tokens,
+      chunk_cut=reading.chunk_cut,
+      seed=reading.seed,
     )
+    self._batches = [
+      (step, BatchIterator(make(model.tokenizer), model.tokenizer, batches))
+      for step, make in ((0, documents), *later_documents)
+    ]
     self._config, self._grpo, self._seed = config, objective, reading.seed
     self._reference: Callable[[dict], dict] | None = None
     if grpo.needs_reference(objective):
@@ -211,7 +228,7 @@ class Rollouts:
   @property
   def agent(self) -> AgentConfig:
     """Static configuration of the first step's rollouts."""
-    return self._phases[0].agent
+    return _at(self._phases, 0).agent
 
   @property
   def batch_shape(self) -> tuple[int, int]:
@@ -219,22 +236,23 @@ class Rollouts:
     return self._documents, self._config.rollouts
 
   def state(self) -> dict[str, Any]:
-    """The data iterator's."""
-    return self._batches.state()
+    """The data iterators', of all documents in their order."""
+    return {'batches': [batches.state() for _, batches in self._batches]}
 
   def restore(self, state: Mapping[str, Any]) -> None:
     """Goes on with the documents after those of `state`."""
-    self._batches.restore(state)
+    for (_, batches), own in zip(self._batches, state['batches'], strict=True):
+      batches.restore(own)
 
   def sample(self, params: dict, step: int = 0) -> tuple[Batch, Trajectories]:
     """The next documents, and trajectories as those of a step are sampled."""
-    batch, agent = next(self._batches), self._phase(step).agent
-    shares = ((0, 0.0), *self._config.foreign_shares)
+    batch = next(_at(self._batches, step))
+    agent = _at(self._phases, step).agent
     first = foreign_memories.put_in(
       self._tokenizer,
       rollout.first_memory(agent, len(batch.ids)),
       batch,
-      [share for begin, share in shares if begin <= step][-1],
+      _at(((0, 0.0), *self._config.foreign_shares), step),
       self._seed,
     )
     found = trajectories_lib.sample(
@@ -248,12 +266,9 @@ class Rollouts:
     )
     return batch, found
 
-  def _phase(self, step: int) -> _Phase:
-    return [p for p in self._phases if p.first_step <= step][-1]
-
   def next(self, step: int, params: dict) -> Experience:
     """Samples, judges and weighs a batch; refills it within its budget."""
-    phase = self._phase(step)
+    phase = _at(self._phases, step)
     taken: list[PolicyRows] = []
     measured: list[dict[str, float]] = []
     seconds = {'rollout': 0.0, 'verify': 0.0}
@@ -418,6 +433,7 @@ class Rollouts:
       mine = groups[m::count] or [spare]
       rows = jax.tree.map(lambda *x: np.concatenate(x), *mine)
       trained_tokens += experience.trained_tokens(rows.turns, rows.weight_N > 0)
+      rows = turn_rows.merge_equal(rows)
       batches = turn_rows.micro_batches(
         rows,
         widths=self._widths(rows),

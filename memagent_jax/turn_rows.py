@@ -54,6 +54,38 @@ def response_mask(turns: TurnRows, response_tokens: int) -> jax.Array:
   return jnp.arange(response_tokens)[None] < turns.response_length_N[:, None]
 
 
+def merge_equal(rows: PolicyRows) -> PolicyRows:
+  """Rows whose turns are equal as one row each, on the host; the loss is the same.
+
+  Rollouts of a document mostly write the same turn until one of them errs. For one
+  sign of the advantage every term of `grpo.policy_loss` is linear in it and in the
+  weight, so a row of their total weight and mean advantage stands for all of them.
+  Log-probs are those of the first.
+
+  Args:
+    rows: N rows of NumPy arrays. Those of weight 0 are left out.
+  """
+  turns = rows.turns
+  length_N = turns.prompt_length_N + turns.response_length_N
+  first: dict[tuple, int] = {}
+  weight_N = np.zeros_like(rows.weight_N)
+  total_N = np.zeros(weight_N.shape, np.float64)
+  for n in np.flatnonzero(rows.weight_N > 0):
+    turn = (
+      turns.ids_NxS[n, : length_N[n]].tobytes(),
+      int(turns.prompt_length_N[n]),
+      np.sign(rows.advantage_N[n]),
+    )
+    to = first.setdefault(turn, n)
+    weight_N[to] += rows.weight_N[n]
+    total_N[to] += float(rows.weight_N[n]) * float(rows.advantage_N[n])
+  chosen = np.fromiter(first.values(), int, len(first))
+  advantage_N = rows.advantage_N.copy()
+  advantage_N[chosen] = total_N[chosen] / weight_N[chosen]
+  merged = rows.replace(advantage_N=advantage_N, weight_N=weight_N)
+  return jax.tree.map(lambda x: np.asarray(x)[chosen], merged)
+
+
 def micro_batches(
   rows: TurnRows | PolicyRows,
   *,

@@ -22,7 +22,7 @@ def test_a_share_of_documents_begins_with_tokens_of_their_own(tiny_tokenizer):
     documents_per_step=64,
     foreign_shares=[(0, 0.5)],
   )
-  batch = next(source._batches)
+  batch = next(source._batches[0][1])
   first = rollout.first_memory(source.agent, 64)
   found = foreign_memories.put_in(tiny_tokenizer, first, batch, 0.5, seed=2)
   same_B = (found.ids_NxW == np.asarray(first.ids_NxW)).all(axis=1)
@@ -72,7 +72,7 @@ def test_memories_begin_as_what_leads_up_to_an_answer_and_go_on_otherwise(
   source = tiny_runs.rollouts(
     tiny_runs.model(tiny_tokenizer), chunks=(3,), documents_per_step=64
   )
-  batch = next(source._batches)
+  batch = next(source._batches[0][1])
   # Every document tells it: three words, then an answer.
   fact = tiny_tokenizer.encode(' so it is 77. ')
   for b in range(64):
@@ -93,7 +93,7 @@ def test_half_are_loops_of_a_few_tokens(tiny_tokenizer):
   source = tiny_runs.rollouts(
     tiny_runs.model(tiny_tokenizer), chunks=(3,), documents_per_step=64
   )
-  batch = next(source._batches)
+  batch = next(source._batches[0][1])
   wide = Tokens(np.zeros((64, 32), np.int32), np.ones((64,), np.int32))
   found = foreign_memories.put_in(tiny_tokenizer, wide, batch, 1.0, seed=2)
   memories = [

@@ -365,6 +365,32 @@ def test_a_restored_source_goes_on_bit_for_bit(model):
   assert resumed.state() == straight.state()
 
 
+def test_later_documents_come_from_their_step_on_and_go_on_after_a_restore(
+  model,
+):
+  def source():
+    later = [
+      (2, tiny_runs.documents((4,), 8)),
+      (3, tiny_runs.documents((1,), 4)),
+    ]
+    return tiny_runs.rollouts(model, count=16, later_documents=later)
+
+  straight = source()
+  expected = [straight.sample(model.params, step) for step in range(4)]
+  slots = [batch.documents.chunk.length_N.shape[0] for batch, _ in expected]
+  assert slots == [2, 2, 4, 1]
+  stopped = source()
+  for step in range(2):
+    stopped.sample(model.params, step)
+  resumed = source()
+  resumed.restore(json.loads(json.dumps(stopped.state())))
+  for step in (2, 3):
+    batch, found = resumed.sample(model.params, step)
+    assert batch.ids == expected[step][0].ids
+    jax.tree.map(np.testing.assert_array_equal, found, expected[step][1])
+  assert resumed.state() == straight.state()
+
+
 @pytest.mark.parametrize('count', [4, 3])
 def test_a_document_is_sampled_anew_in_every_epoch(model, monkeypatch, count):
   """Where an epoch ends within a batch, too, and a document comes twice in it."""
@@ -417,6 +443,7 @@ def test_readings_that_cannot_be_trained_on_are_refused(
     ({'later_temperatures': [(0, 1.5)]}, r'begin at steps \[0\]'),
     ({'later_temperatures': [(3, 0.0)]}, 'temperature 0.0 and top_p 1.0'),
     ({'foreign_shares': [(0, 0.5), (0, 1.0)]}, r'begin at steps \[0, 0\]'),
+    ({'later_documents': [(0, None)]}, r'later_documents begin at steps \[0\]'),
     (
       {'grpo': GrpoConfig(importance_cap=2.0)},
       'importance_cap is 2.0 and old_log_probs is',

@@ -10,6 +10,7 @@ import pytest
 from memagent_jax import (
   decode,
   demonstrations,
+  grpo,
   prompts,
   rollout,
   turn_rows,
@@ -316,6 +317,81 @@ def test_each_turn_keeps_its_advantage_on_its_own_tokens():
         if a
       }
   assert sums == {n: float(n * response_N[n]) for n in range(1, 5)}
+
+
+@pytest.mark.parametrize(
+  'config',
+  [
+    GrpoConfig(),
+    GrpoConfig(dual_clip=1.5, clip_high=0.05, clip_low=0.05),
+    GrpoConfig(aggregation='sequence_mean', entropy_coefficient=0.1),
+    GrpoConfig(aggregation='constant', constant_tokens=7, importance_cap=1.1),
+    GrpoConfig(kl_coefficient=0.2, kl_estimator='k3', kl_corrected=True),
+  ],
+)
+def test_equal_turns_as_one_row_have_the_same_loss_and_gradient(config):
+  # Four turns that differ, some of them written by several trajectories.
+  turn_N = np.asarray([0, 0, 1, 0, 2, 1, 3, 0, 2, 3])
+  advantage_N = np.asarray(
+    [0.25, -0.75, 0.5, 0.125, -1.0, 0.0, 0.5, -0.25, -0.5, -0.5]
+  )
+  weight_N = np.asarray([1, 1, 1, 1, 0, 1, 2, 1, 1, 1])
+  rng = np.random.default_rng(0)
+  policy, old, sampler, reference, entropy = (
+    rng.normal(-1.0, 0.3, (4, R)).astype(np.float32) for _ in range(5)
+  )
+  distinct = numbered_rows([1, 7, 2, 5], [5, 1, 3, 2], np.ones(4))
+  rows = jax.tree.map(lambda x: np.asarray(x)[turn_N], distinct)
+  rows = rows.replace(
+    advantage_N=advantage_N.astype(np.float32),
+    weight_N=weight_N.astype(np.float32),
+    old_logprob_NxR=old[turn_N],
+    sampler_logprob_NxR=sampler[turn_N],
+    reference_logprob_NxR=reference[turn_N],
+  )
+  merged = turn_rows.merge_equal(rows)
+  # Signs part the rows: both of turn 0 and of 3, 0 beside 1; one of 2.
+  assert len(merged.weight_N) == 7
+  assert merged.weight_N.sum() == weight_N.sum()
+
+  def loss(policy, rows):
+    number_N = np.asarray(
+      [
+        int(np.flatnonzero((old == own).all(axis=1))[0])
+        for own in rows.old_logprob_NxR
+      ]
+    )
+    found, metrics = grpo.policy_loss(
+      config,
+      logprob_NxR=policy[number_N],
+      old_logprob_NxR=rows.old_logprob_NxR,
+      advantage_N=rows.advantage_N,
+      mask_NxR=turn_rows.response_mask(rows.turns, R),
+      entropy_NxR=entropy[number_N],
+      reference_logprob_NxR=rows.reference_logprob_NxR,
+      sampler_logprob_NxR=rows.sampler_logprob_NxR,
+      row_weight_N=rows.weight_N,
+    )
+    return found.sum, (found.weight, metrics)
+
+  with_gradient = jax.value_and_grad(loss, has_aux=True)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6),
+    with_gradient(jnp.asarray(policy), merged),
+    with_gradient(jnp.asarray(policy), rows),
+  )
+
+
+def test_turns_that_differ_stay_apart():
+  rows = numbered_rows([1, 7, 2, 5], [5, 1, 3, 2], np.ones(4))
+  rows.turns.ids_NxS[:] = 3
+  merged = turn_rows.merge_equal(rows)
+  # The same ids, cut in other places.
+  assert merged.turns.prompt_length_N.tolist() == [1, 7, 2, 5]
+  nothing = turn_rows.merge_equal(
+    rows.replace(weight_N=np.zeros(4, np.float32))
+  )
+  assert nothing.turns.ids_NxS.shape == (0, S)
 
 
 def test_demonstrations_are_split_like_policy_rows():

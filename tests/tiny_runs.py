@@ -92,6 +92,7 @@ def rollouts(
 ) -> Rollouts:
   """A source of 4 documents a step, 3 rollouts each."""
   steps = changes.pop('documents_per_step', 4)
+  later = changes.pop('later_documents', ())
   config = {'rollouts': 3, 'micro_tokens': 512} | changes
   return Rollouts(
     of,
@@ -101,6 +102,7 @@ def rollouts(
     reading=reading,
     config=RolloutConfig(**config),
     objective=grpo,
+    later_documents=later,
   )
 
 
