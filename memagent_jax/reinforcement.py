@@ -292,7 +292,7 @@ class Rollouts:
     surplus = len(taken) - self._documents
     taken = taken[: self._documents]
     begun = time.perf_counter()
-    mini_batches, trained_tokens = self._mini_batches(
+    mini_batches, trained_tokens, distinct = self._mini_batches(
       phase, taken, spare, params
     )
     seconds['rows'] = time.perf_counter() - begun
@@ -308,6 +308,7 @@ class Rollouts:
       'groups/missing': max(-surplus, 0),
       'groups/refills': len(measured) - 1,
       'rows/trained': sum(int((rows.weight_N > 0).sum()) for rows in taken),
+      'rows/distinct': distinct,
     }
     return Experience(
       objective=phase.objective,
@@ -424,16 +425,21 @@ class Rollouts:
     groups: list[PolicyRows],
     spare: PolicyRows,
     params: dict,
-  ) -> tuple[list[tuple[MicroBatches, ...]], int]:
-    """Groups dealt out to the mini-batches, which are as many as configured."""
+  ) -> tuple[list[tuple[MicroBatches, ...]], int, int]:
+    """Groups dealt out to the mini-batches, which are as many as configured.
+
+    Returns:
+      the mini-batches, their tokens, and their rows once equal ones are one.
+    """
     count = self._config.mini_batches
-    trained_tokens, result = 0, []
+    trained_tokens, distinct, result = 0, 0, []
     for m in range(count):
       # Where groups are missing a mini-batch has none, and changes nothing.
       mine = groups[m::count] or [spare]
       rows = jax.tree.map(lambda *x: np.concatenate(x), *mine)
       trained_tokens += experience.trained_tokens(rows.turns, rows.weight_N > 0)
       rows = turn_rows.merge_equal(rows)
+      distinct += len(rows.weight_N)
       batches = turn_rows.micro_batches(
         rows,
         widths=self._widths(rows),
@@ -443,7 +449,7 @@ class Rollouts:
       result.append(
         tuple(self._with_log_probs(phase, b, params) for b in batches)
       )
-    return result, trained_tokens
+    return result, trained_tokens, distinct
 
   def _widths(self, rows: PolicyRows) -> list[int]:
     full = rows.turns.ids_NxS.shape[1]

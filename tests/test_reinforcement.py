@@ -208,6 +208,20 @@ def test_truncation_is_counted_filtered_and_punished(model, monkeypatch):
 # --- Steps and groups ---------------------------------------------------------
 
 
+def test_equal_turns_are_one_row_of_their_weight(model, monkeypatch):
+  tiny_runs.judge_as(monkeypatch, [VARIED] * 4)
+  cold = dataclasses.replace(tiny_runs.READING, temperature=1e-3)
+  experience = tiny_runs.rollouts(model, reading=cold).next(0, model.params)
+  assert experience.metrics['rows/trained'] == 4 * 3 * 3
+  # One row for the right rollout of a document, one for both wrong ones.
+  rows = all_rows(experience)
+  assert experience.metrics['rows/distinct'] == len(rows) == 4 * 2 * 3
+  assert sorted(float(row.weight_N) for row in rows) == [1.0] * 12 + [2.0] * 12
+  for row in rows:
+    expected = 2 / 3 if row.weight_N == 1 else -1 / 3
+    assert row.advantage_N == pytest.approx(expected)
+
+
 @pytest.mark.parametrize('chunks', [1, 8])
 def test_steps_do_not_depend_on_chunks(model, monkeypatch, chunks):
   tiny_runs.judge_as(monkeypatch, [VARIED] * 4)
