@@ -292,9 +292,7 @@ class Rollouts:
     surplus = len(taken) - self._documents
     taken = taken[: self._documents]
     begun = time.perf_counter()
-    mini_batches, trained_tokens, distinct = self._mini_batches(
-      phase, taken, spare, params
-    )
+    mini_batches, distinct = self._mini_batches(phase, taken, spare, params)
     seconds['rows'] = time.perf_counter() - begun
     metrics = {
       name: float(np.mean([m[name] for m in measured if name in m]))
@@ -315,7 +313,10 @@ class Rollouts:
       mini_batches=mini_batches,
       metrics=metrics,
       seconds=seconds,
-      trained_tokens=trained_tokens,
+      trained_tokens=sum(
+        experience.trained_tokens(rows.turns, rows.weight_N > 0)
+        for rows in taken
+      ),
       warnings=memory_health.alarms(metrics),
     )
 
@@ -425,20 +426,20 @@ class Rollouts:
     groups: list[PolicyRows],
     spare: PolicyRows,
     params: dict,
-  ) -> tuple[list[tuple[MicroBatches, ...]], int, int]:
+  ) -> tuple[list[tuple[MicroBatches, ...]], int]:
     """Groups dealt out to the mini-batches, which are as many as configured.
 
     Returns:
-      the mini-batches, their tokens, and their rows once equal ones are one.
+      the mini-batches, and their rows once equal ones are one.
     """
     count = self._config.mini_batches
-    trained_tokens, distinct, result = 0, 0, []
+    distinct, result = 0, []
     for m in range(count):
       # Where groups are missing a mini-batch has none, and changes nothing.
       mine = groups[m::count] or [spare]
-      rows = jax.tree.map(lambda *x: np.concatenate(x), *mine)
-      trained_tokens += experience.trained_tokens(rows.turns, rows.weight_N > 0)
-      rows = turn_rows.merge_equal(rows)
+      rows = turn_rows.merge_equal(
+        jax.tree.map(lambda *x: np.concatenate(x), *mine)
+      )
       distinct += len(rows.weight_N)
       batches = turn_rows.micro_batches(
         rows,
@@ -449,7 +450,7 @@ class Rollouts:
       result.append(
         tuple(self._with_log_probs(phase, b, params) for b in batches)
       )
-    return result, trained_tokens, distinct
+    return result, distinct
 
   def _widths(self, rows: PolicyRows) -> list[int]:
     full = rows.turns.ids_NxS.shape[1]
