@@ -48,7 +48,7 @@ class RolloutConfig:
 
   # G: trajectories of one document, whose rewards are compared.
   rollouts: int = 16
-  # Trajectories whose caches exist side by side; 0: those of all documents.
+  # At most so many trajectories' caches exist side by side; 0: all of them.
   rows_at_once: int = 0
   # Optimizer steps of one batch of documents; groups are never split.
   mini_batches: int = 1

@@ -62,8 +62,8 @@ def sample(
     batch: documents of any number of chunk slots.
     rollouts: G.
     seed: of all sampling.
-    rows_at_once: trajectories whose caches exist side by side; 0: all. The
-      result is the same.
+    rows_at_once: at most so many trajectories' caches exist side by side; 0:
+      all of them. The result is the same.
     first_memory: of every document, B rows, M wide; None: the template's.
 
   Raises:
@@ -79,7 +79,7 @@ def sample(
     ),
   )
   rows = len(batch.ids) * rollouts
-  size = rows_at_once or rows
+  size = min(rows_at_once or rows, rows)
   if rows % size:
     raise ValueError(
       f'{rows} trajectories do not divide into parts of rows_at_once {size}.'

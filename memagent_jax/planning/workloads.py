@@ -41,6 +41,7 @@ def of_run(
   reading, config = bound('reading', 'source'), bound('config', 'source')
   template = given('template', 'source', default=DEFAULT_TEMPLATE)
   documents = bound('documents_per_step', 'source')
+  trajectories = documents * config.rollouts
   model = dataclasses.replace(
     published.config(bound('name_or_dir', 'model')),
     dtype=given('compute_dtype', default='float32'),
@@ -67,7 +68,7 @@ def of_run(
     chunks=math.ceil(document_tokens / reading.chunk_tokens),
     documents=documents,
     rollouts=config.rollouts,
-    sample_rows=config.rows_at_once or documents * config.rollouts,
+    sample_rows=min(config.rows_at_once or trajectories, trajectories),
     micro_tokens=config.micro_tokens,
     prefill_rows=reading.prefill_rows,
     temperature=reading.temperature,
