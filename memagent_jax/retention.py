@@ -148,8 +148,9 @@ class _Beside:
   def batch(self, number: int) -> dict:
     """One batch of keys, each beside `chunks_per_key` chunks.
 
-    `counts` by kind of value, and `losses`: of each key that was lost, how often
-    and what a turn made of its memory.
+    `counts` by kind of value, and `losses`: of each key that was lost, how often,
+    what a turn made of its memory, and the probability of the least likely token
+    that each such turn wrote.
     """
     config, agent = self._config, self._agent
     rng = seeded('retention', config.seed, number)
@@ -166,7 +167,7 @@ class _Beside:
       for key in keys
     ]
     first_memory = jax.device_get(rollout.first_memory(agent, config.rows))
-    memory = self._turn(question, first_memory, hidden)
+    memory, _ = self._turn(question, first_memory, hidden)
     memory_texts = trajectories.texts(self._tokenizer, memory)
     right_N = _has_value(keys, memory_texts)
     if not right_N.any():
@@ -200,13 +201,13 @@ class _Beside:
       unsure_N = right_N & (np.asarray(least_N) <= _CERTAIN)
       unsure += [(int(n), chunks[n]) for n in np.flatnonzero(unsure_N)]
     lost_N, changed_N = np.zeros((2, config.rows), int)
-    became: dict[int, str] = {}
-    for n, text in self._after(question, memory, unsure):
+    became: dict[int, list[tuple[str, float]]] = {}
+    for n, text, probability in self._after(question, memory, unsure):
       if keys[n].value in text:
         changed_N[n] += 1
       else:
         lost_N[n] += 1
-        became.setdefault(n, text)
+        became.setdefault(n, []).append((text, probability))
     kinds = np.asarray([key.kind for key in keys])
     turns_N = right_N * config.chunks_per_key
     per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0)
@@ -219,8 +220,13 @@ class _Beside:
         for kind in dict.fromkeys(kinds.tolist())
       },
       'losses': [
-        {'lost': int(lost_N[n]), 'memory': memory_texts[n], 'became': text}
-        for n, text in sorted(became.items())
+        {
+          'lost': int(lost_N[n]),
+          'memory': memory_texts[n],
+          'became': turns[0][0],
+          'least_probabilities': [round(p, 4) for _, p in turns],
+        }
+        for n, turns in sorted(became.items())
       ],
     }
 
@@ -236,8 +242,10 @@ class _Beside:
     question: Tokens,
     memory: Tokens,
     pairs: Sequence[tuple[int, list[int]]],
-  ) -> Iterator[tuple[int, str]]:
-    """The key's number and the text of its memory after a chunk, for each pair."""
+  ) -> Iterator[tuple[int, str, float]]:
+    """Of each pair: the key's number, the text of its memory after the chunk, and
+    the probability of the least likely token of that turn.
+    """
     rows = self._config.rows
     for start in range(0, len(pairs), rows):
       part = pairs[start : start + rows]
@@ -245,16 +253,21 @@ class _Beside:
       full = part + part[:1] * (rows - len(part))
       numbers = np.asarray([n for n, _ in full])
       mine = jax.tree.map(lambda x, n=numbers: x[n], (question, memory))
-      after = self._turn(*mine, [chunk for _, chunk in full])
+      after, least_N = self._turn(*mine, [chunk for _, chunk in full])
       texts = trajectories.texts(self._tokenizer, after)
-      yield from zip((n for n, _ in part), texts, strict=False)
+      probabilities = np.exp(least_N).tolist()
+      yield from zip((n for n, _ in part), texts, probabilities, strict=False)
 
-  def _turn(self, question: Tokens, memory: Tokens, chunks) -> Tokens:
-    """The memories after one chunk, on the host."""
+  def _turn(
+    self, question: Tokens, memory: Tokens, chunks
+  ) -> tuple[Tokens, np.ndarray]:
+    """After one chunk, on the host: the memories, and of each turn's tokens the
+    least log-prob [N].
+    """
     rows = len(chunks)
     chunk = prompts_lib.pad_rows(chunks, self._agent.chunk_tokens)
     zeros = sharding.rows(np.zeros(rows, np.int32))
-    memory, _ = rollout.read(
+    memory, turns = rollout.read(
       self._agent,
       self._params,
       *sharding.rows((question, memory)),
@@ -262,7 +275,10 @@ class _Beside:
       decode.row_keys(0, zeros.astype(jnp.uint32), zeros),
       zeros,
     )
-    return jax.device_get(memory)
+    memory, logprob_NxR = jax.device_get(
+      (memory, turns.response.logprob_NxR[0])
+    )
+    return memory, logprob_NxR.min(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ Source: MemAgent, arXiv 2507.02259, section 3.
 
 import dataclasses
 import functools
+import math
 
 import jax
 from jax import lax
@@ -47,8 +48,15 @@ class AgentConfig:
   question_tokens: int
   # Prompts that are read side by side, see `decode.prefill`.
   prefill_rows: int = 0
+  # A memory with a less likely token is not taken.
+  least_probability: float = 0.0
 
   def __post_init__(self):
+    if not 0 <= self.least_probability < 1:
+      raise ValueError(
+        f'least_probability is {self.least_probability}; expected at least 0 and '
+        'less than 1.'
+      )
     if len(self.prompts.empty_memory) > self.memory.max_tokens:
       raise ValueError(
         f'the first memory has {len(self.prompts.empty_memory)} tokens; '
@@ -107,6 +115,10 @@ class ReadingConfig:
   # Prompts of a batch that are read side by side, at most; 0: all of them. Fewer
   # take less memory, and as many are decoded together.
   prefill_rows: int = 0
+  # A memory turn that wrote a token of less than this probability leaves the memory
+  # as it was; 0, as in the paper: every turn writes it. Of use for a model that
+  # copies what it keeps: one that writes freely is seldom so sure.
+  least_probability: float = 0.0
 
 
 def make_agent(
@@ -144,6 +156,7 @@ def make_agent(
     chunk_tokens=config.chunk_tokens,
     question_tokens=question_tokens,
     prefill_rows=config.prefill_rows,
+    least_probability=config.least_probability,
   )
 
 
@@ -160,8 +173,8 @@ def carried_memory(
 ) -> tuple[Tokens, jax.Array]:
   """The state transition: what a response leaves in memory.
 
-  The ending control id and a thinking span are dropped; a skipped row keeps
-  its memory.
+  The ending control id and a thinking span are dropped; a skipped row keeps its
+  memory, and so does one that the agent takes for too unsure.
 
   Returns:
     the new memory, and the thinking tokens that were dropped, int32 [N].
@@ -174,6 +187,9 @@ def carried_memory(
     thought_N = gone_NxM.sum(axis=1).astype(jnp.int32)
     fresh = prompts_lib.drop_tokens(fresh, gone_NxM)
   kept_N = response.finish_N == SKIPPED
+  if agent.least_probability:
+    least_N = response.logprob_NxR.min(axis=1)
+    kept_N |= least_N < math.log(agent.least_probability)
   return (
     Tokens(
       jnp.where(kept_N[:, None], memory.ids_NxW, fresh.ids_NxW),

@@ -128,6 +128,34 @@ def test_control_ids_and_thinking_never_enter_a_memory():
   assert thought_N.tolist() == [3, 0]
 
 
+def test_a_memory_with_an_unlikely_token_is_not_taken():
+  response = Response(
+    ids_NxR=jnp.array([[20, 21, 0], [20, 22, 0], [20, 23, 24]]),
+    # Slots behind a response hold 0.
+    logprob_NxR=jnp.log(
+      jnp.array([[0.9, 0.95, 0.6], [0.9, 0.55, 0.9], [0.9, 0.9, 1.0]])
+    ),
+    length_N=jnp.array([3, 3, 2]),
+    finish_N=jnp.array([EOS, EOS, LENGTH]),
+  )
+  taken = [[20, 21], [20, 22], [20, 23]]
+  cap = SamplingConfig(max_tokens=3)
+  for least, kept in (
+    (0.0, []),
+    (0.55001, [1]),
+    (0.8, [0, 1]),
+    (0.95, [0, 1, 2]),
+  ):
+    agent = _agent(memory=cap, least_probability=least)
+    old = rollout.first_memory(agent, 3)
+    memory, _ = rollout.carried_memory(agent, response, old)
+    for row in range(3):
+      expected = _real(old, row) if row in kept else taken[row]
+      assert _real(memory, row) == expected
+  with pytest.raises(ValueError, match='least_probability is 1'):
+    _agent(least_probability=1.0)
+
+
 def test_no_compilation_after_the_first_of_20_ragged_batches():
   agent = _agent()
   rng = np.random.default_rng(0)
