@@ -5,7 +5,8 @@
 
 A turn is checked by teacher forcing: where every token of the memory has more
 than half of the probability, greedy decoding writes the same memory again. The
-few turns without that certainty are gathered and decoded.
+few turns without that certainty are gathered and decoded; those that the reading
+takes for too unsure leave the memory as it was.
 
 Turns of one key are alike: a memory that is hard to copy is lost again and again.
 So keys that were lost are counted as well as turns.
@@ -203,6 +204,8 @@ class _Beside:
     lost_N, changed_N = np.zeros((2, config.rows), int)
     became: dict[int, list[tuple[str, float]]] = {}
     for n, text, probability in self._after(question, memory, unsure):
+      if text == memory_texts[n]:
+        continue
       if keys[n].value in text:
         changed_N[n] += 1
       else:

@@ -49,9 +49,7 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
   slow = retention.measure(workdir=tmp_path / 'b', config=config, **settings)
   assert quick['turns'] == slow['turns'] >= 40
   assert 0 < quick['lost'] == slow['lost'] < quick['turns']
-  # Decoded turns that kept the value are `changed` here, the same words or not.
-  assert slow['lost'] + slow['changed'] == slow['turns']
-  assert quick['changed'] < slow['changed']
+  assert quick['changed'] == slow['changed'] < slow['turns'] - slow['lost']
   bound = statistics.upper_bound(quick['lost'], quick['turns'])
   assert quick['bound'] == bound
   for name in ('turns', 'lost', 'keys', 'lost_keys'):
@@ -65,6 +63,26 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
   assert len(losses) == quick['lost_keys'] < quick['keys']
   assert sum(loss['lost'] for loss in losses) == quick['lost']
   assert all(loss['memory'] != loss['became'] for loss in losses)
+
+
+@pytest.mark.slow
+def test_turns_that_are_too_unsure_lose_nothing(settings, tmp_path):
+  usual = retention.measure(workdir=tmp_path / 'a', config=CONFIG, **settings)
+  sure = settings | {
+    'reading': dataclasses.replace(READING, least_probability=0.9)
+  }
+  gated = retention.measure(workdir=tmp_path / 'b', config=CONFIG, **sure)
+  assert gated['lost'] < usual['lost']
+  for workdir, least in (('a', 0.0), ('b', 0.9)):
+    path = tmp_path / workdir / retention.TURNS
+    losses = [
+      loss
+      for line in path.read_text().splitlines()
+      for loss in json.loads(line)['losses']
+    ]
+    for loss in losses:
+      assert len(loss['least_probabilities']) == loss['lost']
+      assert min(loss['least_probabilities']) >= least
 
 
 @pytest.mark.slow

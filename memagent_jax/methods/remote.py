@@ -57,6 +57,11 @@ class Remote(ChunkMethod):
         f'concurrency is {self.concurrency} and max_retries is '
         f'{self.max_retries}; expected at least 1 and 0.'
       )
+    if self.reading.least_probability:
+      raise ValueError(
+        f'least_probability is {self.reading.least_probability}; a server tells '
+        'no probabilities here. Set it to 0.'
+      )
 
   def answer(
     self, model: Model, examples: Sequence[Example], progress: Path | None

@@ -62,6 +62,7 @@ def load_model(
   mesh: Mesh | MeshConfig | None = None,
   rules: sharding.Rules = sharding.TRAINING,
   dtype: str = 'float32',
+  max_positions: int | None = None,
   report: Callable[[str], None] = logging.info,
 ) -> Model:
   """Model of a name, a Hugging Face directory or a .gguf file.
@@ -72,6 +73,8 @@ def load_model(
       them out; None: onto the default device.
     rules: of that layout: `sharding.TRAINING` or `sharding.ROLLOUTS`.
     dtype: of the params: float32, bfloat16 or float16.
+    max_positions: window in tokens, to train a model on longer text than it was
+      made for; None: its own.
     report: gets one line per step that takes time.
 
   Raises:
@@ -80,6 +83,8 @@ def load_model(
   path = resolve(name_or_dir, report)
   report(f'loading {path}')
   config, tokenizer, read = open_model(path)
+  if max_positions is not None:
+    config = dataclasses.replace(config, max_positions=max_positions)
   shardings = None
   if isinstance(mesh, MeshConfig):
     mesh = sharding.make_mesh(mesh)

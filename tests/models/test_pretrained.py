@@ -82,6 +82,13 @@ def test_a_gguf_file_loads_directly(gguf_path):
   )
 
 
+def test_a_model_is_given_a_longer_window(gguf_path):
+  model = pretrained.load_model(gguf_path, max_positions=96)
+  own = pretrained.load_model(gguf_path).config
+  assert own.max_positions != 96
+  assert model.config == dataclasses.replace(own, max_positions=96)
+
+
 def test_a_directory_loads_onto_a_mesh(tmp_path, gguf_path):
   model = pretrained.load_model(gguf_path)
   out = tmp_path / 'out'
