@@ -5,7 +5,9 @@
 
 `extract` reads a needle from one chunk with an empty memory, `answer` reads a
 value from a given memory, `keep` holds a memory over a chunk without the needle.
-`read`, for a model without a memory, answers from a text in the memory's place.
+`read`, for a model without a memory, answers from a text in the memory's place: it
+quotes what it found first, since a value straight from the text is a guess among
+needles for a tiny model.
 """
 
 import dataclasses
@@ -95,7 +97,7 @@ def _find(config, skill, fillers, what, make, absent, rng) -> Demonstration:
   question = ruler.needles_question(what, keys)
   chunk = _chunk(config, fillers, hidden, what, rng)
   if skill == READ:
-    return Demonstration(question, chunk.lstrip(), None, _boxed(values))
+    return Demonstration(question, chunk.lstrip(), None, notes + _boxed(values))
   return Demonstration(question, config.nothing, chunk, notes)
 
 

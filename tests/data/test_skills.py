@@ -81,13 +81,15 @@ def test_read_answers_from_a_text_in_the_memory_s_place():
   for m in made:
     assert m.chunk is None and not m.memory.startswith(' ')
     names = re.search(r'for (.+) mentioned', m.question).group(1)
-    values = [
-      value
+    found = [
+      (key, value)
       for key in re.findall(r'[^\s,]+-[^\s,]+', names)
       for value in re.findall(rf'for {key} is: (\d+)\.', m.memory)
     ]
-    assert m.response == f' \\boxed{{ {", ".join(values) or "none"}}}'
-  assert 20 <= sum(m.response == r' \boxed{ none}' for m in made) <= 60
+    notes = ''.join(f' {key} is: {value}.' for key, value in found) or ' none'
+    values = ', '.join(value for _, value in found) or 'none'
+    assert m.response == f'{notes} \\boxed{{ {values}}}'
+  assert 20 <= sum(m.response == r' none \boxed{ none}' for m in made) <= 60
 
 
 def test_keep_holds_a_memory_over_a_chunk_without_the_needle():
