@@ -29,6 +29,7 @@ def validation(model, workdir, **changes):
   return evaluation.Validation(model, workdir, **(arguments | changes))
 
 
+@pytest.mark.slow
 def test_greedy_readings_repeat_and_leave_traces(model, tmp_path):
   measure = validation(model, tmp_path)
   first = measure(model.params, 0)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from memagent_jax import foreign_memories, rollout
 from memagent_jax.structs import EOS, Tokens
@@ -44,6 +45,7 @@ def test_a_share_of_documents_begins_with_tokens_of_their_own(tiny_tokenizer):
   assert (other.ids_NxW != found.ids_NxW).any()
 
 
+@pytest.mark.slow
 def test_all_rollouts_of_a_document_and_their_rows_begin_alike(tiny_tokenizer):
   model = tiny_runs.model(tiny_tokenizer)
   source = tiny_runs.rollouts(model, foreign_shares=[(0, 1.0)])

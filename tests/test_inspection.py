@@ -43,6 +43,7 @@ def log_probs(model, ids, start):
   return [logprob[i - 1, ids[i]] for i in range(start, len(ids))]
 
 
+@pytest.mark.slow
 def test_turns_are_those_of_the_rollout(model, monkeypatch):
   seen = tiny_runs.watch_samples(monkeypatch)
   b = long_documents(model)[-1]
@@ -90,6 +91,7 @@ def test_turns_that_were_skipped_are_not_there(model):
   assert found.turns[1].memory_before == found.turns[0].memory_after
 
 
+@pytest.mark.slow
 def test_the_ratio_is_trainer_over_sampler(model, monkeypatch):
   b = long_documents(model)[0]
   found = inspection.inspect(tiny_runs.rollouts(model, **SHAPE), model, b)

@@ -104,6 +104,7 @@ def test_a_measurement_that_was_cut_goes_on(settings, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_up_no_needle_has_nothing_to_lose(
   settings, tmp_path
 ):

@@ -71,6 +71,7 @@ def live(q, segments):
   )[:, :, :, None]
 
 
+@pytest.mark.slow
 def test_one_softmax_over_the_live_slots_of_two_segments():
   q, k, v = arrays(3, 2, 2, 1, 700, 64)
   _, k2, v2 = arrays(3, 2, 2, 1, 96, 64)

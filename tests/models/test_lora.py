@@ -50,6 +50,7 @@ def moved(params):
   return flax.traverse_util.unflatten_dict(flat)
 
 
+@pytest.mark.slow
 def test_new_adapters_change_nothing_and_merged_ones_stay(model):
   before = log_probs(model.config, model.params)
   adapted = lora.add(model, CONFIG)

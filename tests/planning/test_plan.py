@@ -68,6 +68,7 @@ def with_layers(layers):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_decode_gathers_no_weights_and_reads_them_once():
   four, eight = (compiled_cost('decode', with_layers(n)) for n in (4, 8))
   none = 2 * four.flops - eight.flops
