@@ -278,10 +278,7 @@ class _Beside:
       decode.row_keys(0, zeros.astype(jnp.uint32), zeros),
       zeros,
     )
-    memory, logprob_NxR = jax.device_get(
-      (memory, turns.response.logprob_NxR[0])
-    )
-    return memory, logprob_NxR.min(axis=1)
+    return jax.device_get((memory, turns.response.least_logprob_N[0]))
 
 
 @dataclasses.dataclass(frozen=True)

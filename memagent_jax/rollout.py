@@ -188,8 +188,7 @@ def carried_memory(
     fresh = prompts_lib.drop_tokens(fresh, gone_NxM)
   kept_N = response.finish_N == SKIPPED
   if agent.least_probability:
-    least_N = response.logprob_NxR.min(axis=1)
-    kept_N |= least_N < math.log(agent.least_probability)
+    kept_N |= response.least_logprob_N < math.log(agent.least_probability)
   return (
     Tokens(
       jnp.where(kept_N[:, None], memory.ids_NxW, fresh.ids_NxW),

@@ -49,6 +49,12 @@ class Response(struct.PyTreeNode):
   length_N: jax.Array  # int32; sampled tokens, the ending control id included
   finish_N: jax.Array  # int32; EOS, LENGTH or SKIPPED
 
+  @property
+  def least_logprob_N(self) -> jax.Array:
+    """float32: of each row's least likely token; 0 of a row without any."""
+    # Slots behind a response hold 0, which is no less than any log-prob.
+    return self.logprob_NxR.min(axis=-1)
+
 
 class Turns(struct.PyTreeNode):
   """The memory turns of a window of C chunk slots.
