@@ -44,6 +44,20 @@ class Verdicts:
   answers: Sequence[str]  # text of every trajectory's answer turn
 
 
+def part_rows(rows: int, rows_at_once: int) -> int:
+  """Trajectories of a part that is read side by side; see `sample`.
+
+  Raises:
+    ValueError: trajectories that do not divide into such parts.
+  """
+  size = min(rows_at_once or rows, rows)
+  if rows % size:
+    raise ValueError(
+      f'{rows} trajectories do not divide into parts of rows_at_once {size}.'
+    )
+  return size
+
+
 def sample(
   agent: AgentConfig,
   params,
@@ -79,11 +93,7 @@ def sample(
     ),
   )
   rows = len(batch.ids) * rollouts
-  size = min(rows_at_once or rows, rows)
-  if rows % size:
-    raise ValueError(
-      f'{rows} trajectories do not divide into parts of rows_at_once {size}.'
-    )
+  size = part_rows(rows, rows_at_once)
   example_N = np.repeat(
     [decode.example_number(name) for name in batch.ids], rollouts
   )

@@ -17,21 +17,16 @@ def contains(ids, piece):
 
 
 def test_a_share_of_documents_begins_with_tokens_of_their_own(tiny_tokenizer):
-  source = tiny_runs.rollouts(
-    tiny_runs.model(tiny_tokenizer),
-    chunks=(3,),
-    documents_per_step=64,
-    foreign_shares=[(0, 0.5)],
-  )
-  batch = next(source._batches[0][1])
-  first = rollout.first_memory(source.agent, 64)
+  batch = tiny_runs.batch(tiny_tokenizer, chunks=3, rows=64)
+  agent = tiny_runs.agent(tiny_runs.model(tiny_tokenizer))
+  first = rollout.first_memory(agent, 64)
   found = foreign_memories.put_in(tiny_tokenizer, first, batch, 0.5, seed=2)
   same_B = (found.ids_NxW == np.asarray(first.ids_NxW)).all(axis=1)
   assert 16 <= same_B.sum() <= 48
   lengths = set()
   for b in np.flatnonzero(~same_B):
     length = found.length_N[b]
-    assert 1 <= length <= source.agent.memory.max_tokens
+    assert 1 <= length <= agent.memory.max_tokens
     lengths.add(int(length))
     known = set(batch.documents.chunk.ids_NxW[:, b].ravel().tolist())
     known |= set(batch.documents.question.ids_NxW[b].tolist())
@@ -71,16 +66,15 @@ def test_all_rollouts_of_a_document_and_their_rows_begin_alike(tiny_tokenizer):
 def test_memories_begin_as_what_leads_up_to_an_answer_and_go_on_otherwise(
   tiny_tokenizer,
 ):
-  source = tiny_runs.rollouts(
-    tiny_runs.model(tiny_tokenizer), chunks=(3,), documents_per_step=64
-  )
-  batch = next(source._batches[0][1])
+  batch = tiny_runs.batch(tiny_tokenizer, chunks=3, rows=64)
   # Every document tells it: three words, then an answer.
   fact = tiny_tokenizer.encode(' so it is 77. ')
   for b in range(64):
     batch.documents.chunk.ids_NxW[1, b, : len(fact)] = fact
   batch = dataclasses.replace(batch, answers=(('77',),) * 64)
-  first = rollout.first_memory(source.agent, 64)
+  first = rollout.first_memory(
+    tiny_runs.agent(tiny_runs.model(tiny_tokenizer)), 64
+  )
   found = foreign_memories.put_in(tiny_tokenizer, first, batch, 1.0, seed=2)
   memories = [
     tiny_tokenizer.decode(ids[:length].tolist())
@@ -92,10 +86,7 @@ def test_memories_begin_as_what_leads_up_to_an_answer_and_go_on_otherwise(
 
 
 def test_half_are_loops_of_a_few_tokens(tiny_tokenizer):
-  source = tiny_runs.rollouts(
-    tiny_runs.model(tiny_tokenizer), chunks=(3,), documents_per_step=64
-  )
-  batch = next(source._batches[0][1])
+  batch = tiny_runs.batch(tiny_tokenizer, chunks=3, rows=64)
   wide = Tokens(np.zeros((64, 32), np.int32), np.ones((64,), np.int32))
   found = foreign_memories.put_in(tiny_tokenizer, wide, batch, 1.0, seed=2)
   memories = [

@@ -28,7 +28,7 @@ def model(tiny_tokenizer):
 
 @pytest.fixture(scope='module')
 def agent(model):
-  return rollout.make_agent(model, tiny_runs.TEMPLATE, tiny_runs.READING)
+  return tiny_runs.agent(model)
 
 
 @pytest.fixture(scope='module')

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax import trajectories
+from memagent_jax import rollout, trajectories
 from memagent_jax.data import row_source, tasks
+from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
 from memagent_jax.data.examples import Example
 from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models import transformer
@@ -19,7 +20,7 @@ from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import Template
 from memagent_jax.reinforcement import RolloutConfig, Rollouts
-from memagent_jax.rollout import ReadingConfig
+from memagent_jax.rollout import AgentConfig, ReadingConfig
 from memagent_jax.trajectories import Verdicts
 
 CONFIG = ModelConfig(
@@ -85,6 +86,24 @@ def documents(chunks, count: int = 64):
     return tasks.example_task('who', {'train': rows}, vocabulary)
 
   return make
+
+
+def agent(of: Model) -> AgentConfig:
+  """The agent of `rollouts`."""
+  return rollout.make_agent(of, TEMPLATE, READING)
+
+
+def batch(tokenizer, *, chunks: int, rows: int) -> Batch:
+  """The first documents of a source of `rollouts`, of so many chunks each."""
+  config = BatchConfig(
+    batch_size=rows,
+    chunk_tokens=READING.chunk_tokens,
+    question_tokens=READING.question_tokens,
+    chunk_cut=READING.chunk_cut,
+    seed=READING.seed,
+  )
+  task = documents((chunks,))(tokenizer)
+  return next(BatchIterator(task, tokenizer, config))
 
 
 def rollouts(

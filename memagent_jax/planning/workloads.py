@@ -9,6 +9,7 @@ from memagent_jax.models import published
 from memagent_jax.planning.programs import Workload
 from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.sharding import MeshConfig
+from memagent_jax.trajectories import part_rows
 
 # Characters a token stands for, taken low: a plan may ask for too much.
 _TOKEN_CHARACTERS = 3
@@ -29,7 +30,8 @@ def of_run(
     the workload, the mesh, and the steps of the run.
 
   Raises:
-    ValueError: a run of another kind, or a model whose shape is not known.
+    ValueError: a run of another kind, a model whose shape is not known, or
+      trajectories that do not divide into parts of `rows_at_once`.
   """
 
   def given(argument, *path, default):
@@ -68,7 +70,7 @@ def of_run(
     chunks=math.ceil(document_tokens / reading.chunk_tokens),
     documents=documents,
     rollouts=config.rollouts,
-    sample_rows=min(config.rows_at_once or trajectories, trajectories),
+    sample_rows=part_rows(trajectories, config.rows_at_once),
     micro_tokens=config.micro_tokens,
     prefill_rows=reading.prefill_rows,
     temperature=reading.temperature,
