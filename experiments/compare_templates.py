@@ -110,18 +110,17 @@ def _measure(model, template, examples):
   import numpy as np
 
   from memagent_jax import decode, prompts, rollout
-  from memagent_jax.decode import SamplingConfig
 
   tokenizer, size = model.tokenizer, _BATCH.value
-  agent = rollout.AgentConfig(
-    model=model.config,
-    prompts=prompts.compile_template(template, tokenizer),
-    control_ids=tokenizer.control_ids,
-    think_ids=tokenizer.think_ids,
-    memory=SamplingConfig(_MEMORY_TOKENS.value),
-    answer=SamplingConfig(_ANSWER_TOKENS.value),
-    chunk_tokens=_CHUNK_TOKENS.value,
-    question_tokens=64,
+  agent = rollout.make_agent(
+    model,
+    template,
+    rollout.ReadingConfig(
+      chunk_tokens=_CHUNK_TOKENS.value,
+      memory_tokens=_MEMORY_TOKENS.value,
+      answer_tokens=_ANSWER_TOKENS.value,
+      question_tokens=64,
+    ),
   )
   keys = decode.row_keys(
     0, jnp.arange(size, dtype=jnp.uint32), jnp.zeros(size, jnp.int32)

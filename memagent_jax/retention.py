@@ -5,8 +5,11 @@
 
 A turn is checked by teacher forcing: where every token of the memory has more
 than half of the probability, greedy decoding writes the same memory again. The
-few turns without that certainty are gathered and decoded; those that the reading
-takes for too unsure leave the memory as it was.
+few turns without that certainty are gathered and decoded.
+
+How much likelier a turn made what it wrote than the memory before is recorded, of
+turns that take a needle up and of those that lose it: what lies between is of use
+as `ReadingConfig.least_ratio`.
 
 Turns of one key are alike: a memory that is hard to copy is lost again and again.
 So keys that were lost are counted as well as turns.
@@ -29,7 +32,6 @@ from memagent_jax import prompts as prompts_lib
 from memagent_jax.data import haystack, ruler, words
 from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.data.examples import seeded
-from memagent_jax.log_probs import response_log_probs
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import Template
 from memagent_jax.rollout import AgentConfig, ReadingConfig
@@ -78,7 +80,7 @@ def measure(
     workdir: of this measurement.
     model: reads greedily.
     template: wording of the turns.
-    reading: caps; its temperature is not used.
+    reading: caps, and what is taken; its temperature is not used.
     essays: files or folders of text, cut into chunks as documents are.
     config: how much is read beside what.
     mesh: devices that share the rows; None: the default device alone.
@@ -135,10 +137,10 @@ class _Beside:
   """Batches of right memories beside chunks."""
 
   def __init__(self, model, template, reading, essays, config):
-    self._agent = rollout.make_agent(model, template, reading)
+    greedy = dataclasses.replace(reading, temperature=0.0)
+    self._agent = rollout.make_agent(model, template, greedy)
     self._params = sharding.everywhere(model.params)
     self._tokenizer = model.tokenizer
-    self._end = model.tokenizer.eos_ids[0]
     cutter = ChunkCutter(
       model.tokenizer, reading.chunk_tokens, reading.chunk_cut
     )
@@ -149,9 +151,9 @@ class _Beside:
   def batch(self, number: int) -> dict:
     """One batch of keys, each beside `chunks_per_key` chunks.
 
-    `counts` by kind of value, and `losses`: of each key that was lost, how often,
-    what a turn made of its memory, and the probability of the least likely token
-    that each such turn wrote.
+    `counts` by kind of value; `taken` by kind, the log ratio of each right memory
+    to the empty one before it; and `losses`: of each key that was lost, how often,
+    what a turn made of its memory, and the log ratios of such turns.
     """
     config, agent = self._config, self._agent
     rng = seeded('retention', config.seed, number)
@@ -168,7 +170,7 @@ class _Beside:
       for key in keys
     ]
     first_memory = jax.device_get(rollout.first_memory(agent, config.rows))
-    memory, _ = self._turn(question, first_memory, hidden)
+    memory, taken_N = self._turn(question, first_memory, hidden)
     memory_texts = trajectories.texts(self._tokenizer, memory)
     right_N = _has_value(keys, memory_texts)
     if not right_N.any():
@@ -189,7 +191,6 @@ class _Beside:
         chunks.append(chunk)
       least_N = _least_log_prob(
         agent,
-        self._end,
         self._params,
         *sharding.rows(
           (
@@ -203,14 +204,14 @@ class _Beside:
       unsure += [(int(n), chunks[n]) for n in np.flatnonzero(unsure_N)]
     lost_N, changed_N = np.zeros((2, config.rows), int)
     became: dict[int, list[tuple[str, float]]] = {}
-    for n, text, probability in self._after(question, memory, unsure):
+    for n, text, log_ratio in self._after(question, memory, unsure):
       if text == memory_texts[n]:
         continue
       if keys[n].value in text:
         changed_N[n] += 1
       else:
         lost_N[n] += 1
-        became.setdefault(n, []).append((text, probability))
+        became.setdefault(n, []).append((text, log_ratio))
     kinds = np.asarray([key.kind for key in keys])
     turns_N = right_N * config.chunks_per_key
     per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0)
@@ -222,12 +223,16 @@ class _Beside:
         }
         for kind in dict.fromkeys(kinds.tolist())
       },
+      'taken': {
+        kind: taken_N[right_N & (kinds == kind)].round(2).tolist()
+        for kind in dict.fromkeys(kinds.tolist())
+      },
       'losses': [
         {
           'lost': int(lost_N[n]),
           'memory': memory_texts[n],
           'became': turns[0][0],
-          'least_probabilities': [round(p, 4) for _, p in turns],
+          'log_ratios': [round(log_ratio, 2) for _, log_ratio in turns],
         }
         for n, turns in sorted(became.items())
       ],
@@ -247,7 +252,7 @@ class _Beside:
     pairs: Sequence[tuple[int, list[int]]],
   ) -> Iterator[tuple[int, str, float]]:
     """Of each pair: the key's number, the text of its memory after the chunk, and
-    the probability of the least likely token of that turn.
+    the log ratio of that memory to the one before.
     """
     rows = self._config.rows
     for start in range(0, len(pairs), rows):
@@ -256,29 +261,35 @@ class _Beside:
       full = part + part[:1] * (rows - len(part))
       numbers = np.asarray([n for n, _ in full])
       mine = jax.tree.map(lambda x, n=numbers: x[n], (question, memory))
-      after, least_N = self._turn(*mine, [chunk for _, chunk in full])
+      after, ratio_N = self._turn(*mine, [chunk for _, chunk in full])
       texts = trajectories.texts(self._tokenizer, after)
-      probabilities = np.exp(least_N).tolist()
-      yield from zip((n for n, _ in part), texts, probabilities, strict=False)
+      yield from zip(
+        (n for n, _ in part), texts, ratio_N.tolist(), strict=False
+      )
 
   def _turn(
     self, question: Tokens, memory: Tokens, chunks
   ) -> tuple[Tokens, np.ndarray]:
-    """After one chunk, on the host: the memories, and of each turn's tokens the
-    least log-prob [N].
+    """After one chunk, on the host: the memories, and their log ratios to those
+    before, float32 [N].
     """
     rows = len(chunks)
     chunk = prompts_lib.pad_rows(chunks, self._agent.chunk_tokens)
     zeros = sharding.rows(np.zeros(rows, np.int32))
-    memory, turns = rollout.read(
+    question, memory = sharding.rows((question, memory))
+    after, _ = rollout.read(
       self._agent,
       self._params,
-      *sharding.rows((question, memory)),
+      question,
+      memory,
       sharding.rows(jax.tree.map(lambda x: x[None], chunk), axis=1),
       decode.row_keys(0, zeros.astype(jnp.uint32), zeros),
       zeros,
     )
-    return jax.device_get((memory, turns.response.least_logprob_N[0]))
+    ratio_N = _log_ratio(
+      self._agent, self._params, question, memory, sharding.rows(chunk), after
+    )
+    return jax.device_get((after, ratio_N))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,28 +313,25 @@ def _has_value(keys: Sequence[_Key], texts: Sequence[str]) -> np.ndarray:
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _least_log_prob(
+  agent: AgentConfig, params, question: Tokens, memory: Tokens, chunk: Tokens
+) -> jax.Array:
+  """float32 [N]: of the least likely token of writing the memory again."""
+  prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)
+  # Slots behind the end hold 0, which is larger than any log-prob.
+  return rollout.memory_log_probs(agent, params, prompt, memory).min(axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_ratio(
   agent: AgentConfig,
-  end_id: int,
   params,
   question: Tokens,
   memory: Tokens,
   chunk: Tokens,
+  after: Tokens,
 ) -> jax.Array:
-  """float32 [N]: of the least likely token of writing the memory again."""
+  """float32 [N]: of the memory after a chunk to the memory before."""
   prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)
-  end = prompts_lib.repeat_ids((end_id,), memory.length_N.shape[0])
-  response = prompts_lib.concatenate([memory, end])
-  ids = prompts_lib.concatenate([prompt, response])
-  logprob_NxR, _ = response_log_probs(
-    agent.model,
-    params,
-    ids.ids_NxW,
-    prompt.length_N,
-    response.length_N,
-    response_tokens=response.ids_NxW.shape[1],
-    temperature=0.0,
-  )
-  # Slots behind the response hold 0, which is larger than any log-prob.
-  return logprob_NxR.min(axis=1)
+  return rollout.log_ratio(agent, params, prompt, memory, after)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from memagent_jax import decode
 from memagent_jax import prompts as prompts_lib
 from memagent_jax.decode import SamplingConfig
+from memagent_jax.log_probs import response_log_probs
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import Prompts, Template
@@ -36,8 +37,9 @@ class AgentConfig:
 
   model: ModelConfig
   prompts: Prompts
-  # Ids that end a turn and never enter a memory.
+  # Ids that end a turn and never enter a memory, and one that ends a response.
   control_ids: tuple[int, ...]
+  end_id: int
   # `<think>` and `</think>`, or None.
   think_ids: tuple[int, int] | None
   # memory.max_tokens is the memory's cap M.
@@ -48,14 +50,13 @@ class AgentConfig:
   question_tokens: int
   # Prompts that are read side by side, see `decode.prefill`.
   prefill_rows: int = 0
-  # A memory with a less likely token is not taken.
-  least_probability: float = 0.0
+  # See ReadingConfig.
+  least_ratio: float = 0.0
 
   def __post_init__(self):
-    if not 0 <= self.least_probability < 1:
+    if not 0 <= self.least_ratio < math.inf:
       raise ValueError(
-        f'least_probability is {self.least_probability}; expected at least 0 and '
-        'less than 1.'
+        f'least_ratio is {self.least_ratio}; expected at least 0 and finite.'
       )
     if len(self.prompts.empty_memory) > self.memory.max_tokens:
       raise ValueError(
@@ -115,10 +116,11 @@ class ReadingConfig:
   # Prompts of a batch that are read side by side, at most; 0: all of them. Fewer
   # take less memory, and as many are decoded together.
   prefill_rows: int = 0
-  # A memory turn that wrote a token of less than this probability leaves the memory
-  # as it was; 0, as in the paper: every turn writes it. Of use for a model that
-  # copies what it keeps: one that writes freely is seldom so sure.
-  least_probability: float = 0.0
+  # A turn's memory is taken only if it is at least so many times as likely as the
+  # memory before, both as responses to that turn's prompt; 0, as in the paper: every
+  # turn's is. Of use for a model that copies what it keeps: a memory is hardly ever
+  # lost to a slip of the copying.
+  least_ratio: float = 0.0
 
 
 def make_agent(
@@ -150,13 +152,14 @@ def make_agent(
     model=model.config,
     prompts=prompts_lib.compile_template(template, tokenizer),
     control_ids=tokenizer.control_ids,
+    end_id=tokenizer.eos_ids[0],
     think_ids=tokenizer.think_ids,
     memory=memory,
     answer=answer,
     chunk_tokens=config.chunk_tokens,
     question_tokens=question_tokens,
     prefill_rows=config.prefill_rows,
-    least_probability=config.least_probability,
+    least_ratio=config.least_ratio,
   )
 
 
@@ -171,10 +174,10 @@ def first_memory(agent: AgentConfig, rows: int) -> Tokens:
 def carried_memory(
   agent: AgentConfig, response: Response, memory: Tokens
 ) -> tuple[Tokens, jax.Array]:
-  """The state transition: what a response leaves in memory.
+  """What a response leaves in memory.
 
   The ending control id and a thinking span are dropped; a skipped row keeps its
-  memory, and so does one that the agent takes for too unsure.
+  memory.
 
   Returns:
     the new memory, and the thinking tokens that were dropped, int32 [N].
@@ -187,14 +190,67 @@ def carried_memory(
     thought_N = gone_NxM.sum(axis=1).astype(jnp.int32)
     fresh = prompts_lib.drop_tokens(fresh, gone_NxM)
   kept_N = response.finish_N == SKIPPED
-  if agent.least_probability:
-    kept_N |= response.least_logprob_N < math.log(agent.least_probability)
-  return (
-    Tokens(
-      jnp.where(kept_N[:, None], memory.ids_NxW, fresh.ids_NxW),
-      jnp.where(kept_N, memory.length_N, fresh.length_N),
-    ),
-    thought_N,
+  return _where(kept_N, memory, fresh), thought_N
+
+
+def memory_log_probs(
+  agent: AgentConfig, params, prompt: Tokens, memory: Tokens
+) -> jax.Array:
+  """Log-probs of writing a memory in response to a prompt, and of ending there.
+
+  Returns:
+    float32 [N, M + 1]; 0 behind the end.
+  """
+  end = prompts_lib.repeat_ids((agent.end_id,), memory.length_N.shape[0])
+  response = prompts_lib.concatenate([memory, end])
+  ids = prompts_lib.concatenate([prompt, response])
+  logprob_NxR, _ = response_log_probs(
+    agent.model,
+    params,
+    ids.ids_NxW,
+    prompt.length_N,
+    response.length_N,
+    response_tokens=response.ids_NxW.shape[1],
+    temperature=agent.memory.temperature,
+  )
+  return logprob_NxR
+
+
+def log_ratio(
+  agent: AgentConfig, params, prompt: Tokens, memory: Tokens, fresh: Tokens
+) -> jax.Array:
+  """float32 [N]: how much likelier `fresh` is than `memory`, after a prompt."""
+  fresh_N, memory_N = (
+    memory_log_probs(agent, params, prompt, tokens).sum(axis=1)
+    for tokens in (fresh, memory)
+  )
+  return fresh_N - memory_N
+
+
+def likely_memory(
+  agent: AgentConfig, params, prompt: Tokens, memory: Tokens, fresh: Tokens
+) -> Tokens:
+  """`fresh` where it is likely enough by `least_ratio`, elsewhere `memory`.
+
+  Costs nothing where no row's memory changed, as with most chunks.
+  """
+  # Slots behind a memory hold anything.
+  real_NxM = jnp.arange(memory.ids_NxW.shape[1]) < memory.length_N[:, None]
+  differs_NxM = real_NxM & (memory.ids_NxW != fresh.ids_NxW)
+  differs_N = differs_NxM.any(axis=1) | (memory.length_N != fresh.length_N)
+  ratio_N = lax.cond(
+    differs_N.any(),
+    lambda: log_ratio(agent, params, prompt, memory, fresh),
+    lambda: jnp.zeros(differs_N.shape, jnp.float32),
+  )
+  kept_N = differs_N & (ratio_N < math.log(agent.least_ratio))
+  return _where(kept_N, memory, fresh)
+
+
+def _where(condition_N: jax.Array, x: Tokens, y: Tokens) -> Tokens:
+  return Tokens(
+    jnp.where(condition_N[:, None], x.ids_NxW, y.ids_NxW),
+    jnp.where(condition_N, x.length_N, y.length_N),
   )
 
 
@@ -235,6 +291,8 @@ def read(
       prefill_rows=agent.prefill_rows,
     )
     new_memory, thought_N = carried_memory(agent, response, memory)
+    if agent.least_ratio:
+      new_memory = likely_memory(agent, params, prompt, memory, new_memory)
     return new_memory, Turns(response, new_memory, thought_N)
 
   def skip(memory, chunk, turn_N):

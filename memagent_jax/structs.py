@@ -49,19 +49,13 @@ class Response(struct.PyTreeNode):
   length_N: jax.Array  # int32; sampled tokens, the ending control id included
   finish_N: jax.Array  # int32; EOS, LENGTH or SKIPPED
 
-  @property
-  def least_logprob_N(self) -> jax.Array:
-    """float32: of each row's least likely token; 0 of a row without any."""
-    # Slots behind a response hold 0, which is no less than any log-prob.
-    return self.logprob_NxR.min(axis=-1)
-
 
 class Turns(struct.PyTreeNode):
   """The memory turns of a window of C chunk slots.
 
   Every field has a leading axis C. `memory` is what each turn left behind: the
   response without its control id and without a thinking span, or the previous
-  memory where the row was skipped.
+  memory where the row was skipped or the agent did not take the response's.
   """
 
   response: Response

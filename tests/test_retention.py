@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from memagent_jax import prompts, retention, statistics
@@ -66,23 +68,35 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
 
 
 @pytest.mark.slow
-def test_turns_that_are_too_unsure_lose_nothing(settings, tmp_path):
+def test_what_turns_lose_and_take_says_what_a_least_ratio_does(
+  settings, tmp_path
+):
   usual = retention.measure(workdir=tmp_path / 'a', config=CONFIG, **settings)
-  sure = settings | {
-    'reading': dataclasses.replace(READING, least_probability=0.9)
-  }
-  gated = retention.measure(workdir=tmp_path / 'b', config=CONFIG, **sure)
-  assert gated['lost'] < usual['lost']
-  for workdir, least in (('a', 0.0), ('b', 0.9)):
-    path = tmp_path / workdir / retention.TURNS
-    losses = [
-      loss
-      for line in path.read_text().splitlines()
-      for loss in json.loads(line)['losses']
-    ]
-    for loss in losses:
-      assert len(loss['least_probabilities']) == loss['lost']
-      assert min(loss['least_probabilities']) >= least
+  losses, taken = _ratios(tmp_path / 'a')
+  assert len(losses) == usual['lost'] and len(taken) == usual['keys']
+  # This model slips, but takes needles up with much more than its slips have.
+  assert max(losses) < min(taken)
+  for least in (float(np.median(losses)), (max(losses) + min(taken)) / 2):
+    reading = dataclasses.replace(READING, least_ratio=math.exp(least))
+    workdir = tmp_path / f'{least}'
+    gated = retention.measure(
+      workdir=workdir, config=CONFIG, **(settings | {'reading': reading})
+    )
+    assert gated['keys'] == usual['keys']
+    assert gated['lost'] == sum(ratio >= least for ratio in losses)
+
+
+def _ratios(workdir):
+  """Log ratios of the turns that lose a memory, and of those that take one up."""
+  lines = [
+    json.loads(line)
+    for line in (workdir / retention.TURNS).read_text().splitlines()
+  ]
+  losses = [
+    r for line in lines for x in line['losses'] for r in x['log_ratios']
+  ]
+  taken = [r for line in lines for kind in line['taken'].values() for r in kind]
+  return losses, taken
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ def _agent(**changes):
     'model': MODEL,
     'prompts': PROMPTS,
     'control_ids': (0,),
+    'end_id': 0,
     'think_ids': None,
     'memory': SamplingConfig(max_tokens=6, temperature=1.0),
     'answer': SamplingConfig(max_tokens=4, temperature=1.0),
@@ -128,32 +129,80 @@ def test_control_ids_and_thinking_never_enter_a_memory():
   assert thought_N.tolist() == [3, 0]
 
 
-def test_a_memory_with_an_unlikely_token_is_not_taken():
-  response = Response(
-    ids_NxR=jnp.array([[20, 21, 0], [20, 22, 0], [20, 23, 24]]),
-    # Slots behind a response hold 0.
-    logprob_NxR=jnp.log(
-      jnp.array([[0.9, 0.95, 0.6], [0.9, 0.55, 0.9], [0.9, 0.9, 1.0]])
-    ),
-    length_N=jnp.array([3, 3, 2]),
-    finish_N=jnp.array([EOS, EOS, LENGTH]),
+def test_a_memory_as_likely_as_decoding_says():
+  agent = _agent(memory=SamplingConfig(max_tokens=6))
+  prompt = pad_rows([[5, 6, 7], [8, 9]], 5)
+  got = decode.generate(
+    MODEL,
+    PARAMS,
+    prompt,
+    SamplingConfig(6, temperature=1.0),
+    (0,),
+    _keys([0, 1]),
   )
-  taken = [[20, 21], [20, 22], [20, 23]]
-  cap = SamplingConfig(max_tokens=3)
-  for least, kept in (
-    (0.0, []),
-    (0.55001, [1]),
-    (0.8, [0, 1]),
-    (0.95, [0, 1, 2]),
+  ended_N = got.finish_N == EOS
+  memory = Tokens(got.ids_NxR, got.length_N - ended_N)
+  logprob_NxR = rollout.memory_log_probs(agent, PARAMS, prompt, memory)
+  for row, length in enumerate(got.length_N.tolist()):
+    np.testing.assert_allclose(
+      logprob_NxR[row, :length], got.logprob_NxR[row, :length], atol=1e-4
+    )
+    # Then its end, whether it was sampled or not.
+    assert (logprob_NxR[row, : int(memory.length_N[row]) + 1] < 0).all()
+    assert (logprob_NxR[row, int(memory.length_N[row]) + 1 :] == 0).all()
+
+
+def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
+  usual = _agent()
+  chunks = _chunks([[8, 5]])
+  old = pad_rows([[20, 21], [22, 23, 24]], 6)
+  fresh, _ = _read(usual, chunks, memory=old)
+  chunk = jax.tree.map(lambda x: x[0], chunks)
+  question = pad_rows([[11, 12], [12, 12]], 3)
+  prompt = prompts.memory_prompt(PROMPTS, question, old, chunk)
+  low, high = sorted(
+    rollout.log_ratio(usual, PARAMS, prompt, old, fresh).tolist()
+  )
+  assert high - low > 0.1
+  likelier = rollout.log_ratio(usual, PARAMS, prompt, old, fresh).argmax()
+  for log_least, taken in (
+    (low - 0.01, {0, 1}),
+    (low + 0.01, {int(likelier)}),
+    (high + 0.01, set()),
   ):
-    agent = _agent(memory=cap, least_probability=least)
-    old = rollout.first_memory(agent, 3)
-    memory, _ = rollout.carried_memory(agent, response, old)
-    for row in range(3):
-      expected = _real(old, row) if row in kept else taken[row]
+    agent = _agent(least_ratio=float(np.exp(log_least)))
+    memory, turns = _read(agent, chunks, memory=old)
+    for row in range(2):
+      expected = _real(fresh if row in taken else old, row)
       assert _real(memory, row) == expected
-  with pytest.raises(ValueError, match='least_probability is 1'):
-    _agent(least_probability=1.0)
+      after = Tokens(turns.memory.ids_NxW[0], turns.memory.length_N[0])
+      assert _real(after, row) == expected
+  for bad in (-1.0, float('inf'), float('nan')):
+    with pytest.raises(ValueError, match='least_ratio'):
+      _agent(least_ratio=bad)
+
+
+def test_the_ratio_asks_nothing_of_a_memory_that_stays(monkeypatch):
+  agent = _agent(least_ratio=10.0)
+  # The same two tokens, other ids behind them.
+  old = Tokens(jnp.array([[20, 21, 3, 3]]), jnp.array([2]))
+  same = Tokens(jnp.array([[20, 21, 0, 7]]), jnp.array([2]))
+  asked = []
+
+  def log_ratio(agent, params, prompt, memory, fresh):
+    del agent, params, prompt, memory
+    jax.debug.callback(lambda: asked.append(True))
+    return jnp.full(fresh.length_N.shape, 100.0)
+
+  monkeypatch.setattr(rollout, 'log_ratio', log_ratio)
+  prompt = pad_rows([[5, 6]], 2)
+  got = rollout.likely_memory(agent, PARAMS, prompt, old, same)
+  jax.effects_barrier()
+  assert _real(got, 0) == [20, 21] and not asked
+  shorter = same.replace(length_N=jnp.array([1]))
+  got = rollout.likely_memory(agent, PARAMS, prompt, old, shorter)
+  jax.effects_barrier()
+  assert _real(got, 0) == [20] and asked
 
 
 def test_no_compilation_after_the_first_of_20_ragged_batches():

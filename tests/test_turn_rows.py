@@ -51,6 +51,7 @@ def sampled(tiny_tokenizer):
     model=config,
     prompts=prompts.compile_template(TEMPLATE, tiny_tokenizer),
     control_ids=tiny_tokenizer.control_ids,
+    end_id=tiny_tokenizer.eos_ids[0],
     think_ids=tiny_tokenizer.think_ids,
     memory=SamplingConfig(6, TEMPERATURE),
     answer=SamplingConfig(4, TEMPERATURE),

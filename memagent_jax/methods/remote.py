@@ -57,10 +57,10 @@ class Remote(ChunkMethod):
         f'concurrency is {self.concurrency} and max_retries is '
         f'{self.max_retries}; expected at least 1 and 0.'
       )
-    if self.reading.least_probability:
+    if self.reading.least_ratio:
       raise ValueError(
-        f'least_probability is {self.reading.least_probability}; a server tells '
-        'no probabilities here. Set it to 0.'
+        f'least_ratio is {self.reading.least_ratio}; a server tells no '
+        'probabilities here. Set it to 0.'
       )
 
   def answer(

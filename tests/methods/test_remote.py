@@ -236,6 +236,6 @@ def test_a_killed_reading_goes_on(model, tmp_path, monkeypatch):
 def test_settings_that_make_no_sense_are_refused():
   with pytest.raises(ValueError, match='concurrency is 0'):
     Remote(base_url='http://x', served_model='m', concurrency=0)
-  gated = ReadingConfig(least_probability=0.9)
+  gated = ReadingConfig(least_ratio=1e5)
   with pytest.raises(ValueError, match='no probabilities'):
     Remote(base_url='http://x', served_model='m', reading=gated)
