@@ -7,9 +7,9 @@ A turn is checked by teacher forcing: where every token of the memory has more
 than half of the probability, greedy decoding writes the same memory again. The
 few turns without that certainty are gathered and decoded.
 
-How much likelier a turn made what it wrote than the memory before is recorded, of
-turns that take a needle up and of those that lose it: what lies between is of use
-as `ReadingConfig.least_ratio`.
+How well founded the memory is that a turn made (`rollout.support`) is recorded, of
+turns that take a needle up and of those that lose it: what lies between is of use as
+`ReadingConfig.least_ratio`.
 
 Turns of one key are alike: a memory that is hard to copy is lost again and again.
 So keys that were lost are counted as well as turns.
@@ -153,7 +153,8 @@ class _Beside:
 
     `counts` by kind of value; `taken` by kind, the log ratio of each right memory
     to the empty one before it; and `losses`: of each key that was lost, how often,
-    what a turn made of its memory, and the log ratios of such turns.
+    what a turn made of its memory, and the support of such turns: log ratios, and
+    whether an empty memory had become the same.
     """
     config, agent = self._config, self._agent
     rng = seeded('retention', config.seed, number)
@@ -170,7 +171,7 @@ class _Beside:
       for key in keys
     ]
     first_memory = jax.device_get(rollout.first_memory(agent, config.rows))
-    memory, taken_N = self._turn(question, first_memory, hidden)
+    memory, (taken_N, _) = self._turn(question, first_memory, hidden)
     memory_texts = trajectories.texts(self._tokenizer, memory)
     right_N = _has_value(keys, memory_texts)
     if not right_N.any():
@@ -203,15 +204,15 @@ class _Beside:
       unsure_N = right_N & (np.asarray(least_N) <= _CERTAIN)
       unsure += [(int(n), chunks[n]) for n in np.flatnonzero(unsure_N)]
     lost_N, changed_N = np.zeros((2, config.rows), int)
-    became: dict[int, list[tuple[str, float]]] = {}
-    for n, text, log_ratio in self._after(question, memory, unsure):
+    became: dict[int, list[tuple[str, float, bool]]] = {}
+    for n, text, *support in self._after(question, memory, unsure):
       if text == memory_texts[n]:
         continue
       if keys[n].value in text:
         changed_N[n] += 1
       else:
         lost_N[n] += 1
-        became.setdefault(n, []).append((text, log_ratio))
+        became.setdefault(n, []).append((text, *support))
     kinds = np.asarray([key.kind for key in keys])
     turns_N = right_N * config.chunks_per_key
     per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0)
@@ -232,7 +233,8 @@ class _Beside:
           'lost': int(lost_N[n]),
           'memory': memory_texts[n],
           'became': turns[0][0],
-          'log_ratios': [round(log_ratio, 2) for _, log_ratio in turns],
+          'log_ratios': [round(log_ratio, 2) for _, log_ratio, _ in turns],
+          'given': [given for _, _, given in turns],
         }
         for n, turns in sorted(became.items())
       ],
@@ -250,9 +252,9 @@ class _Beside:
     question: Tokens,
     memory: Tokens,
     pairs: Sequence[tuple[int, list[int]]],
-  ) -> Iterator[tuple[int, str, float]]:
+  ) -> Iterator[tuple[int, str, float, bool]]:
     """Of each pair: the key's number, the text of its memory after the chunk, and
-    the log ratio of that memory to the one before.
+    the support of that memory.
     """
     rows = self._config.rows
     for start in range(0, len(pairs), rows):
@@ -261,18 +263,15 @@ class _Beside:
       full = part + part[:1] * (rows - len(part))
       numbers = np.asarray([n for n, _ in full])
       mine = jax.tree.map(lambda x, n=numbers: x[n], (question, memory))
-      after, ratio_N = self._turn(*mine, [chunk for _, chunk in full])
+      after, support = self._turn(*mine, [chunk for _, chunk in full])
       texts = trajectories.texts(self._tokenizer, after)
-      yield from zip(
-        (n for n, _ in part), texts, ratio_N.tolist(), strict=False
-      )
+      support = (of_N.tolist() for of_N in support)
+      yield from zip((n for n, _ in part), texts, *support, strict=False)
 
   def _turn(
     self, question: Tokens, memory: Tokens, chunks
-  ) -> tuple[Tokens, np.ndarray]:
-    """After one chunk, on the host: the memories, and their log ratios to those
-    before, float32 [N].
-    """
+  ) -> tuple[Tokens, tuple[np.ndarray, np.ndarray]]:
+    """After one chunk, on the host: the memories, and their support."""
     rows = len(chunks)
     chunk = prompts_lib.pad_rows(chunks, self._agent.chunk_tokens)
     zeros = sharding.rows(np.zeros(rows, np.int32))
@@ -286,10 +285,10 @@ class _Beside:
       decode.row_keys(0, zeros.astype(jnp.uint32), zeros),
       zeros,
     )
-    ratio_N = _log_ratio(
+    support = _support(
       self._agent, self._params, question, memory, sharding.rows(chunk), after
     )
-    return jax.device_get((after, ratio_N))
+    return jax.device_get((after, support))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,15 +322,4 @@ def _least_log_prob(
   return rollout.memory_log_probs(agent, params, prompt, memory).min(axis=1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _log_ratio(
-  agent: AgentConfig,
-  params,
-  question: Tokens,
-  memory: Tokens,
-  chunk: Tokens,
-  after: Tokens,
-) -> jax.Array:
-  """float32 [N]: of the memory after a chunk to the memory before."""
-  prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)
-  return rollout.log_ratio(agent, params, prompt, memory, after)
+_support = jax.jit(rollout.support, static_argnums=0)

@@ -117,7 +117,8 @@ class ReadingConfig:
   # take less memory, and as many are decoded together.
   prefill_rows: int = 0
   # A turn's memory is taken only if it is at least so many times as likely as the
-  # memory before, both as responses to that turn's prompt; 0, as in the paper: every
+  # memory before, both as responses to that turn's prompt, or if the chunk gives it to
+  # an empty memory as well, with half of the probability; 0, as in the paper: every
   # turn's is. Of use for a model that copies what it keeps: a memory is hardly ever
   # lost to a slip of the copying.
   least_ratio: float = 0.0
@@ -216,35 +217,62 @@ def memory_log_probs(
   return logprob_NxR
 
 
-def log_ratio(
-  agent: AgentConfig, params, prompt: Tokens, memory: Tokens, fresh: Tokens
-) -> jax.Array:
-  """float32 [N]: how much likelier `fresh` is than `memory`, after a prompt."""
-  fresh_N, memory_N = (
-    memory_log_probs(agent, params, prompt, tokens).sum(axis=1)
-    for tokens in (fresh, memory)
+def support(
+  agent: AgentConfig,
+  params,
+  question: Tokens,
+  memory: Tokens,
+  chunk: Tokens,
+  fresh: Tokens,
+) -> tuple[jax.Array, jax.Array]:
+  """How well the memory that a turn made is founded.
+
+  Returns:
+    float32 [N], the log of how much likelier `fresh` is than `memory`, both as
+    responses to the turn's prompt; and bool [N], whether the chunk gives `fresh`
+    to an empty memory as well: with half of the probability, and it is not empty.
+  """
+  empty = first_memory(agent, memory.length_N.shape[0])
+  prompt, alone = (
+    prompts_lib.memory_prompt(agent.prompts, question, before, chunk)
+    for before in (memory, empty)
   )
-  return fresh_N - memory_N
+  fresh_N, memory_N, alone_N = (
+    memory_log_probs(agent, params, *pair).sum(axis=1)
+    for pair in ((prompt, fresh), (prompt, memory), (alone, fresh))
+  )
+  given_N = (alone_N >= math.log(0.5)) & ~_equal(fresh, empty)
+  return fresh_N - memory_N, given_N
 
 
 def likely_memory(
-  agent: AgentConfig, params, prompt: Tokens, memory: Tokens, fresh: Tokens
+  agent: AgentConfig,
+  params,
+  question: Tokens,
+  memory: Tokens,
+  chunk: Tokens,
+  fresh: Tokens,
 ) -> Tokens:
-  """`fresh` where it is likely enough by `least_ratio`, elsewhere `memory`.
+  """`fresh` where `least_ratio` and its `support` let it be, elsewhere `memory`.
 
   Costs nothing where no row's memory changed, as with most chunks.
   """
-  # Slots behind a memory hold anything.
-  real_NxM = jnp.arange(memory.ids_NxW.shape[1]) < memory.length_N[:, None]
-  differs_NxM = real_NxM & (memory.ids_NxW != fresh.ids_NxW)
-  differs_N = differs_NxM.any(axis=1) | (memory.length_N != fresh.length_N)
-  ratio_N = lax.cond(
-    differs_N.any(),
-    lambda: log_ratio(agent, params, prompt, memory, fresh),
-    lambda: jnp.zeros(differs_N.shape, jnp.float32),
-  )
-  kept_N = differs_N & (ratio_N < math.log(agent.least_ratio))
-  return _where(kept_N, memory, fresh)
+
+  def taken():
+    ratio_N, given_N = support(agent, params, question, memory, chunk, fresh)
+    return given_N | (ratio_N >= math.log(agent.least_ratio))
+
+  same_N = _equal(fresh, memory)
+  taken_N = lax.cond(same_N.all(), lambda: same_N, taken)
+  return _where(taken_N, fresh, memory)
+
+
+def _equal(x: Tokens, y: Tokens) -> jax.Array:
+  """bool [N]: whether two rows hold the same tokens; both as wide."""
+  # Slots behind a row's tokens hold anything.
+  real_NxW = jnp.arange(x.ids_NxW.shape[1]) < x.length_N[:, None]
+  differs_NxW = real_NxW & (x.ids_NxW != y.ids_NxW)
+  return (x.length_N == y.length_N) & ~differs_NxW.any(axis=1)
 
 
 def _where(condition_N: jax.Array, x: Tokens, y: Tokens) -> Tokens:
@@ -292,7 +320,9 @@ def read(
     )
     new_memory, thought_N = carried_memory(agent, response, memory)
     if agent.least_ratio:
-      new_memory = likely_memory(agent, params, prompt, memory, new_memory)
+      new_memory = likely_memory(
+        agent, params, question, memory, chunk, new_memory
+      )
     return new_memory, Turns(response, new_memory, thought_N)
 
   def skip(memory, chunk, turn_N):

@@ -72,28 +72,34 @@ def test_what_turns_lose_and_take_says_what_a_least_ratio_does(
   settings, tmp_path
 ):
   usual = retention.measure(workdir=tmp_path / 'a', config=CONFIG, **settings)
-  losses, taken = _ratios(tmp_path / 'a')
+  losses, taken = _support(tmp_path / 'a')
   assert len(losses) == usual['lost'] and len(taken) == usual['keys']
   # This model slips, but takes needles up with much more than its slips have.
-  assert max(losses) < min(taken)
-  for least in (float(np.median(losses)), (max(losses) + min(taken)) / 2):
+  ratios = [ratio for ratio, _ in losses]
+  assert max(ratios) < min(taken)
+  for least in (float(np.median(ratios)), (max(ratios) + min(taken)) / 2):
     reading = dataclasses.replace(READING, least_ratio=math.exp(least))
     workdir = tmp_path / f'{least}'
     gated = retention.measure(
       workdir=workdir, config=CONFIG, **(settings | {'reading': reading})
     )
     assert gated['keys'] == usual['keys']
-    assert gated['lost'] == sum(ratio >= least for ratio in losses)
+    assert gated['lost'] == sum(
+      ratio >= least or given for ratio, given in losses
+    )
 
 
-def _ratios(workdir):
-  """Log ratios of the turns that lose a memory, and of those that take one up."""
+def _support(workdir):
+  """Of the turns that lose a memory, and the ratios of those that take one up."""
   lines = [
     json.loads(line)
     for line in (workdir / retention.TURNS).read_text().splitlines()
   ]
   losses = [
-    r for line in lines for x in line['losses'] for r in x['log_ratios']
+    pair
+    for line in lines
+    for loss in line['losses']
+    for pair in zip(loss['log_ratios'], loss['given'], strict=True)
   ]
   taken = [r for line in lines for kind in line['taken'].values() for r in kind]
   return losses, taken

@@ -159,12 +159,11 @@ def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
   fresh, _ = _read(usual, chunks, memory=old)
   chunk = jax.tree.map(lambda x: x[0], chunks)
   question = pad_rows([[11, 12], [12, 12]], 3)
-  prompt = prompts.memory_prompt(PROMPTS, question, old, chunk)
-  low, high = sorted(
-    rollout.log_ratio(usual, PARAMS, prompt, old, fresh).tolist()
-  )
+  ratio_N, given_N = rollout.support(usual, PARAMS, question, old, chunk, fresh)
+  assert not given_N.any()
+  low, high = sorted(ratio_N.tolist())
   assert high - low > 0.1
-  likelier = rollout.log_ratio(usual, PARAMS, prompt, old, fresh).argmax()
+  likelier = ratio_N.argmax()
   for log_least, taken in (
     (low - 0.01, {0, 1}),
     (low + 0.01, {int(likelier)}),
@@ -182,27 +181,63 @@ def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
       _agent(least_ratio=bad)
 
 
+def test_a_memory_is_taken_if_an_empty_one_became_it_too(monkeypatch):
+  agent = _agent(least_ratio=10.0)
+  question, chunk = pad_rows([[11, 12]], 3), pad_rows([[13, 14]], 8)
+  empty = rollout.first_memory(agent, 1)
+  old, fresh = pad_rows([[20, 21, 22]], 6), pad_rows([[25, 26]], 6)
+
+  def after(fresh, likely, likely_alone):
+    """With so much of the probability after the old memory, and after none."""
+
+    def log_probs(agent, params, prompt, memory):
+      del agent, params
+      alone = prompts.memory_prompt(PROMPTS, question, empty, chunk)
+      if _real(memory, 0) == _real(old, 0):
+        p = 0.2
+      elif _real(prompt, 0) == _real(alone, 0):
+        p = likely_alone
+      else:
+        p = likely
+      return jnp.log(jnp.array([[p, 1.0]]))
+
+    monkeypatch.setattr(rollout, 'memory_log_probs', log_probs)
+    with jax.disable_jit():
+      got = rollout.likely_memory(agent, PARAMS, question, old, chunk, fresh)
+    return _real(got, 0)
+
+  assert after(fresh, 0.7, 0.1) == [20, 21, 22]
+  assert after(fresh, 0.7, 0.49) == [20, 21, 22]
+  assert after(fresh, 0.7, 0.51) == [25, 26]
+  assert after(fresh, 2.1, 0.1) == [25, 26]
+  # Nothing is what an empty memory becomes beside most chunks.
+  assert after(empty, 0.7, 0.99) == [20, 21, 22]
+  assert after(empty, 2.1, 0.99) == [9, 10]
+
+
 def test_the_ratio_asks_nothing_of_a_memory_that_stays(monkeypatch):
   agent = _agent(least_ratio=10.0)
   # The same two tokens, other ids behind them.
-  old = Tokens(jnp.array([[20, 21, 3, 3]]), jnp.array([2]))
-  same = Tokens(jnp.array([[20, 21, 0, 7]]), jnp.array([2]))
+  old = Tokens(jnp.array([[20, 21, 3, 3, 0, 0]]), jnp.array([2]))
+  same = Tokens(jnp.array([[20, 21, 0, 7, 0, 0]]), jnp.array([2]))
   asked = []
 
-  def log_ratio(agent, params, prompt, memory, fresh):
-    del agent, params, prompt, memory
+  def log_probs(agent, params, prompt, memory):
+    del agent, params, prompt
     jax.debug.callback(lambda: asked.append(True))
-    return jnp.full(fresh.length_N.shape, 100.0)
+    return jnp.zeros((memory.length_N.shape[0], 1))
 
-  monkeypatch.setattr(rollout, 'log_ratio', log_ratio)
-  prompt = pad_rows([[5, 6]], 2)
-  got = rollout.likely_memory(agent, PARAMS, prompt, old, same)
-  jax.effects_barrier()
-  assert _real(got, 0) == [20, 21] and not asked
-  shorter = same.replace(length_N=jnp.array([1]))
-  got = rollout.likely_memory(agent, PARAMS, prompt, old, shorter)
-  jax.effects_barrier()
-  assert _real(got, 0) == [20] and asked
+  monkeypatch.setattr(rollout, 'memory_log_probs', log_probs)
+  question, chunk = pad_rows([[11]], 3), pad_rows([[13, 14]], 8)
+  for fresh, asks in (
+    (same, False),
+    (same.replace(length_N=jnp.array([1])), True),
+    (same.replace(ids_NxW=same.ids_NxW + 1), True),
+  ):
+    rollout.likely_memory(agent, PARAMS, question, old, chunk, fresh)
+    jax.effects_barrier()
+    assert bool(asked) == asks
+    asked.clear()
 
 
 def test_no_compilation_after_the_first_of_20_ragged_batches():
