@@ -141,6 +141,8 @@ class Prompts:
   memory_turn: tuple[Piece, ...]
   answer_turn: tuple[Piece, ...]
   empty_memory: tuple[int, ...]
+  # As a model writes it, behind a space.
+  spaced_empty_memory: tuple[int, ...] = ()
 
   @property
   def memory_turn_tokens(self) -> int:
@@ -172,6 +174,7 @@ def compile_template(template: Template, tokenizer) -> Prompts:
     memory_turn=compile_turn('memory_turn', template.memory_turn, tokenizer),
     answer_turn=compile_turn('answer_turn', template.answer_turn, tokenizer),
     empty_memory=tuple(tokenizer.encode(template.empty_memory)),
+    spaced_empty_memory=tuple(tokenizer.encode(' ' + template.empty_memory)),
   )
 
 

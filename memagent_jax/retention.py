@@ -225,7 +225,10 @@ class _Beside:
         for kind in dict.fromkeys(kinds.tolist())
       },
       'taken': {
-        kind: taken_N[right_N & (kinds == kind)].round(2).tolist()
+        kind: [
+          round(log_ratio, 2)
+          for log_ratio in taken_N[right_N & (kinds == kind)].tolist()
+        ]
         for kind in dict.fromkeys(kinds.tolist())
       },
       'losses': [

@@ -241,7 +241,7 @@ def support(
     memory_log_probs(agent, params, *pair).sum(axis=1)
     for pair in ((prompt, fresh), (prompt, memory), (alone, fresh))
   )
-  given_N = (alone_N >= math.log(0.5)) & ~_equal(fresh, empty)
+  given_N = (alone_N >= math.log(0.5)) & ~_is_empty(agent, fresh)
   return fresh_N - memory_N, given_N
 
 
@@ -265,6 +265,17 @@ def likely_memory(
   same_N = _equal(fresh, memory)
   taken_N = lax.cond(same_N.all(), lambda: same_N, taken)
   return _where(taken_N, fresh, memory)
+
+
+def _is_empty(agent: AgentConfig, memory: Tokens) -> jax.Array:
+  """bool [N]: whether it is the template's text for no memory."""
+  found_N = jnp.zeros(memory.length_N.shape, bool)
+  prompts = agent.prompts
+  for ids in (prompts.empty_memory, prompts.spaced_empty_memory):
+    if 0 < len(ids) <= memory.ids_NxW.shape[1]:
+      same_N = (memory.ids_NxW[:, : len(ids)] == jnp.array(ids)).all(axis=1)
+      found_N |= same_N & (memory.length_N == len(ids))
+  return found_N
 
 
 def _equal(x: Tokens, y: Tokens) -> jax.Array:

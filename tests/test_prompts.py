@@ -51,6 +51,17 @@ def test_assembled_ids_are_pieces_and_fields_end_to_end(tiny_tokenizer):
   assert len(_ids(got, 0)) == compiled.memory_turn_tokens + fields
 
 
+def test_no_memory_has_ids_as_in_the_template_and_behind_a_space(
+  tiny_tokenizer,
+):
+  compiled = prompts.compile_template(TEMPLATE, tiny_tokenizer)
+  for ids, text in (
+    (compiled.empty_memory, 'none'),
+    (compiled.spaced_empty_memory, ' none'),
+  ):
+    assert tiny_tokenizer.decode(ids) == text
+
+
 def test_arbitrary_padding_is_inert(tiny_tokenizer):
   compiled = prompts.compile_template(TEMPLATE, tiny_tokenizer)
   short = Tokens(jnp.array([[5, 99, 99]]), jnp.array([1]))

@@ -19,6 +19,7 @@ PROMPTS = Prompts(
   memory_turn=((1, 2), 'question', (3,), 'memory', (4,), 'chunk', (5, 6)),
   answer_turn=((1, 7), 'question', (3,), 'memory', (8,)),
   empty_memory=(9, 10),
+  spaced_empty_memory=(15, 16),
 )
 
 
@@ -212,6 +213,8 @@ def test_a_memory_is_taken_if_an_empty_one_became_it_too(monkeypatch):
   assert after(fresh, 2.1, 0.1) == [25, 26]
   # Nothing is what an empty memory becomes beside most chunks.
   assert after(empty, 0.7, 0.99) == [20, 21, 22]
+  assert after(pad_rows([[15, 16]], 6), 0.7, 0.99) == [20, 21, 22]
+  assert after(pad_rows([[15, 16, 17]], 6), 0.7, 0.99) == [15, 16, 17]
   assert after(empty, 2.1, 0.99) == [9, 10]
 
 
