@@ -18,7 +18,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from memagent_jax import decode
+from memagent_jax import decode, sharding
 from memagent_jax import prompts as prompts_lib
 from memagent_jax.decode import SamplingConfig
 from memagent_jax.log_probs import response_log_probs
@@ -233,13 +233,17 @@ def support(
     to an empty memory as well: with half of the probability, and it is not empty.
   """
   empty = first_memory(agent, memory.length_N.shape[0])
-  prompt, alone = (
-    prompts_lib.memory_prompt(agent.prompts, question, before, chunk)
-    for before in (memory, empty)
+  pairs = [(memory, fresh), (memory, memory), (empty, fresh)]
+  before, after = (
+    jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
+    for tokens in zip(*pairs, strict=True)
   )
-  fresh_N, memory_N, alone_N = (
-    memory_log_probs(agent, params, *pair).sum(axis=1)
-    for pair in ((prompt, fresh), (prompt, memory), (alone, fresh))
+  question, chunk = jax.tree.map(
+    lambda x: jnp.concatenate([x] * len(pairs)), (question, chunk)
+  )
+  prompt = prompts_lib.memory_prompt(agent.prompts, question, before, chunk)
+  fresh_N, memory_N, alone_N = jnp.split(
+    memory_log_probs(agent, params, prompt, after).sum(axis=1), len(pairs)
   )
   given_N = (alone_N >= math.log(0.5)) & ~_is_empty(agent, fresh)
   return fresh_N - memory_N, given_N
@@ -255,16 +259,30 @@ def likely_memory(
 ) -> Tokens:
   """`fresh` where `least_ratio` and its `support` let it be, elsewhere `memory`.
 
-  Costs nothing where no row's memory changed, as with most chunks.
+  Rows whose memory changed are judged one by one (of every device one), which costs
+  nothing where there are none: with a model that copies, beside most chunks.
   """
+  changed_N = ~_equal(fresh, memory)
+  shards = sharding.parts('rows')
+  rows, changed_SxB = jax.tree.map(
+    lambda x: x.reshape(shards, -1, *x.shape[1:]),
+    ((question, memory, chunk, fresh), changed_N),
+  )
+  order_SxB = jnp.argsort(~changed_SxB, axis=1, stable=True)
+  take = jax.vmap(lambda x, row: x[row])
+  put = jax.vmap(lambda x, row, new: x.at[row].set(new))
 
-  def taken():
-    ratio_N, given_N = support(agent, params, question, memory, chunk, fresh)
-    return given_N | (ratio_N >= math.log(agent.least_ratio))
+  def judge(i, taken_SxB):
+    row_S = order_SxB[:, i]
+    picked = jax.tree.map(lambda x: take(x, row_S), rows)
+    ratio_S, given_S = support(agent, params, *picked)
+    taken_S = given_S | (ratio_S >= math.log(agent.least_ratio))
+    return put(taken_SxB, row_S, taken_S)
 
-  same_N = _equal(fresh, memory)
-  taken_N = lax.cond(same_N.all(), lambda: same_N, taken)
-  return _where(taken_N, fresh, memory)
+  taken_SxB = lax.fori_loop(
+    0, changed_SxB.sum(axis=1).max(), judge, jnp.zeros_like(changed_SxB)
+  )
+  return _where(taken_SxB.reshape(-1), fresh, memory)
 
 
 def _is_empty(agent: AgentConfig, memory: Tokens) -> jax.Array:

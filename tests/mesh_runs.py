@@ -32,10 +32,13 @@ DOCUMENTS, ROLLOUTS = 8, 3
 
 
 def source(model: Model):
-  # A mesh reads prompts in three blocks, one device all at once.
+  # A mesh reads prompts in three blocks, one device all at once. About half of the
+  # memories are less likely than the ones before and not taken.
   mesh = jax.sharding.get_abstract_mesh()
   reading = dataclasses.replace(
-    tiny_runs.READING, prefill_rows=0 if mesh.empty else 8
+    tiny_runs.READING,
+    prefill_rows=0 if mesh.empty else 8,
+    least_ratio=1.0,
   )
   return tiny_runs.rollouts(
     model,
@@ -110,6 +113,7 @@ def main(out: str, shape: str, processes='1', index='0', port='0'):
     result[f'lengths_{i}'] = one.turns.response.length_N
     result[f'logprobs_{i}'] = one.turns.response.logprob_NxR
     result[f'answers_{i}'] = one.answer.ids_NxR
+    result[f'memories_{i}'] = one.turns.memory.length_N
   rows = read_metrics(workdir / 'metrics.jsonl')
   for name in ('loss', 'grad_norm'):
     result[name] = np.asarray([row[name] for row in rows if name in row])

@@ -194,13 +194,16 @@ def test_a_memory_is_taken_if_an_empty_one_became_it_too(monkeypatch):
     def log_probs(agent, params, prompt, memory):
       del agent, params
       alone = prompts.memory_prompt(PROMPTS, question, empty, chunk)
-      if _real(memory, 0) == _real(old, 0):
-        p = 0.2
-      elif _real(prompt, 0) == _real(alone, 0):
-        p = likely_alone
-      else:
-        p = likely
-      return jnp.log(jnp.array([[p, 1.0]]))
+      p_Nx2 = []
+      for row in range(memory.length_N.shape[0]):
+        if _real(memory, row) == _real(old, 0):
+          p = 0.2
+        elif _real(prompt, row) == _real(alone, 0):
+          p = likely_alone
+        else:
+          p = likely
+        p_Nx2.append([p, 1.0])
+      return jnp.log(jnp.array(p_Nx2))
 
     monkeypatch.setattr(rollout, 'memory_log_probs', log_probs)
     with jax.disable_jit():
