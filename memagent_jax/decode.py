@@ -22,7 +22,13 @@ import jax.numpy as jnp
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.transformer import Decoder, LayerKV, Past
-from memagent_jax.sharding import constrain, parts
+from memagent_jax.sharding import (
+  by_part,
+  constrain,
+  parts,
+  put_rows,
+  take_rows,
+)
 from memagent_jax.structs import EOS, LENGTH, SKIPPED, Response, Tokens
 
 
@@ -82,12 +88,8 @@ def prefill(
     return _prefill(config, params, prompt)
   # A block has rows of every device, so that none has to be sent.
   per_shard = size // shards
-  by_shard = jax.tree.map(
-    lambda x: x.reshape(shards, n // shards, *x.shape[1:]), prompt
-  )
+  by_shard = by_part(prompt)
   order_SxN, first_SxN, different_S = jax.vmap(_read_once)(by_shard)
-  take = jax.vmap(lambda x, rows: x[rows])
-  put = jax.vmap(lambda x, rows, new: x.at[rows].set(new))
 
   def rows_of(block):
     start = block * per_shard
@@ -95,24 +97,19 @@ def prefill(
 
   def run(rows_SxB):
     prompts = jax.tree.map(
-      lambda x: take(x, rows_SxB).reshape(size, *x.shape[2:]), by_shard
+      lambda x: x.reshape(size, *x.shape[2:]), take_rows(by_shard, rows_SxB)
     )
     read = _prefill(config, params, prompts)
-    return jax.tree.map(
-      lambda x: x.reshape(shards, per_shard, *x.shape[1:]),
-      (read.kv, read.logits_NxV),
-    )
+    return by_part((read.kv, read.logits_NxV))
 
   def read(block, found):
     rows_SxB = rows_of(block)
-    return jax.tree.map(
-      lambda x, new: put(x, rows_SxB, new), found, run(rows_SxB)
-    )
+    return put_rows(found, rows_SxB, run(rows_SxB))
 
   def copy(block, found):
     rows_SxB = rows_of(block)
-    same_SxB = take(first_SxN, rows_SxB)
-    return jax.tree.map(lambda x: put(x, rows_SxB, take(x, same_SxB)), found)
+    same_SxB = take_rows(first_SxN, rows_SxB)
+    return put_rows(found, rows_SxB, take_rows(found, same_SxB))
 
   axes = {3: ('vocab',), 5: ('kv_heads', 'head_dim', 'slots')}
   found = jax.tree.map(

@@ -22,7 +22,7 @@ from memagent_jax import (
   sharding,
   trajectories,
 )
-from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
+from memagent_jax.data.batches import Batch, BatchIterator
 from memagent_jax.data.skills import SkillConfig
 from memagent_jax.decode import SamplingConfig
 from memagent_jax.models.pretrained import Model
@@ -135,12 +135,7 @@ class Validation:
     batches = BatchIterator(
       documents(model.tokenizer),
       model.tokenizer,
-      BatchConfig(
-        batch_size=rows,
-        chunk_tokens=reading.chunk_tokens,
-        question_tokens=reading.question_tokens,
-        chunk_cut=reading.chunk_cut,
-      ),
+      trajectories.batch_config(reading, rows),
     )
     self._batches = [next(batches) for _ in range(count // rows)]
 

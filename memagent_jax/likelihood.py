@@ -18,7 +18,7 @@ import numpy as np
 from memagent_jax import decode, prompts, rollout
 from memagent_jax.data import haystack
 from memagent_jax.data.chunks import ChunkCutter
-from memagent_jax.log_probs import response_log_probs
+from memagent_jax.log_probs import log_probs_after
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.rollout import AgentConfig, ReadingConfig
@@ -105,19 +105,10 @@ def _score(
 ) -> jax.Array:
   """Mean log-probability of every row's chunk, float32 [N]."""
   before = prompts.before_chunk(agent.prompts, question, memory)
-  row = prompts.concatenate([before, chunk])
-  logprob_NxK, _ = response_log_probs(
-    agent.model,
-    params,
-    row.ids_NxW,
-    before.length_N,
-    chunk.length_N,
-    response_tokens=chunk.ids_NxW.shape[1],
-    temperature=1.0,
-    with_entropy=False,
+  logprob_NxK = log_probs_after(
+    agent.model, params, before, chunk, temperature=1.0
   )
-  real_NxK = jnp.arange(logprob_NxK.shape[1]) < chunk.length_N[:, None]
-  return jnp.where(real_NxK, logprob_NxK, 0.0).sum(axis=1) / chunk.length_N
+  return logprob_NxK.sum(axis=1) / chunk.length_N
 
 
 def _chunks(model: Model, config: LikelihoodConfig) -> Tokens:

@@ -15,11 +15,13 @@ from jax import lax
 import jax.numpy as jnp
 
 from memagent_jax import decode
+from memagent_jax import prompts as prompts_lib
 from memagent_jax.decode import SamplingConfig
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.transformer import Decoder
 from memagent_jax.sharding import constrain
+from memagent_jax.structs import Tokens
 
 
 def response_log_probs(
@@ -102,6 +104,32 @@ def response_log_probs(
   with jax.named_scope('head'):
     blocks = lax.map(head, (split(hidden_NxRxE), split(token_NxR)))
   return jax.tree.map(join, blocks)
+
+
+def log_probs_after(
+  config: ModelConfig,
+  params,
+  prompt: Tokens,
+  response: Tokens,
+  *,
+  temperature: float,
+) -> jax.Array:
+  """`response_log_probs` of responses that are rows of their own, R wide.
+
+  Returns:
+    float32 [N, R]; 0 behind a response.
+  """
+  row = prompts_lib.concatenate([prompt, response])
+  logprob_NxR, _ = response_log_probs(
+    config,
+    params,
+    row.ids_NxW,
+    prompt.length_N,
+    response.length_N,
+    response_tokens=response.ids_NxW.shape[1],
+    temperature=temperature,
+  )
+  return logprob_NxR
 
 
 def _head(config, params, sampling, with_entropy, block):

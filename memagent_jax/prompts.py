@@ -142,7 +142,7 @@ class Prompts:
   answer_turn: tuple[Piece, ...]
   empty_memory: tuple[int, ...]
   # As a model writes it, behind a space.
-  spaced_empty_memory: tuple[int, ...] = ()
+  spaced_empty_memory: tuple[int, ...]
 
   @property
   def memory_turn_tokens(self) -> int:

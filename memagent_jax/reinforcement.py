@@ -23,7 +23,7 @@ from memagent_jax import (
 )
 from memagent_jax import trajectories as trajectories_lib
 from memagent_jax import update as update_lib
-from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
+from memagent_jax.data.batches import Batch, BatchIterator
 from memagent_jax.experience import Experience
 from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models import lora
@@ -204,12 +204,8 @@ class Rollouts:
       for step, temperature in temperatures
     ]
     self._tokenizer, self._documents = model.tokenizer, documents_per_step
-    batches = BatchConfig(
-      batch_size=documents_per_step,
-      chunk_tokens=reading.chunk_tokens,
-      question_tokens=reading.question_tokens,
-      chunk_cut=reading.chunk_cut,
-      seed=reading.seed,
+    batches = trajectories_lib.batch_config(
+      reading, documents_per_step, reading.seed
     )
     self._batches = [
       (step, BatchIterator(make(model.tokenizer), model.tokenizer, batches))

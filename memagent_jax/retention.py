@@ -216,20 +216,18 @@ class _Beside:
     kinds = np.asarray([key.kind for key in keys])
     turns_N = right_N * config.chunks_per_key
     per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0)
+    of_kind = {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
     return {
       'counts': {
         kind: {
-          name: int(values[kinds == kind].sum())
+          name: int(values[mine_N].sum())
           for name, values in zip(_COUNTS, per_key, strict=True)
         }
-        for kind in dict.fromkeys(kinds.tolist())
+        for kind, mine_N in of_kind.items()
       },
       'taken': {
-        kind: [
-          round(log_ratio, 2)
-          for log_ratio in taken_N[right_N & (kinds == kind)].tolist()
-        ]
-        for kind in dict.fromkeys(kinds.tolist())
+        kind: [round(ratio, 2) for ratio in taken_N[right_N & mine_N].tolist()]
+        for kind, mine_N in of_kind.items()
       },
       'losses': [
         {

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from memagent_jax import decode, sharding
 from memagent_jax import prompts as prompts_lib
 from memagent_jax.decode import SamplingConfig
-from memagent_jax.log_probs import response_log_probs
+from memagent_jax.log_probs import log_probs_after
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.pretrained import Model
 from memagent_jax.prompts import Prompts, Template
@@ -204,17 +204,13 @@ def memory_log_probs(
   """
   end = prompts_lib.repeat_ids((agent.end_id,), memory.length_N.shape[0])
   response = prompts_lib.concatenate([memory, end])
-  ids = prompts_lib.concatenate([prompt, response])
-  logprob_NxR, _ = response_log_probs(
+  return log_probs_after(
     agent.model,
     params,
-    ids.ids_NxW,
-    prompt.length_N,
-    response.length_N,
-    response_tokens=response.ids_NxW.shape[1],
+    prompt,
+    response,
     temperature=agent.memory.temperature,
   )
-  return logprob_NxR
 
 
 def support(
@@ -263,21 +259,17 @@ def likely_memory(
   nothing where there are none: with a model that copies, beside most chunks.
   """
   changed_N = ~_equal(fresh, memory)
-  shards = sharding.parts('rows')
-  rows, changed_SxB = jax.tree.map(
-    lambda x: x.reshape(shards, -1, *x.shape[1:]),
-    ((question, memory, chunk, fresh), changed_N),
+  rows, changed_SxB = sharding.by_part(
+    ((question, memory, chunk, fresh), changed_N)
   )
   order_SxB = jnp.argsort(~changed_SxB, axis=1, stable=True)
-  take = jax.vmap(lambda x, row: x[row])
-  put = jax.vmap(lambda x, row, new: x.at[row].set(new))
 
   def judge(i, taken_SxB):
     row_S = order_SxB[:, i]
-    picked = jax.tree.map(lambda x: take(x, row_S), rows)
+    picked = sharding.take_rows(rows, row_S)
     ratio_S, given_S = support(agent, params, *picked)
     taken_S = given_S | (ratio_S >= math.log(agent.least_ratio))
-    return put(taken_SxB, row_S, taken_S)
+    return sharding.put_rows(taken_SxB, row_S, taken_S)
 
   taken_SxB = lax.fori_loop(
     0, changed_SxB.sum(axis=1).max(), judge, jnp.zeros_like(changed_SxB)
@@ -290,7 +282,7 @@ def _is_empty(agent: AgentConfig, memory: Tokens) -> jax.Array:
   found_N = jnp.zeros(memory.length_N.shape, bool)
   prompts = agent.prompts
   for ids in (prompts.empty_memory, prompts.spaced_empty_memory):
-    if 0 < len(ids) <= memory.ids_NxW.shape[1]:
+    if len(ids) <= memory.ids_NxW.shape[1]:
       same_N = (memory.ids_NxW[:, : len(ids)] == jnp.array(ids)).all(axis=1)
       found_N |= same_N & (memory.length_N == len(ids))
   return found_N

@@ -217,6 +217,24 @@ def rows(tree, axis: int = 0):
   return jax.tree.map(one, tree)
 
 
+def by_part(tree):
+  """Arrays of N rows as [S, N / S, ...]: of every part of `rows` its own."""
+  shards = parts('rows')
+  return jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), tree)
+
+
+def take_rows(tree, row_Sx: jax.Array):
+  """Of arrays as of `by_part`, rows of each part; none is sent to another."""
+  take = jax.vmap(lambda x, row: x[row])
+  return jax.tree.map(lambda x: take(x, row_Sx), tree)
+
+
+def put_rows(tree, row_Sx: jax.Array, new):
+  """Arrays as of `by_part` with `new` in rows of each part."""
+  put = jax.vmap(lambda x, row, new: x.at[row].set(new))
+  return jax.tree.map(lambda x, new: put(x, row_Sx, new), tree, new)
+
+
 def everywhere(tree):
   """Arrays on every device of the mesh that is set; without one, as they are."""
   mesh = jax.sharding.get_mesh()

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from memagent_jax import decode, rewards, rollout, sharding
-from memagent_jax.data.batches import Batch
-from memagent_jax.rollout import AgentConfig
+from memagent_jax.data.batches import Batch, BatchConfig
+from memagent_jax.rollout import AgentConfig, ReadingConfig
 from memagent_jax.structs import EOS, Documents, Response, Tokens, Turns
 
 # Chunk slots that one call of `rollout.read` scans.
@@ -42,6 +42,19 @@ class Verdicts:
   metric_BxG: np.ndarray  # float32, in 0 ... 1: what evaluation reports
   outcomes: Mapping[str, int]  # of the rewards, by name
   answers: Sequence[str]  # text of every trajectory's answer turn
+
+
+def batch_config(
+  reading: ReadingConfig, batch_size: int, seed: int = 0
+) -> BatchConfig:
+  """Documents as a reading takes them; `seed` is of their order."""
+  return BatchConfig(
+    batch_size=batch_size,
+    chunk_tokens=reading.chunk_tokens,
+    question_tokens=reading.question_tokens,
+    chunk_cut=reading.chunk_cut,
+    seed=seed,
+  )
 
 
 def part_rows(rows: int, rows_at_once: int) -> int:

@@ -57,10 +57,7 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
   for name in ('turns', 'lost', 'keys', 'lost_keys'):
     kinds = [quick[f'{kind}/{name}'] for kind in ('number', 'uuid')]
     assert sum(kinds) == quick[name]
-  lines = [
-    json.loads(line)
-    for line in (tmp_path / 'a' / retention.TURNS).read_text().splitlines()
-  ]
+  lines = _lines(tmp_path / 'a')
   losses = [loss for line in lines for loss in line['losses']]
   assert len(losses) == quick['lost_keys'] < quick['keys']
   assert sum(loss['lost'] for loss in losses) == quick['lost']
@@ -89,12 +86,14 @@ def test_what_turns_lose_and_take_says_what_a_least_ratio_does(
     )
 
 
+def _lines(workdir):
+  text = (workdir / retention.TURNS).read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
 def _support(workdir):
   """Of the turns that lose a memory, and the ratios of those that take one up."""
-  lines = [
-    json.loads(line)
-    for line in (workdir / retention.TURNS).read_text().splitlines()
-  ]
+  lines = _lines(workdir)
   losses = [
     pair
     for line in lines

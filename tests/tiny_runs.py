@@ -12,7 +12,7 @@ import numpy as np
 
 from memagent_jax import rollout, trajectories
 from memagent_jax.data import row_source, tasks
-from memagent_jax.data.batches import Batch, BatchConfig, BatchIterator
+from memagent_jax.data.batches import Batch, BatchIterator
 from memagent_jax.data.examples import Example
 from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models import transformer
@@ -95,13 +95,7 @@ def agent(of: Model) -> AgentConfig:
 
 def batch(tokenizer, *, chunks: int, rows: int) -> Batch:
   """The first documents of a source of `rollouts`, of so many chunks each."""
-  config = BatchConfig(
-    batch_size=rows,
-    chunk_tokens=READING.chunk_tokens,
-    question_tokens=READING.question_tokens,
-    chunk_cut=READING.chunk_cut,
-    seed=READING.seed,
-  )
+  config = trajectories.batch_config(READING, rows, READING.seed)
   task = documents((chunks,))(tokenizer)
   return next(BatchIterator(task, tokenizer, config))
 
