@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
 from pathlib import Path
+import uuid
 
 # The file of a workdir that says whose rows it has.
 CONFIG = 'config.gin'
@@ -47,6 +48,8 @@ def rewrite(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
 def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
   """Makes a workdir for the rows of one config.
 
+  Processes that start side by side may claim it at once.
+
   Raises:
     ValueError: it has rows of another config.
   """
@@ -54,8 +57,11 @@ def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / CONFIG
   if not path.exists():
-    path.write_text(config_text, encoding='utf-8')
-  elif path.read_text(encoding='utf-8') != config_text:
+    # Never there in part, whoever looks and whatever is killed.
+    partial = workdir / f'{CONFIG}.{uuid.uuid4().hex}.partial'
+    partial.write_text(config_text, encoding='utf-8')
+    os.replace(partial, path)
+  if path.read_text(encoding='utf-8') != config_text:
     raise ValueError(
       f'{workdir} has rows of another config ({path.name}); use another workdir.'
     )
