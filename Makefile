@@ -21,7 +21,8 @@ demo: $(INSTALLED)
 	@echo '== 2 of 3: before and after, on documents far longer than those it learned from'
 	$(PY) -m experiments.evaluate --gin_file=gin_configs/runs/demo_lengths.gin \
 	  --workdir=$(OUT)/lengths --processes=2
-	$(PY) -m experiments.report --workdir=$(OUT)/lengths --trained_tokens=700
+	$(PY) -m experiments.report --workdir=$(OUT)/lengths --trained_tokens=700 \
+	  --scorer=boxed_em
 	@echo '== 3 of 3: a language model reads the start of a novel, chunk by chunk'
 	$(PY) -m experiments.ask \
 	  --document=experiments/data/adventures_of_sherlock_holmes.txt.gz \
@@ -29,7 +30,7 @@ demo: $(INSTALLED)
 	  --question='Under what name does the masked visitor come to Holmes?' \
 	  --chunk_tokens=1024 --memory_tokens=96 --answer_tokens=64 \
 	  --output=$(OUT)/reading.json --trace=$(OUT)/reading.html
-	@echo '== the curve: $(OUT)/lengths/report/report.html; the life of a memory: $(OUT)/reading.html'
+	@echo '== the curve: $(OUT)/lengths/report_boxed_em/report.html; the life of a memory: $(OUT)/reading.html'
 
 test: $(INSTALLED) $(TPU_AOT)
 	@echo '== tests (the slow ones: make test-slow)'

@@ -2,9 +2,10 @@
 
   python -m experiments.report --workdir=runs/eval_quick
   python -m experiments.report --workdir=A --compare=B   # paired bootstrap
+  python -m experiments.report --workdir=A --scorer=boxed_em
 
-Writes WORKDIR/report/: report.html (self-contained), PNG and SVG, tables.md,
-points.csv.
+Writes WORKDIR/report/, or report_SCORER/: report.html (self-contained), PNG and
+SVG, tables.md, points.csv.
 """
 
 from absl import app, flags
@@ -25,6 +26,12 @@ _LEAST_TOKENS = flags.DEFINE_integer(
 _COMPARE = flags.DEFINE_string(
   'compare', None, 'Workdir of another run on the same examples.'
 )
+_SCORER = flags.DEFINE_string(
+  'scorer',
+  None,
+  'Scores the answers anew, such as boxed_em, the reward of training. '
+  "[the task's metric]",
+)
 
 
 def main(argv):
@@ -44,10 +51,12 @@ def main(argv):
       trained_tokens=_TRAINED_TOKENS.value,
       least_tokens=_LEAST_TOKENS.value,
       compared=_COMPARE.value,
+      scorer=_SCORER.value,
     )
-    rows = grid_rows.read_rows(_WORKDIR.value)
+    rows = grid_rows.read_rows(_WORKDIR.value, _SCORER.value)
     for sampling, mine in series_lib.samplings(rows).items():
-      print(f'{sampling}, {_AXIS.value}')
+      scored = f'{_SCORER.value}, ' if _SCORER.value else ''
+      print(f'{sampling}, {scored}{_AXIS.value}')
       table = tables.accuracy_table(series_lib.points(mine))
       print(tables.text(table))
     print(f'page: {path}')

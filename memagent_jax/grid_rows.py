@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from memagent_jax import row_log
+from memagent_jax import rewards, row_log
 
 LIKELIHOOD = 'likelihood.jsonl'
 _NOT_RUN = 'not_run.json'
@@ -26,12 +26,27 @@ class Cell:
   seed: int
 
 
-def read_rows(workdir: str | os.PathLike) -> list[dict]:
-  """The rows of a workdir, every one once; half-written lines are left out."""
+def read_rows(
+  workdir: str | os.PathLike, scorer: str | None = None
+) -> list[dict]:
+  """The rows of a workdir, every one once; half-written lines are left out.
+
+  Args:
+    workdir: of a grid.
+    scorer: one of `rewards.SCORERS` that scores the answers anew; None leaves
+      the score of the row's own metric.
+
+  Raises:
+    ValueError: an unknown scorer, or answers that it does not take.
+  """
   rows: dict[tuple[Cell, int], dict] = {}
   for path in sorted(Path(workdir).glob('rows*.jsonl')):
     for row in row_log.read(path):
       rows.setdefault(place(row), row)
+  if scorer is not None:
+    for row in rows.values():
+      score = rewards.score(scorer, row['answer'], row['answers'])
+      row['score'] = 0.0 if row['error'] else score.value
   return list(rows.values())
 
 

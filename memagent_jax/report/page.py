@@ -34,8 +34,11 @@ def write(
   trained_tokens: int | None = None,
   least_tokens: int = 0,
   compared: str | os.PathLike | None = None,
+  scorer: str | None = None,
 ) -> Path:
-  """Writes the report of a workdir into its folder `report`; its page's path.
+  """Writes the report of a workdir into a folder of it; its page's path.
+
+  The folder is `report`, or `report_SCORER`.
 
   Args:
     workdir: of a grid, finished or not.
@@ -44,17 +47,18 @@ def write(
     trained_tokens: longest document of training, shaded in the plot.
     least_tokens: where the drop to the longest documents is counted from.
     compared: workdir of another run on the same examples.
+    scorer: as `grid_rows.read_rows` has it.
 
   Raises:
-    ValueError: a workdir without rows.
+    ValueError: a workdir without rows, or an unknown scorer.
   """
   workdir = Path(workdir)
-  rows = grid_rows.read_rows(workdir)
+  rows = grid_rows.read_rows(workdir, scorer)
   if not rows:
     raise ValueError(
       f'{workdir}: no rows; expected what experiments.evaluate wrote.'
     )
-  folder = workdir / 'report'
+  folder = workdir / (f'report_{scorer}' if scorer else 'report')
   folder.mkdir(exist_ok=True)
   timings = grid_rows.read_timings(workdir)
   not_run = grid_rows.read_not_run(workdir)
@@ -63,7 +67,7 @@ def write(
     parts.append(f'<h2>{html.escape(sampling.capitalize())}</h2>')
     lines.append(f'## {sampling.capitalize()}\n')
     sections = _sections(
-      mine, timings, not_run, axis, trained_tokens, least_tokens, title
+      mine, timings, not_run, axis, trained_tokens, least_tokens, title, scorer
     )
     for name, heading, note, content in sections:
       if isinstance(content, list):
@@ -74,7 +78,7 @@ def write(
         figure = f'<figure>{_save(folder, stem, content)}</figure>'
         part = _part(3, heading, figure, note)
       parts.append(f'<section>{part}\n</section>')
-  for heading, note, table in _closing_tables(workdir, rows, compared):
+  for heading, note, table in _closing_tables(workdir, rows, compared, scorer):
     part, marked = _table_part(2, heading, table, note)
     parts.append(part)
     lines.append(marked)
@@ -117,7 +121,10 @@ def _table_part(
 
 
 def _closing_tables(
-  workdir: Path, rows: Sequence[Mapping], compared: str | os.PathLike | None
+  workdir: Path,
+  rows: Sequence[Mapping],
+  compared: str | os.PathLike | None,
+  scorer: str | None,
 ) -> Iterator[tuple[str, str, Table]]:
   """(heading, note, table) of what is not of one sampling."""
   likelihood = grid_rows.read_likelihood(workdir)
@@ -125,12 +132,13 @@ def _closing_tables(
     table = tables.likelihood_table(likelihood)
     yield 'Likelihood', tables.LIKELIHOOD_NOTE, table
   if compared is not None:
-    table = tables.comparison_table(rows, grid_rows.read_rows(compared))
+    others = grid_rows.read_rows(compared, scorer)
+    table = tables.comparison_table(rows, others)
     yield f'Against {compared}', tables.BOOTSTRAP_NOTE, table
 
 
 def _sections(
-  rows, timings, not_run, axis, trained_tokens, least_tokens, title
+  rows, timings, not_run, axis, trained_tokens, least_tokens, title, scorer
 ) -> list[tuple[str, str, str, Any]]:
   """(file name, heading, note, table or figure) of one sampling."""
   found = series_lib.points(rows)
@@ -150,7 +158,8 @@ def _sections(
     trained_tokens=trained_tokens,
     not_run=beyond,
   )
-  note = f'Lengths are {axis}. {_INTERVAL_NOTE}'
+  scored = f'Scored by {scorer}. ' if scorer else ''
+  note = f'Lengths are {axis}. {scored}{_INTERVAL_NOTE}'
   sections = [
     ('accuracy', 'Accuracy against length', note, plot),
     ('', f'Accuracy, {ALL_TASKS}', '', tables.accuracy_table(found, axis)),

@@ -135,6 +135,22 @@ def test_two_runs_are_compared_on_their_common_rows(workdir, tmp_path_factory):
   assert 'other - this' in text and '-50.0 [' in text
 
 
+def test_answers_are_scored_anew(workdir, tmp_path_factory):
+  other = tmp_path_factory.mktemp('other')
+  answers = ('\\boxed{4}', 'four', '4, or so', '\\boxed{4}')
+  made = [row('after', 4000, i, answer=a) for i, a in enumerate(answers)]
+  made[3]['error'] = 'it ended'
+  row_log.append(other / 'rows.jsonl', made)
+  path, text = written(other, scorer='boxed_em')
+  assert path.parent.name == 'report_boxed_em'
+  assert 'Scored by boxed_em.' in text and '25.0 [' in text
+  # The answers of `workdir` have no box: all four are wrong.
+  _, text = written(other, scorer='boxed_em', compared=workdir)
+  assert '-25.0 [' in text
+  with pytest.raises(ValueError, match='is unknown; expected one of boxed_em'):
+    written(other, scorer='x')
+
+
 def test_no_rows_are_an_error(tmp_path):
   with pytest.raises(ValueError, match='no rows; expected what'):
     written(tmp_path)
