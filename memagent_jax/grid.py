@@ -151,7 +151,8 @@ def plan(
     for number, start in enumerate(range(0, len(places), size)):
       batches.append(
         Batch(
-          f'{model}_{name}_{tokens}_{number}',
+          # A comma is in no name.
+          f'{model},{name},{tokens},{number}',
           tuple(places[start : start + size]),
           size,
           tokens,

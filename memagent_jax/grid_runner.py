@@ -36,11 +36,17 @@ from memagent_jax.data.examples import Example
 from memagent_jax.grid import Batch, Block, Place, Plan
 from memagent_jax.likelihood import LikelihoodConfig
 from memagent_jax.methods.method import Method, Result
+from memagent_jax.methods.progress import Progress
 from memagent_jax.models import pretrained
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.sharding import MeshConfig
 
 _NAME = re.compile(r'[\w .+-]+')
+# Between two lines about the same batch.
+_TOLD_EVERY_SECONDS = 60.0
+
+# FLOPs and seconds so far, by model and method.
+_Rates = dict[tuple[str, str], tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +89,7 @@ def evaluate(
   merge: Sequence[str | os.PathLike] | None = None,
   likelihood: LikelihoodConfig | None = None,
   mesh: MeshConfig | None = None,
+  save_every_seconds: float = 30.0,
   report: Callable[[str], None] = print,
 ) -> None:
   """Runs what of a grid, or of one shard of it, is not done.
@@ -101,7 +108,8 @@ def evaluate(
     likelihood: measured for every model, by the first shard; None: not at all.
     mesh: devices of this process that share every batch, for models that one does
       not hold; None: the default device alone. Several hosts take a shard each.
-    report: gets a line per batch.
+    save_every_seconds: least time between two saves of a batch in flight.
+    report: gets a line per batch, and one a minute meanwhile.
 
   Raises:
     ValueError: a workdir of another grid, an unknown task, model or method, or
@@ -125,7 +133,16 @@ def evaluate(
   ending = '' if shard == (0, 1) else f'_{shard[0]}_of_{shard[1]}'
   if retry_failed:
     _forget_failed(workdir)
-  runner = _Runner(workdir, ending, models, methods, documents, mesh, report)
+  runner = _Runner(
+    workdir,
+    ending,
+    models,
+    methods,
+    documents,
+    mesh,
+    save_every_seconds,
+    report,
+  )
   runner.run(batches)
   if likelihood is not None and shard[0] == 0:
     runner.measure_likelihood(likelihood)
@@ -172,10 +189,21 @@ def _collect(
 class _Runner:
   """Runs batches one after another."""
 
-  def __init__(self, workdir, ending, models, methods, documents, mesh, report):
+  def __init__(
+    self,
+    workdir,
+    ending,
+    models,
+    methods,
+    documents,
+    mesh,
+    save_every_seconds,
+    report,
+  ):
     self._workdir, self._ending = workdir, ending
     self._models, self._methods = models, methods
     self._documents, self._report = documents, report
+    self._save_every_seconds = save_every_seconds
     self._done = {grid_rows.place(row) for row in grid_rows.read_rows(workdir)}
     load = functools.partial(_load, mesh=mesh)
     self._load = functools.lru_cache(maxsize=2)(load)
@@ -187,36 +215,52 @@ class _Runner:
       self._chunk_tokenizer = Tokenizer.from_directory(
         pretrained.resolve(documents.chunks.tokenizer)
       )
-    # FLOPs and seconds so far, by model and method.
-    self._rates: dict[tuple[str, str], tuple[float, float]] = {}
+    self._rates: _Rates = {}
+    self._told_at = time.perf_counter()
 
   def run(self, batches: Sequence[Batch]) -> None:
     """Computes the rows that are missing."""
     open_batches = [b for b in batches if self._missing(b)]
     known = sum(len(b.places) for b in batches)
     for number, batch in enumerate(open_batches):
-      begun = time.perf_counter()
-      rows = self._batch(batch)
-      seconds = time.perf_counter() - begun
-      self._learn_rate(batch, seconds)
       left = open_batches[number + 1 :]
       done = known - sum(len(self._missing(b)) for b in left)
-      cell = batch.cell
+      before = done - len(self._missing(batch))
+      rows, seconds = self._batch(
+        batch,
+        functools.partial(
+          self._tell_meanwhile, f'{before} of {known} rows', batch, left
+        ),
+      )
       right = sum(row['score'] for row in rows)
       failed = sum(bool(row['error']) for row in rows)
-      same = [
-        b
-        for b in left
-        if (b.cell.model, b.cell.method, b.tokens)
-        == (cell.model, cell.method, batch.tokens)
-      ]
-      self._report(
-        f'{done} of {known} rows  {cell.model}, {cell.method}, '
-        f'{batch.tokens:,} tokens: {right:g} of {len(rows)} right'
-        + (f', {failed} failed' if failed else '')
-        + f', {seconds:.0f} s; left: {self._eta(same)} of this length, '
-        f'{self._eta(left)} in all'
-      )
+      what = f'{right:g} of {len(rows)} right'
+      what += f', {failed} failed' if failed else ''
+      what += f', {seconds:.0f} s'
+      self._tell(f'{done} of {known} rows', batch, left, 1.0, seconds, what)
+      self._rates = self._rates_with(batch, 1.0, seconds)
+
+  def _tell_meanwhile(self, done, batch, left, share, seconds) -> None:
+    """Reports a batch in flight, not too often."""
+    if share and time.perf_counter() - self._told_at > _TOLD_EVERY_SECONDS:
+      self._tell(done, batch, left, share, seconds, f'{share:.1%} read')
+
+  def _tell(self, done, batch, left, share, seconds, what) -> None:
+    """Reports a batch of which a share took so many seconds, and what is left."""
+    cell, rates = batch.cell, self._rates_with(batch, share, seconds)
+    same = [
+      b
+      for b in left
+      if (b.cell.model, b.cell.method, b.tokens)
+      == (cell.model, cell.method, batch.tokens)
+    ]
+    rest = (1 / share - 1) * seconds
+    self._told_at = time.perf_counter()
+    self._report(
+      f'{done}  {cell.model}, {cell.method}, {batch.tokens:,} tokens: {what}; '
+      f'left: {_clock(rest + _seconds(same, rates))} of this length, '
+      f'{_clock(rest + _seconds(left, rates))} in all'
+    )
 
   def measure_likelihood(self, config: LikelihoodConfig) -> None:
     """Appends a line a model to `likelihood.jsonl`."""
@@ -231,8 +275,10 @@ class _Runner:
   def _missing(self, batch: Batch) -> list[Place]:
     return [p for p in batch.places if (p.cell, p.index) not in self._done]
 
-  def _batch(self, batch: Batch) -> list[dict]:
-    """Answers a batch and writes what was missing of it."""
+  def _batch(
+    self, batch: Batch, told: Callable[[float, float], None]
+  ) -> tuple[list[dict], float]:
+    """Answers a batch and writes what was missing of it; its rows, and seconds."""
     method, cell = self._methods[batch.cell.method], batch.cell
     wanted = self._missing(batch)
     if method.independent_rows:
@@ -242,13 +288,15 @@ class _Runner:
       filler = batch.places[:1] * (batch.rows - len(batch.places))
       places = [*batch.places, *filler]
     examples = [self._example(place) for place in places]
-    progress = self._workdir / 'progress' / f'{batch.name}.json'
-    progress.parent.mkdir(exist_ok=True)
     model = self._load(self._models[cell.model], method.needs_params)
+    folder = self._workdir / 'progress'
+    folder.mkdir(exist_ok=True)
     with process_memory.Peak() as peak:
-      begun = time.perf_counter()
+      progress = Progress(
+        folder / f'{batch.name}.json', told, self._save_every_seconds
+      )
       answered = method.answer(model, examples, progress)
-      seconds = time.perf_counter() - begun
+      seconds = progress.seconds
     rows = []
     for place, example, result in zip(
       places, examples, answered.results, strict=True
@@ -284,9 +332,9 @@ class _Runner:
     )
     if not any(row['error'] for row in rows):
       # A failed row that is retried goes on where it was.
-      progress.unlink(missing_ok=True)
+      progress.finish()
     self._done |= {grid_rows.place(row) for row in rows}
-    return rows
+    return rows, seconds
 
   def _example(self, place: Place) -> Example:
     cell, d = place.cell, self._documents
@@ -346,21 +394,27 @@ class _Runner:
   def _append(self, kind: str, lines: Sequence[Mapping]) -> None:
     row_log.append(self._workdir / f'{kind}{self._ending}.jsonl', lines)
 
-  def _learn_rate(self, batch: Batch, seconds: float) -> None:
+  def _rates_with(self, batch: Batch, share: float, seconds: float) -> _Rates:
+    """The rates with a share of one more batch."""
     key = (batch.cell.model, batch.cell.method)
     flops, spent = self._rates.get(key, (0.0, 0.0))
-    self._rates[key] = (flops + batch.flops, spent + seconds)
+    return self._rates | {key: (flops + share * batch.flops, spent + seconds)}
 
-  def _eta(self, batches: Sequence[Batch]) -> str:
-    """Time that batches will take, at the rates measured so far."""
-    flops, spent = map(sum, zip(*self._rates.values(), strict=True))
-    seconds = 0.0
-    for batch in batches:
-      key = (batch.cell.model, batch.cell.method)
-      known_flops, known_spent = self._rates.get(key, (flops, spent))
-      seconds += batch.flops * known_spent / known_flops
-    hours, rest = divmod(round(seconds), 3600)
-    return f'{hours}:{rest // 60:02d}:{rest % 60:02d}'
+
+def _seconds(batches: Sequence[Batch], rates: _Rates) -> float:
+  """What batches will take."""
+  flops, spent = map(sum, zip(*rates.values(), strict=True))
+  seconds = 0.0
+  for batch in batches:
+    key = (batch.cell.model, batch.cell.method)
+    known_flops, known_spent = rates.get(key, (flops, spent))
+    seconds += batch.flops * known_spent / known_flops
+  return seconds
+
+
+def _clock(seconds: float) -> str:
+  hours, rest = divmod(round(seconds), 3600)
+  return f'{hours}:{rest // 60:02d}:{rest % 60:02d}'
 
 
 def _plan(models, methods, blocks, rows, documents) -> Plan:

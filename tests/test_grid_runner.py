@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import re
+import time
 
 import pytest
 
@@ -20,7 +22,7 @@ READING = dataclasses.replace(
   tiny_runs.READING, temperature=0.0, question_tokens=90, chunk_tokens=64
 )
 METHODS = {
-  'memory': Memory(tiny_runs.TEMPLATE, READING, 2, 0.0),
+  'memory': Memory(tiny_runs.TEMPLATE, READING, 2),
   'none': OneTurn(
     context='none',
     template=OneTurnTemplate('{document}{question}', '{question}'),
@@ -48,6 +50,7 @@ def evaluate(workdir, directory, **changes):
       ),
       'rows': 4,
       'config_text': 'this grid',
+      'save_every_seconds': 0.0,
       'report': lines.append,
     }
     | changes
@@ -197,6 +200,36 @@ def test_a_grid_killed_three_times_has_the_same_rows(
   run(tmp_path)
   assert rows_of(tmp_path) == rows_of(whole)
   assert not list((tmp_path / 'progress').iterdir())
+
+
+def test_a_batch_in_flight_says_how_far_it_is(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(grid_runner, '_TOLD_EVERY_SECONDS', 0.0)
+  first, *_ = lines = run(tmp_path, blocks=BLOCKS[:1])
+  assert re.match(
+    r'0 of 12 rows  tiny, memory, 900 tokens: \d+\.\d% read', first
+  )
+  shares = [float(m) for m in re.findall(r'([\d.]+)% read', '\n'.join(lines))]
+  assert 0 < shares[0] < shares[1] <= 100
+  assert first.endswith(' in all') and '; left: 0:' in first
+
+
+def test_seconds_are_those_of_killed_runs_too(run, tmp_path, monkeypatch):
+  read = rollout.read
+
+  def slow(*args):
+    time.sleep(0.5)
+    return read(*args)
+
+  monkeypatch.setattr(rollout, 'read', slow)
+  block = Block(('tiny',), ('memory',), ('vt',), (900,), 2)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    killed_at(patch, 5)
+    run(tmp_path, blocks=[block])
+  run(tmp_path, blocks=[block])
+  (line,) = grid_rows.read_timings(tmp_path)
+  calls = line['read_tokens'] / line['rows'] / 64 / 2
+  assert line['seconds'] > 0.5 * calls > 4 * 0.5
+  assert line['chunk_seconds'] > 0.25
 
 
 def test_a_full_disk_leaves_the_rows_that_were_written(

@@ -98,6 +98,11 @@ class DocumentStream:
     self._stream.take(chunk)
     return chunk
 
+  def chars_read(self, tokens: int) -> float:
+    """About how much of the text the chunks of so many tokens so far are."""
+    fed = min(self._fed_chars, len(self._text))
+    return fed * tokens / max(tokens + len(self._stream.pending), 1)
+
   def state(self) -> dict[str, Any]:
     """Where it is, JSON-able."""
     return {

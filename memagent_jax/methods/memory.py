@@ -1,14 +1,14 @@
 """The memory agent as a method: many documents side by side, of any length.
 
     texts -> a DocumentStream a row -> windows of chunk slots -> rollout.read
-      -> memories, traces, health; now and then progress.json -> rollout.answer
+      -> memories, traces, health; now and then a Progress -> rollout.answer
 
 A killed reading goes on at the last window whose progress was saved.
 """
 
 from collections.abc import Sequence
 import dataclasses
-from pathlib import Path
+import functools
 import time
 from typing import Any
 
@@ -21,18 +21,21 @@ from memagent_jax import (
   decode,
   prompts,
   rollout,
-  row_log,
   trajectories,
 )
 from memagent_jax.data.examples import Example, check_question
 from memagent_jax.methods.chunked import ChunkMethod, DocumentStream
 from memagent_jax.methods.method import Answered, Result
+from memagent_jax.methods.progress import Progress
 from memagent_jax.models.pretrained import Model
 from memagent_jax.rollout import AgentConfig, ReadingConfig
 from memagent_jax.structs import FINISH_REASONS, LENGTH, Tokens, Turns
 
 # Changes of a memory that a trace keeps at either end.
 _TRACED_CHANGES = 40
+# What this process has compiled: agent, rows and window of a call. The first call
+# is not timed.
+_COMPILED: set[tuple[AgentConfig, int, int]] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +44,12 @@ class Memory(ChunkMethod):
 
   # Chunk slots of one call on the device.
   window_chunks: int = 8
-  # Least time between two saves of the progress.
-  save_every_seconds: float = 30.0
 
   independent_rows = False
   needs_params = True
 
   def answer(
-    self, model: Model, examples: Sequence[Example], progress: Path | None
+    self, model: Model, examples: Sequence[Example], progress: Progress
   ) -> Answered:
     """Reads all documents side by side, then answers every question.
 
@@ -65,7 +66,8 @@ class Memory(ChunkMethod):
       jnp.asarray([decode.example_number(e.id) for e in examples], jnp.uint32),
       jnp.zeros(len(examples), jnp.int32),
     )
-    first, saved = _load(progress, len(examples))
+    state = progress.state or {'first': 0, 'rows': [None] * len(examples)}
+    first = state['first']
     rows = [
       _Row(
         agent,
@@ -73,16 +75,17 @@ class Memory(ChunkMethod):
         self.reading,
         example,
         int(question_tokens),
-        state,
+        saved and _RowState(**saved),
       )
-      for example, question_tokens, state in zip(
-        examples, np.asarray(question.length_N), saved, strict=True
+      for example, question_tokens, saved in zip(
+        examples, np.asarray(question.length_N), state['rows'], strict=True
       )
     ]
     memory = prompts.pad_rows(
-      [row.progress.memory_ids for row in rows], self.reading.memory_tokens
+      [row.state.memory_ids for row in rows], self.reading.memory_tokens
     )
-    chunk_seconds, saved_at = [], time.perf_counter()
+    all_chars = max(sum(len(example.document) for example in examples), 1)
+    chunk_seconds, program = [], (agent, len(rows), self.window_chunks)
     while True:
       window = [row.next_chunks(self.window_chunks) for row in rows]
       if not any(window):
@@ -98,17 +101,18 @@ class Memory(ChunkMethod):
         jnp.full((len(rows),), first, jnp.int32),
       )
       turns = jax.device_get(turns)
-      if min(map(len, window)) == self.window_chunks:
-        # Windows in which some rows are over are faster than the others.
+      if program in _COMPILED:
         spent = time.perf_counter() - begun
-        chunk_seconds.append(spent / self.window_chunks)
+        # Of a chunk in every row: where some are over there are fewer.
+        chunk_seconds.append(spent * len(rows) / sum(map(len, window)))
+      _COMPILED.add(program)
       for n, (row, chunks) in enumerate(zip(rows, window, strict=True)):
         row.add(turns, n, chunks, first)
       first += self.window_chunks
-      now = time.perf_counter()
-      if progress is not None and now - saved_at > self.save_every_seconds:
-        _save(progress, first, rows)
-        saved_at = now
+      progress.update(
+        sum(row.chars_read() for row in rows) / all_chars,
+        functools.partial(_saved, first, rows),
+      )
     response = jax.device_get(
       rollout.answer(agent, model.params, question, memory, key_N)
     )
@@ -124,13 +128,12 @@ class Memory(ChunkMethod):
         )
         for n, row in enumerate(rows)
       ],
-      # The first window has the compilation in it.
-      chunk_seconds[1:],
+      chunk_seconds,
     )
 
 
 @dataclasses.dataclass
-class _Progress:
+class _RowState:
   """Where a document's reading is, and what its memory did; JSON-able."""
 
   memory_ids: list[int]
@@ -163,19 +166,23 @@ class _Row:
     reading: ReadingConfig,
     example: Example,
     question_tokens: int,
-    progress: _Progress | None = None,
+    state: _RowState | None = None,
   ):
     self._agent, self._tokenizer = agent, tokenizer
     self._example, self._question_tokens = example, question_tokens
-    self._progress = progress or _Progress(list(agent.prompts.empty_memory))
+    self._state = state or _RowState(list(agent.prompts.empty_memory))
     self._stream = DocumentStream(
-      tokenizer, reading, example.document, self._progress.stream
+      tokenizer, reading, example.document, self._state.stream
     )
 
   @property
-  def progress(self) -> _Progress:
+  def state(self) -> _RowState:
     """As it is now; a reading that starts from it goes on here."""
-    return dataclasses.replace(self._progress, stream=self._stream.state())
+    return dataclasses.replace(self._state, stream=self._stream.state())
+
+  def chars_read(self) -> float:
+    """About how many characters of the document."""
+    return self._stream.chars_read(self._state.tokens)
 
   def next_chunks(self, count: int) -> list[list[int]]:
     """The next chunks, fewer at the end of the document."""
@@ -188,7 +195,7 @@ class _Row:
     self, turns: Turns, n: int, chunks: Sequence[Sequence[int]], first: int
   ) -> None:
     """Takes the turns of a window into account; row n is this one."""
-    p, agent = self._progress, self._agent
+    p, agent = self._state, self._agent
     for c, chunk in enumerate(chunks):
       kept = turns.memory.length_N[c, n]
       ids = turns.memory.ids_NxW[c, n, :kept].tolist()
@@ -213,7 +220,7 @@ class _Row:
   def _change(
     self, number: int, chunk: Sequence[int], ids: Sequence[int], finish: str
   ) -> None:
-    p, memory = self._progress, self._tokenizer.decode(ids)
+    p, memory = self._state, self._tokenizer.decode(ids)
     has = any(answer in memory for answer in self._example.answers)
     if has and p.enters is None:
       p.enters = number
@@ -237,7 +244,7 @@ class _Row:
     self, answer: str, finish_reason: str, answer_tokens: int
   ) -> Result:
     """What became of the document."""
-    p, agent = self._progress, self._agent
+    p, agent = self._state, self._agent
     turns = max(sum(p.turns.values()), 1)
     return Result(
       answer=answer,
@@ -284,16 +291,9 @@ def _slots(
   return Tokens(jnp.asarray(ids_CxNxK), jnp.asarray(length_CxN))
 
 
-def _save(path: Path, first: int, rows: Sequence[_Row]) -> None:
-  saved = [dataclasses.asdict(row.progress) for row in rows]
-  row_log.rewrite(path, [{'first': first, 'rows': saved}])
-
-
-def _load(
-  path: Path | None, rows: int
-) -> tuple[int, Sequence[_Progress | None]]:
-  """The next chunk's number, and where every row was; nothing at the start."""
-  if path is None or not path.exists():
-    return 0, [None] * rows
-  (saved,) = row_log.read(path)
-  return saved['first'], [_Progress(**row) for row in saved['rows']]
+def _saved(first: int, rows: Sequence[_Row]) -> dict[str, Any]:
+  """The next chunk's number, and where every row is."""
+  return {
+    'first': first,
+    'rows': [dataclasses.asdict(row.state) for row in rows],
+  }

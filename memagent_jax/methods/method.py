@@ -8,10 +8,10 @@ any of them on the same rows.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from pathlib import Path
 from typing import Any, Protocol
 
 from memagent_jax.data.examples import Example
+from memagent_jax.methods.progress import Progress
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.pretrained import Model
 
@@ -76,12 +76,12 @@ class Method(Protocol):
     """About what one document of so many tokens costs."""
 
   def answer(
-    self, model: Model, examples: Sequence[Example], progress: Path | None
+    self, model: Model, examples: Sequence[Example], progress: Progress
   ) -> Answered:
     """Answers every example.
 
     Args:
       model: params, config and tokenizer.
       examples: of one batch; shapes depend on them alone.
-      progress: file that a killed run goes on from; removed by who called.
+      progress: what a killed run goes on from, and gets to know of this one.
     """

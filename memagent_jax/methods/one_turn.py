@@ -9,7 +9,6 @@ positions or replaces the attention; while it fits, all of them are plain.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from pathlib import Path
 import re
 import time
 
@@ -22,6 +21,7 @@ from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.data.examples import Example
 from memagent_jax.decode import SamplingConfig
 from memagent_jax.methods.method import Answered, Result, sampling_name
+from memagent_jax.methods.progress import Progress
 from memagent_jax.models.configs import (
   DualChunkAttention,
   ModelConfig,
@@ -112,7 +112,7 @@ class OneTurn:
     )
 
   def answer(
-    self, model: Model, examples: Sequence[Example], progress: Path | None
+    self, model: Model, examples: Sequence[Example], progress: Progress
   ) -> Answered:
     """Answers all questions in one batch; a kill loses it.
 

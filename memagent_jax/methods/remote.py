@@ -9,23 +9,21 @@ a server cannot answer after all retries is a failed row, not the end of the gri
 import asyncio
 from collections.abc import Sequence
 import dataclasses
-import json
 import os
-from pathlib import Path
 import re
 import time
 from typing import Any
 
-from memagent_jax import costs, row_log
+from memagent_jax import costs
 from memagent_jax.data.examples import Example
 from memagent_jax.methods.chunked import ChunkMethod, DocumentStream
 from memagent_jax.methods.method import Answered, Result
+from memagent_jax.methods.progress import Progress
 from memagent_jax.models.pretrained import Model
 from memagent_jax.structs import EOS, FINISH_REASONS, LENGTH
 
 _FINISH = {'stop': FINISH_REASONS[EOS], 'length': FINISH_REASONS[LENGTH]}
 _THINKING = re.compile(r'<think>.*?(</think>|\Z)', re.DOTALL)
-_SAVE_EVERY_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ class Remote(ChunkMethod):
       )
 
   def answer(
-    self, model: Model, examples: Sequence[Example], progress: Path | None
+    self, model: Model, examples: Sequence[Example], progress: Progress
   ) -> Answered:
     """Reads all documents; those that fail say why.
 
@@ -83,7 +81,7 @@ class Remote(ChunkMethod):
     return Answered(results, seconds)
 
   async def _answer_all(self, openai, model, examples, progress):
-    saved = _Saved(progress)
+    saved = _Saved(progress, examples)
     seconds: list[float] = []
     gate = asyncio.Semaphore(self.concurrency)
     async with openai.AsyncOpenAI(
@@ -99,11 +97,8 @@ class Remote(ChunkMethod):
           row = _Row(self, client, model, example, saved, seconds)
           try:
             return await row.read()
-          except (
-            openai.OpenAIError,
-            json.JSONDecodeError,
-            _NoAnswerError,
-          ) as e:
+          # ValueError: a body that is no JSON, or no text.
+          except (openai.OpenAIError, ValueError, _NoAnswerError) as e:
             return row.failed(f'{type(e).__name__}: {e}')
 
       results = await asyncio.gather(*map(one, examples))
@@ -115,20 +110,19 @@ class _NoAnswerError(Exception):
 
 
 class _Saved:
-  """Where every document is, in a file that is written now and then."""
+  """Where every document of a batch is."""
 
-  def __init__(self, path: Path | None):
-    self._path, self._at = path, time.perf_counter()
-    self.rows: dict[str, dict[str, Any]] = {}
-    if path is not None and path.exists():
-      (self.rows,) = row_log.read(path)
+  def __init__(self, progress: Progress, examples: Sequence[Example]):
+    self._progress = progress
+    self.rows: dict[str, dict[str, Any]] = progress.state or {}
+    self._chars_read: dict[str, float] = {}
+    self._all_chars = max(sum(len(e.document) for e in examples), 1)
 
-  def put(self, name: str, state: dict[str, Any]) -> None:
-    self.rows[name] = state
-    now = time.perf_counter()
-    if self._path is not None and now - self._at > _SAVE_EVERY_SECONDS:
-      self._at = now
-      row_log.rewrite(self._path, [self.rows])
+  def put(self, name: str, state: dict[str, Any], chars_read: float) -> None:
+    """Takes where a document is, after so many of its characters."""
+    self.rows[name], self._chars_read[name] = state, chars_read
+    share = sum(self._chars_read.values()) / self._all_chars
+    self._progress.update(share, lambda: self.rows)
 
 
 class _Row:
@@ -169,7 +163,9 @@ class _Row:
       state['turns'][finish] += 1
       state['tokens'] += len(chunk)
       state['stream'] = self._stream.state()
-      self._saved.put(self._example.id, state)
+      self._saved.put(
+        self._example.id, state, self._stream.chars_read(state['tokens'])
+      )
     answer, finish = await self._ask(
       template.answer_turn, self._method.reading.answer_tokens
     )
@@ -210,12 +206,12 @@ class _Row:
     )
     try:
       (choice, *_) = reply.choices
-      text, finish = choice.message.content, _FINISH[choice.finish_reason]
+      text = _THINKING.sub('', choice.message.content or '')
+      finish = _FINISH[choice.finish_reason]
+      if (usage := reply.usage) is not None:
+        self._state['flops'] += costs.turn_flops(
+          self._model.config, usage.prompt_tokens, usage.completion_tokens
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as e:
       raise _NoAnswerError(f'{e!r} in the reply {str(reply)[:200]}') from e
-    usage = getattr(reply, 'usage', None)
-    if usage is not None:
-      self._state['flops'] += costs.turn_flops(
-        self._model.config, usage.prompt_tokens, usage.completion_tokens
-      )
-    return _THINKING.sub('', text or ''), finish
+    return text, finish

@@ -4,7 +4,6 @@ Lengths are tokens of the axis' tokenizer, on a logarithmic axis.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import itertools
 
 import matplotlib
 
@@ -305,58 +304,72 @@ def cost(
 
 
 def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
-  """Seconds of a chunk and peak memory against length; None without chunks."""
-  figure, grid = plt.subplots(1, 2, figsize=(8, 3.2), layout='constrained')
-  order, drawn = list(labels), []
-  for s in labels:
-    mine = sorted(
-      (
-        line
-        for line in timings
-        if Series(line['model'], line['method']) == s
-        and line['chunk_seconds'] is not None
-        and line['chunked']
+  """Seconds of a chunk and peak memory against length; None without timings.
+
+  Memory of a device is the most that its process had so far.
+  """
+  panels = {
+    'milliseconds a chunk and row': (_chunk_milliseconds, np.median),
+    'peak memory of the host, MB': (
+      lambda line: line['peak_host_bytes'] / 2**20,
+      max,
+    ),
+    'peak memory of a device so far, MB': (
+      lambda line: (
+        line['peak_device_bytes'] and line['peak_device_bytes'] / 2**20
       ),
-      key=lambda line: line['tokens'],
-    )
-    if not mine:
-      continue
-    drawn += mine
-    by_length = [
-      (tokens, list(lines))
-      for tokens, lines in itertools.groupby(mine, lambda line: line['tokens'])
-    ]
-    style = _style(order.index(s)) | {'markersize': 4, 'linewidth': 1.6}
-    for axes, values in zip(
-      grid,
-      (
-        [
-          1000 * np.median([x['chunk_seconds'] / x['rows'] for x in lines])
-          for _, lines in by_length
-        ],
-        [
-          max(x['peak_device_bytes'] or x['peak_host_bytes'] for x in lines)
-          / 2**20
-          for _, lines in by_length
-        ],
-      ),
-      strict=True,
-    ):
-      axes.plot([t for t, _ in by_length], values, **style, label=labels[s])
-  if not drawn:
-    plt.close(figure)
+      max,
+    ),
+  }
+  measured = {}
+  for name, (value, reduce) in panels.items():
+    values: dict[Series, dict[int, list[float]]] = {}
+    for line in sorted(timings, key=lambda line: line['tokens']):
+      s = Series(line['model'], line['method'])
+      if s in labels and (measure := value(line)) is not None:
+        by_length = values.setdefault(s, {})
+        by_length.setdefault(line['tokens'], []).append(measure)
+    if values:
+      measured[name] = {
+        s: {t: float(reduce(found)) for t, found in by_length.items()}
+        for s, by_length in values.items()
+      }
+  if not measured:
     return None
-  for axes, name in zip(
-    grid,
-    ('milliseconds a chunk and row', 'peak memory of the process, MB'),
-    strict=True,
-  ):
+  figure, grid = plt.subplots(
+    1,
+    len(measured),
+    figsize=(0.6 + 3.7 * len(measured), 3.4),
+    squeeze=False,
+    layout='constrained',
+  )
+  order, names = list(labels), {}
+  for axes, (name, values) in zip(grid.flat, measured.items(), strict=True):
+    for s, by_length in values.items():
+      style = _style(order.index(s)) | {'markersize': 4, 'linewidth': 1.6}
+      (names[labels[s]],) = axes.plot(
+        list(by_length), list(by_length.values()), **style
+      )
     axes.set_ylim(bottom=0)
     axes.set_title(name, loc='left', fontsize=10)
     axes.set_xlabel('document, tokens', fontsize=9)
-    _length_axis(axes, [line['tokens'] for line in drawn], most=6)
-  grid[0].legend(frameon=False, fontsize=9)
+    lengths = [t for by_length in values.values() for t in by_length]
+    _length_axis(axes, lengths, most=6)
+  figure.legend(
+    names.values(),
+    names.keys(),
+    frameon=False,
+    fontsize=9,
+    loc='outside lower center',
+    ncols=min(len(names), 4),
+  )
   return figure
+
+
+def _chunk_milliseconds(line: Mapping) -> float | None:
+  if not line['chunked'] or line['chunk_seconds'] is None:
+    return None
+  return 1000 * line['chunk_seconds'] / line['rows']
 
 
 def _style(number: int) -> dict:

@@ -1,13 +1,13 @@
 """The agent as a method: the same readings as the Reader's, and resuming."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 from memagent_jax import costs, rollout
 from memagent_jax.methods.memory import Memory
+from memagent_jax.methods.progress import Progress
 from memagent_jax.reader import Reader
 from tests import tiny_runs
 
@@ -15,7 +15,6 @@ METHOD = Memory(
   tiny_runs.TEMPLATE,
   dataclasses.replace(tiny_runs.READING, temperature=0.0, chunk_cut='sentence'),
   window_chunks=2,
-  save_every_seconds=0.0,
 )
 CHUNKS = (5, 1, 8, 0)
 
@@ -33,7 +32,7 @@ def examples():
 
 @pytest.mark.slow
 def test_documents_side_by_side_are_read_as_one_alone(model):
-  answered = METHOD.answer(model, examples(), None)
+  answered = METHOD.answer(model, examples(), Progress())
   for example, result in zip(examples(), answered.results, strict=True):
     reader = Reader(model, example.question, METHOD.reading, tiny_runs.TEMPLATE)
     turns = reader.feed(example.document) + reader.finish()
@@ -60,7 +59,7 @@ def test_documents_side_by_side_are_read_as_one_alone(model):
 
 @pytest.mark.slow
 def test_flops_are_those_of_the_turns(model):
-  (result,) = METHOD.answer(model, examples()[1:2], None).results
+  (result,) = METHOD.answer(model, examples()[1:2], Progress()).results
   reader = Reader(model, 'Who 1?', METHOD.reading, tiny_runs.TEMPLATE)
   (turn,) = reader.feed(examples()[1].document) + reader.finish()
   (answer,) = reader.answer()
@@ -82,7 +81,7 @@ def test_flops_are_those_of_the_turns(model):
 def test_a_killed_reading_goes_on_where_it_was_saved(
   model, tmp_path, monkeypatch
 ):
-  expected = METHOD.answer(model, examples(), None).results
+  expected = METHOD.answer(model, examples(), Progress()).results
   path = tmp_path / 'progress.json'
   read, calls = rollout.read, []
 
@@ -94,16 +93,17 @@ def test_a_killed_reading_goes_on_where_it_was_saved(
 
   monkeypatch.setattr(rollout, 'read', killed)
   with pytest.raises(KeyboardInterrupt):
-    METHOD.answer(model, examples(), path)
-  assert json.loads(path.read_text(encoding='utf-8'))['first'] == 4
-  assert METHOD.answer(model, examples(), path).results == expected
+    METHOD.answer(model, examples(), Progress(path, every_seconds=0.0))
+  progress = Progress(path)
+  assert progress.state['first'] == 4
+  assert METHOD.answer(model, examples(), progress).results == expected
   # Chunks 0 to 3 were not read again.
   assert calls[:3] == [0, 2, 4] and calls[3] == 4
 
 
 def test_health_says_when_the_evidence_came_and_went(model, monkeypatch):
   example = dataclasses.replace(tiny_runs.document(0, 6), answers=('a', 'Z'))
-  (result,) = METHOD.answer(model, [example], None).results
+  (result,) = METHOD.answer(model, [example], Progress()).results
   has = {line['chunk_index']: 'a' in line['memory'] for line in result.trace}
   enters = min((i for i, there in has.items() if there), default=None)
   leaves = None
@@ -121,4 +121,4 @@ def test_health_says_when_the_evidence_came_and_went(model, monkeypatch):
 def test_a_question_over_its_cap_names_the_example(model):
   example = dataclasses.replace(tiny_runs.document(0, 1), question='Who? ' * 9)
   with pytest.raises(ValueError, match=r'^example Who 0\?: .* is 12'):
-    METHOD.answer(model, [example], None)
+    METHOD.answer(model, [example], Progress())

@@ -9,6 +9,7 @@ from memagent_jax import decode
 from memagent_jax.data.examples import Example
 from memagent_jax.methods import one_turn
 from memagent_jax.methods.one_turn import OneTurn
+from memagent_jax.methods.progress import Progress
 from memagent_jax.models.configs import DualChunkAttention, SinkAttention
 from memagent_jax.prompts import OneTurnTemplate
 from tests import tiny_runs
@@ -53,7 +54,9 @@ def watch(monkeypatch):
 def shown(model, monkeypatch, method, document, question='Who?'):
   """The document as the prompt has it, and the Result."""
   seen = watch(monkeypatch)
-  (result,) = method.answer(model, [example(document, question)], None).results
+  (result,) = method.answer(
+    model, [example(document, question)], Progress()
+  ).results
   ((_, (ids,)),) = seen
   text = ''.join(model.tokenizer.token_text(i) for i in ids)
   start = text.index('user\n') + len('user\n')
@@ -63,7 +66,7 @@ def shown(model, monkeypatch, method, document, question='Who?'):
 def watch_ids(model, monkeypatch, document):
   """The prompt's ids."""
   seen = watch(monkeypatch)
-  make().answer(model, [example(document)], None)
+  make().answer(model, [example(document)], Progress())
   return seen[0][1][0]
 
 
@@ -97,7 +100,9 @@ def test_recent_shows_the_end(model, monkeypatch):
 def test_none_shows_nothing(model, monkeypatch):
   seen = watch(monkeypatch)
   (result,) = (
-    make(context='none').answer(model, [example('The text.')], None).results
+    make(context='none')
+    .answer(model, [example('The text.')], Progress())
+    .results
   )
   text = ''.join(model.tokenizer.token_text(i) for i in seen[0][1][0])
   assert 'only Who?' in text and 'The text' not in text
@@ -134,7 +139,7 @@ def test_a_text_within_the_window_is_read_plainly(
   model, monkeypatch, extension
 ):
   seen = watch(monkeypatch)
-  make(extension=extension).answer(model, [example(letters(100))], None)
+  make(extension=extension).answer(model, [example(letters(100))], Progress())
   assert seen[0][0] == model.config
 
 
@@ -144,7 +149,7 @@ def test_beyond_the_window_each_extension_is_its_own(model, monkeypatch):
   document = example(letters(400))
   for extension in one_turn.EXTENSIONS[1:]:
     (result,) = (
-      make(extension=extension).answer(model, [document], None).results
+      make(extension=extension).answer(model, [document], Progress()).results
     )
     assert result.read_tokens == 800
   linear, dynamic, yarn, dual, sinks = (config for config, _ in seen)
@@ -170,7 +175,7 @@ def test_a_model_with_its_own_scaling_is_not_scaled_again(model):
     ),
   )
   with pytest.raises(ValueError, match="scaling of its own, 'linear'"):
-    make(extension='yarn').answer(scaled, [example(letters(400))], None)
+    make(extension='yarn').answer(scaled, [example(letters(400))], Progress())
 
 
 @pytest.mark.parametrize(
@@ -188,4 +193,4 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
 
 def test_a_prompt_without_room_names_the_example(model):
   with pytest.raises(ValueError, match='example x: a prompt of 20 tokens'):
-    make(prompt_tokens=20).answer(model, [example('Text.')], None)
+    make(prompt_tokens=20).answer(model, [example('Text.')], Progress())

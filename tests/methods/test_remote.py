@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from memagent_jax.methods import remote
+from memagent_jax.methods.progress import Progress
 from memagent_jax.methods.remote import Remote
 from memagent_jax.prompts import Template
 from memagent_jax.rollout import ReadingConfig
@@ -57,13 +57,13 @@ def server(reply):
       request = json.loads(self.rfile.read(size))
       seen.append(request)
       status, body = reply(request, len(seen))
-      if not isinstance(body, str):
+      if not isinstance(body, (str, bytes)):
         body = json.dumps(body)
       self.send_response(status)
       self.send_header('Content-Type', 'application/json')
       self.end_headers()
       with contextlib.suppress(BrokenPipeError):
-        self.wfile.write(body.encode())
+        self.wfile.write(body if isinstance(body, bytes) else body.encode())
 
     def log_message(self, *args):
       pass
@@ -108,7 +108,7 @@ def test_documents_are_read_turn_by_turn(model):
   texts = ['a' * 15 + 'b' + 'c' * 15 + 'd' + 'e' * 4, 'x' * 3]
   with server(reader) as (method, seen):
     answered = method.answer(
-      model, [example(i, text) for i, text in enumerate(texts)], None
+      model, [example(i, text) for i, text in enumerate(texts)], Progress()
     )
   first, second = answered.results
   assert (first.answer, second.answer) == ('I have bde', 'I have x')
@@ -128,7 +128,7 @@ def test_documents_are_read_turn_by_turn(model):
 
 def test_fields_in_a_text_are_text(model):
   with server(reader) as (method, seen):
-    method.answer(model, [example(0, '{memory}{chunk}')], None)
+    method.answer(model, [example(0, '{memory}{chunk}')], Progress())
   assert prompt_of(seen[0]) == 'Who 0?|none|{memory}{chunk}'
 
 
@@ -139,7 +139,7 @@ def test_a_busy_server_is_asked_again(model):
     return reader(request, number)
 
   with server(busy) as (method, seen):
-    (result,) = method.answer(model, [example(0, 'abc')], None).results
+    (result,) = method.answer(model, [example(0, 'abc')], Progress()).results
   assert (result.answer, result.error, len(seen)) == ('I have c', '', 3)
 
 
@@ -150,6 +150,11 @@ def test_a_busy_server_is_asked_again(model):
     ((200, 'not { JSON'), 'JSONDecodeError|APIResponseValidation|_NoAnswer'),
     ((200, {'choices': []}), '_NoAnswerError: .*in the reply'),
     ((200, {'id': 'x'}), '_NoAnswerError: .*in the reply'),
+    ((200, completion([{'text': 'a'}])), '_NoAnswerError: .*in the reply'),
+    ((200, completion(4)), '_NoAnswerError: .*in the reply'),
+    ((200, completion('a') | {'usage': {}}), '_NoAnswerError: .*in the reply'),
+    ((200, completion('a') | {'usage': [1]}), '_NoAnswerError: .*in the reply'),
+    ((200, b'{"id": "\xff"}'), 'UnicodeDecodeError'),
     (
       (404, {'error': {'message': 'no model m'}}),
       'NotFoundError: .*no model m',
@@ -164,7 +169,7 @@ def test_a_reply_that_is_none_fails_its_row_alone(model, body, error):
 
   with server(half) as (method, _):
     good, bad = method.answer(
-      model, [example(0, 'abc'), example(1, 'abc')], None
+      model, [example(0, 'abc'), example(1, 'abc')], Progress()
     ).results
   assert (good.answer, good.error) == ('I have c', '')
   assert (bad.answer, bad.finish_reason) == ('', 'error')
@@ -178,7 +183,7 @@ def test_a_server_that_hangs_is_given_up(model):
 
   with server(hang) as (method, seen):
     method = dataclasses.replace(method, timeout_seconds=0.2)
-    (result,) = method.answer(model, [example(0, 'abc')], None).results
+    (result,) = method.answer(model, [example(0, 'abc')], Progress()).results
   assert 'APITimeoutError' in result.error and len(seen) == 2
 
 
@@ -190,7 +195,7 @@ def test_no_server_is_a_failed_row(model):
     reading=READING,
     max_retries=0,
   )
-  (result,) = method.answer(model, [example(0, 'abc')], None).results
+  (result,) = method.answer(model, [example(0, 'abc')], Progress()).results
   assert 'APIConnectionError' in result.error
 
 
@@ -209,12 +214,11 @@ def test_no_more_documents_at_a_time_than_asked_for(model):
 
   with server(slow) as (method, _):
     method = dataclasses.replace(method, concurrency=2)
-    method.answer(model, [example(i, 'abc') for i in range(6)], None)
+    method.answer(model, [example(i, 'abc') for i in range(6)], Progress())
   assert most[0] == 2
 
 
-def test_a_killed_reading_goes_on(model, tmp_path, monkeypatch):
-  monkeypatch.setattr(remote, '_SAVE_EVERY_SECONDS', 0.0)
+def test_a_killed_reading_goes_on(model, tmp_path):
   path = tmp_path / 'progress.json'
   text = 'a' * 15 + 'b' + 'c' * 15 + 'd' + 'e' * 4
 
@@ -225,10 +229,12 @@ def test_a_killed_reading_goes_on(model, tmp_path, monkeypatch):
     return reader(request, number)
 
   with server(dying) as (method, _):
-    (result,) = method.answer(model, [example(0, text)], path).results
+    progress = Progress(path, every_seconds=0.0)
+    (result,) = method.answer(model, [example(0, text)], progress).results
   assert 'gone' in result.error
   with server(reader) as (method, seen):
-    (result,) = method.answer(model, [example(0, text)], path).results
+    progress = Progress(path)
+    (result,) = method.answer(model, [example(0, text)], progress).results
   assert result.answer == 'I have bde'
   assert [prompt_of(r) for r in seen] == ['Who 0?|bd|eeee', 'Who 0?|bde']
 
