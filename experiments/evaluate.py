@@ -11,7 +11,10 @@ them, finished or not. Hardware, time and expected numbers stand at the top of
 each gin file.
 """
 
+from collections.abc import Sequence
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 
@@ -34,6 +37,8 @@ _MERGE = flags.DEFINE_multi_string(
 _RETRY_FAILED = flags.DEFINE_bool(
   'retry_failed', False, 'Compute failed rows again.'
 )
+# Of prctl(2): the signal that a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
 
 
 def main(argv):
@@ -83,7 +88,7 @@ def _run_processes() -> None:
   children = [
     subprocess.Popen(
       [*command, '--processes=1', f'--shard={i}/{count}'],
-      preexec_fn=lambda i=i: os.sched_setaffinity(0, cores[i::count]),
+      preexec_fn=lambda i=i: _settle(cores[i::count]),
     )
     for i in range(count)
   ]
@@ -92,6 +97,12 @@ def _run_processes() -> None:
     sys.exit(
       f'error: processes ended with {codes}; repeat the command to go on.'
     )
+
+
+def _settle(cores: Sequence[int]) -> None:
+  """Keeps this process to its cores, and from outliving its parent."""
+  os.sched_setaffinity(0, cores)
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == '__main__':

@@ -82,8 +82,8 @@ class Plan:
 
   # Longest first.
   batches: tuple[Batch, ...]
-  # Cells that no method will run; tokens and FLOPs of one of their documents.
-  not_run: tuple[tuple[Cell, int, float], ...]
+  # Cells that no method will run, and tokens of one of their documents.
+  not_run: tuple[tuple[Cell, int], ...]
 
   def order(self) -> dict[tuple[Cell, int], int]:
     """Where a row stands in the finished file."""
@@ -139,7 +139,7 @@ def plan(
     method, config = methods[cell.method], configs[cell.model]
     tokens, limit = _tokens(cell, size_tokens), method.most_tokens()
     if limit is not None and tokens > limit:
-      not_run.append((cell, tokens, method.flops(config, tokens)))
+      not_run.append((cell, tokens))
       continue
     group = groups.setdefault((cell.model, cell.method, tokens), [])
     group += [Place(cell, index) for index in range(counts[cell])]

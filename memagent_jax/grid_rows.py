@@ -1,18 +1,17 @@
 """The files of a grid's workdir: what is read of them, without any model.
 
-rows*.jsonl, timings*.jsonl, not_run.json -> grid_runner.py, report/
+rows*.jsonl, timings*.jsonl, not_run.jsonl -> grid_runner.py, report/
 """
 
 from collections.abc import Iterable, Mapping
 import dataclasses
-import json
 import os
 from pathlib import Path
 
 from memagent_jax import rewards, row_log
 
 LIKELIHOOD = 'likelihood.jsonl'
-_NOT_RUN = 'not_run.json'
+NOT_RUN = 'not_run.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +30,8 @@ def read_rows(
 ) -> list[dict]:
   """The rows of a workdir, every one once; half-written lines are left out.
 
+  A failed row gives way to one of its place that did not fail.
+
   Args:
     workdir: of a grid.
     scorer: one of `rewards.SCORERS` that scores the answers anew; None leaves
@@ -42,7 +43,8 @@ def read_rows(
   rows: dict[tuple[Cell, int], dict] = {}
   for path in sorted(Path(workdir).glob('rows*.jsonl')):
     for row in row_log.read(path):
-      rows.setdefault(place(row), row)
+      if rows.setdefault(place(row), row)['error']:
+        rows[place(row)] = row
   if scorer is not None:
     for row in rows.values():
       score = rewards.score(scorer, row['answer'], row['answers'])
@@ -73,19 +75,18 @@ def read_likelihood(workdir: str | os.PathLike) -> list[dict]:
 
 def read_not_run(workdir: str | os.PathLike) -> list[dict]:
   """Cells that are too long for their method; tokens and FLOPs of a document."""
-  path = Path(workdir) / _NOT_RUN
-  if not path.exists():
-    return []
-  return json.loads(path.read_text(encoding='utf-8'))
+  path = Path(workdir) / NOT_RUN
+  return list(row_log.read(path)) if path.exists() else []
 
 
 def write_not_run(
   workdir: str | os.PathLike, not_run: Iterable[tuple[Cell, int, float]]
 ) -> None:
   """Writes what `read_not_run` reads: cell, tokens and FLOPs of each."""
-  lines = [
-    {**dataclasses.asdict(cell), 'tokens': tokens, 'flops': flops}
-    for cell, tokens, flops in not_run
-  ]
-  text = json.dumps(lines, indent=1)
-  (Path(workdir) / _NOT_RUN).write_text(text, encoding='utf-8')
+  row_log.rewrite(
+    Path(workdir) / NOT_RUN,
+    [
+      {**dataclasses.asdict(cell), 'tokens': tokens, 'flops': flops}
+      for cell, tokens, flops in not_run
+    ],
+  )

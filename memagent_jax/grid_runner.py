@@ -7,7 +7,7 @@ WORKDIR/config.gin            the grid; a workdir of another one is refused
         timings*.jsonl        a finished batch a line
         likelihood.jsonl      how well each model predicts from its memory
         traces/, progress/    what memories did; where killed batches were
-        not_run.json          cells that are too long, and what they cost
+        not_run.jsonl         cells that are too long, and what they cost
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +44,9 @@ from memagent_jax.sharding import MeshConfig
 _NAME = re.compile(r'[\w .+-]+')
 # Between two lines about the same batch.
 _TOLD_EVERY_SECONDS = 60.0
+
+# Longest document that tokens of two tokenizers are compared in.
+_SAMPLE_TOKENS = 65_536
 
 # FLOPs and seconds so far, by model and method.
 _Rates = dict[tuple[str, str], tuple[float, float]]
@@ -103,7 +106,7 @@ def evaluate(
     rows: of a batch at most.
     config_text: a workdir of another one is refused.
     shard: which part of how many.
-    retry_failed: forget failed rows, and compute them again.
+    retry_failed: compute rows that failed once more.
     merge: workdirs of shards: take their rows, run nothing.
     likelihood: measured for every model, by the first shard; None: not at all.
     mesh: devices of this process that share every batch, for models that one does
@@ -123,7 +126,6 @@ def evaluate(
   workdir = Path(workdir)
   made = _plan(models, methods, blocks, rows, documents)
   row_log.claim_workdir(workdir, config_text)
-  grid_rows.write_not_run(workdir, made.not_run)
   if merge is not None:
     _collect(workdir, merge, config_text)
     done, all_rows = finish(workdir, made)
@@ -131,23 +133,25 @@ def evaluate(
     return
   batches = made.shard(*shard)
   ending = '' if shard == (0, 1) else f'_{shard[0]}_of_{shard[1]}'
-  if retry_failed:
-    _forget_failed(workdir)
-  runner = _Runner(
-    workdir,
-    ending,
-    models,
-    methods,
-    documents,
-    mesh,
-    save_every_seconds,
-    report,
-  )
-  runner.run(batches)
-  if likelihood is not None and shard[0] == 0:
-    runner.measure_likelihood(likelihood)
-  if shard == (0, 1):
-    finish(workdir, made)
+  with row_log.alone(workdir / f'lock{ending}'):
+    runner = _Runner(
+      workdir,
+      ending,
+      models,
+      methods,
+      documents,
+      mesh,
+      save_every_seconds,
+      retry_failed,
+      report,
+    )
+    if shard[0] == 0:
+      runner.price(made)
+    runner.run(batches)
+    if likelihood is not None and shard[0] == 0:
+      runner.measure_likelihood(likelihood)
+    if shard == (0, 1):
+      finish(workdir, made)
 
 
 def finish(workdir: str | os.PathLike, made: Plan) -> tuple[int, int]:
@@ -180,6 +184,10 @@ def _collect(
       for path in sorted(other.glob(f'{kind}*.jsonl')):
         target = workdir / f'{kind}_from_{number}_{path.name}'
         row_log.rewrite(target, list(row_log.read(path)))
+    # Both are of the first shard alone.
+    for name in (grid_rows.LIKELIHOOD, grid_rows.NOT_RUN):
+      if (other / name).exists():
+        row_log.rewrite(workdir / name, list(row_log.read(other / name)))
     for path in (other / 'traces').rglob('*.jsonl'):
       target = workdir / path.relative_to(other)
       target.parent.mkdir(parents=True, exist_ok=True)
@@ -198,13 +206,18 @@ class _Runner:
     documents,
     mesh,
     save_every_seconds,
+    retry_failed,
     report,
   ):
     self._workdir, self._ending = workdir, ending
     self._models, self._methods = models, methods
     self._documents, self._report = documents, report
     self._save_every_seconds = save_every_seconds
-    self._done = {grid_rows.place(row) for row in grid_rows.read_rows(workdir)}
+    self._done = {
+      grid_rows.place(row)
+      for row in grid_rows.read_rows(workdir)
+      if not (retry_failed and row['error'])
+    }
     load = functools.partial(_load, mesh=mesh)
     self._load = functools.lru_cache(maxsize=2)(load)
     self._benchmark = functools.lru_cache(_open_benchmark)
@@ -261,6 +274,38 @@ class _Runner:
       f'left: {_clock(rest + _seconds(same, rates))} of this length, '
       f'{_clock(rest + _seconds(left, rates))} in all'
     )
+
+  def price(self, made: Plan) -> None:
+    """Writes what one document of every cell that is not run would cost."""
+    if not made.not_run or grid_rows.read_not_run(self._workdir):
+      return
+    shares, priced = {}, []
+    for cell, tokens in made.not_run:
+      key = cell.model, cell.task
+      if key not in shares:
+        shares[key] = self._own_share(made, *key)
+      config = self._load(self._models[cell.model], False).config
+      flops = self._methods[cell.method].flops(
+        config, round(tokens * shares[key])
+      )
+      priced.append((cell, tokens, flops))
+    grid_rows.write_not_run(self._workdir, priced)
+
+  def _own_share(self, made: Plan, model: str, task: str) -> float:
+    """A model's tokens of a counted token, in a document that the grid has."""
+    places = (
+      place
+      for batch in made.batches  # the longest first
+      if batch.tokens <= _SAMPLE_TOKENS
+      for place in batch.places
+      if place.cell.task == task
+    )
+    place = next(places, None)
+    if place is None:
+      return 1.0
+    example = self._example(place)
+    tokenizer = self._load(self._models[model], False).tokenizer
+    return len(tokenizer.encode(example.document)) / example.tokens
 
   def measure_likelihood(self, config: LikelihoodConfig) -> None:
     """Appends a line a model to `likelihood.jsonl`."""
@@ -470,13 +515,6 @@ def _row(
     'health': dict(result.health),
     'trace': trace,
   }
-
-
-def _forget_failed(workdir: Path) -> None:
-  for path in workdir.glob('rows*.jsonl'):
-    row_log.rewrite(
-      path, [row for row in row_log.read(path) if not row['error']]
-    )
 
 
 def _device_bytes() -> int | None:

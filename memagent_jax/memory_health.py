@@ -46,10 +46,7 @@ def measure(
   length_CxN = turns.memory.length_N
   lengths = length_CxN[read_CxN]
   unchanged_CxN = _unchanged(trajectories)
-  metrics = {
-    f'length_p{q}': float(np.percentile(lengths, q)) for q in _QUANTILES
-  }
-  metrics |= {
+  metrics = length_quantiles(lengths) | {
     'saturated': float(np.mean(turns.response.finish_N[read_CxN] == LENGTH)),
     'empty': float(np.mean(lengths == 0)),
     'unchanged': float(np.mean(unchanged_CxN[read_CxN])),
@@ -61,6 +58,13 @@ def measure(
     metrics['constant'] = float(np.mean(still_N[several_N]))
   metrics |= _evidence(tokenizer, answers, trajectories, read_CxN)
   return {f'memory/{name}': value for name, value in metrics.items()}
+
+
+def length_quantiles(lengths: np.ndarray) -> dict[str, float]:
+  """`length_p10`, `length_p50` and `length_p90` of memories; none of none."""
+  if not len(lengths):
+    return {}
+  return {f'length_p{q}': float(np.percentile(lengths, q)) for q in _QUANTILES}
 
 
 def alarms(metrics: Mapping[str, float]) -> list[str]:

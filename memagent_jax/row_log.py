@@ -4,6 +4,8 @@ A kill costs the line it cut, no more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -40,9 +42,7 @@ def append(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
 
 def rewrite(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
   """Replaces a log by these objects, all at once."""
-  partial = Path(path).with_suffix('.partial')
-  partial.write_bytes(_lines(rows))
-  os.replace(partial, path)
+  _replace(Path(path), _lines(rows))
 
 
 def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
@@ -57,14 +57,38 @@ def claim_workdir(workdir: str | os.PathLike, config_text: str) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / CONFIG
   if not path.exists():
-    # Never there in part, whoever looks and whatever is killed.
-    partial = workdir / f'{CONFIG}.{uuid.uuid4().hex}.partial'
-    partial.write_text(config_text, encoding='utf-8')
-    os.replace(partial, path)
+    _replace(path, config_text.encode())
   if path.read_text(encoding='utf-8') != config_text:
     raise ValueError(
       f'{workdir} has rows of another config ({path.name}); use another workdir.'
     )
+
+
+@contextlib.contextmanager
+def alone(path: str | os.PathLike) -> Iterator[None]:
+  """Holds a lock file meanwhile; who is killed lets go of it.
+
+  Raises:
+    ValueError: another process holds it.
+  """
+  with Path(path).open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise ValueError(
+        f'{path}: another process is at this work; wait for it, or stop it.'
+      ) from e
+    yield
+
+
+def _replace(path: Path, content: bytes) -> None:
+  """Writes a file that is never there in part, whoever looks or is killed."""
+  partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.partial')
+  try:
+    partial.write_bytes(content)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def _lines(rows: Sequence[Mapping]) -> bytes:

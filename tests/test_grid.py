@@ -69,13 +69,12 @@ def test_the_longest_batches_come_first():
   assert [b.cell.size for b in made.batches] == [5000, 1000, 200]
 
 
-def test_what_is_too_long_is_not_run_and_has_a_price():
+def test_what_is_too_long_is_not_run():
   made = plan(block(methods=('full',), sizes=(5000, 10_000)))
   assert {cell.size for cell, _ in made.order()} == {5000}
-  ((cell, tokens, flops),) = made.not_run
+  ((cell, tokens),) = made.not_run
   assert tokens == 10_000
   assert cell == Cell('a', 'full', 'niah_single_1', 10_000, 0)
-  assert flops == METHODS['full'].flops(tiny_runs.CONFIG, 10_000)
 
 
 def test_shards_part_the_batches_and_share_the_work():

@@ -157,9 +157,24 @@ def test_timings_say_what_a_batch_took(whole):
 
 
 def test_what_is_not_run_is_priced(whole):
-  (line,) = json.loads((whole / 'not_run.json').read_text(encoding='utf-8'))
+  (line,) = grid_rows.read_not_run(whole)
   assert (line['method'], line['size']) == ('none', 3000)
   assert line['flops'] > 0
+
+
+def test_the_price_is_in_the_model_s_own_tokens(run, tmp_path):
+  block = dataclasses.replace(BLOCKS[1], methods=('full',))
+  full = dataclasses.replace(
+    METHODS['none'], context='full', prompt_tokens=9000
+  )
+  options = {'blocks': [block], 'methods': {'full': full}}
+  run(tmp_path / 'one', **options)
+  (line,) = grid_rows.read_not_run(tmp_path / 'one')
+  config = tiny_runs.CONFIG
+  (short, *_) = grid_rows.read_rows(tmp_path / 'one')
+  own = 3000 * short['own_tokens'] / short['tokens']
+  assert line['flops'] == pytest.approx(full.flops(config, own), rel=0.01)
+  assert line['tokens'] == 3000
 
 
 def test_scores_are_those_of_the_task_s_metric(run, tmp_path, monkeypatch):
@@ -273,6 +288,23 @@ def test_shards_joined_are_the_whole(run, whole, tmp_path, apart):
   assert len(grid_rows.read_timings(one)) == 5
 
 
+def test_joined_shards_have_what_the_first_alone_measured(run, tmp_path):
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  run(one, shard=(0, 2))
+  row_log.append(one / grid_rows.LIKELIHOOD, [{'model': 'tiny', 'chunks': 3}])
+  run(two, shard=(1, 2), merge=[one])
+  assert grid_rows.read_likelihood(two) == [{'model': 'tiny', 'chunks': 3}]
+  assert grid_rows.read_not_run(two) == grid_rows.read_not_run(one) != []
+
+
+def test_a_shard_is_one_process_at_a_time(run, tmp_path):
+  with row_log.alone(tmp_path / 'lock_0_of_2'):
+    with pytest.raises(ValueError, match='another process is at this work'):
+      run(tmp_path, shard=(0, 2))
+    run(tmp_path, shard=(1, 2))
+  run(tmp_path, shard=(0, 2))
+
+
 def test_a_shard_of_another_grid_is_refused(run, whole, tmp_path):
   other = tmp_path / 'other'
   other.mkdir()
@@ -329,6 +361,24 @@ def test_failed_rows_count_as_wrong_and_are_retried_alone(run, tmp_path):
   assert SEEN == [['niah_single_1/600/0/1', 'niah_single_1/600/0/2']]
   rows = list(row_log.read(tmp_path / 'rows.jsonl'))
   assert [row['score'] for row in rows] == [1, 1, 0, 1, 1, 1]
+
+
+def test_a_retried_row_takes_the_place_of_its_failure_wherever_it_is(
+  run, tmp_path
+):
+  FAILING.add('niah_single_1/600/0/3')
+  block = Block(('tiny',), ('flaky',), ('niah_single_1',), (600,), 6)
+  options = {'blocks': [block], 'methods': {'flaky': Flaky()}}
+  shard = tmp_path / 'shard'
+  run(shard, **options, shard=(0, 1))
+  run(tmp_path, **options, merge=[shard])
+  FAILING.clear()
+  # Two processes of one machine, as --processes starts them.
+  for i in range(2):
+    run(shard, **options, shard=(i, 2), retry_failed=True)
+  run(tmp_path, **options, merge=[shard])
+  rows = list(row_log.read(tmp_path / 'rows.jsonl'))
+  assert [row['score'] for row in rows] == [1.0] * 6
 
 
 def test_another_grid_s_workdir_is_refused(run, whole):

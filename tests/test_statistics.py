@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from memagent_jax.statistics import slope, upper_bound, wilson_interval
+from memagent_jax.statistics import (
+  difference_interval,
+  paired_bootstrap,
+  slope,
+  upper_bound,
+  wilson_interval,
+)
 
 
 def test_wilson_interval_equals_published_values():
@@ -18,6 +24,31 @@ def test_wilson_interval_equals_published_values():
   ):
     found = wilson_interval(successes, count)
     np.testing.assert_allclose(found, (low, high), atol=5e-5)
+
+
+def test_difference_interval_equals_published_values():
+  # Newcombe 1998, table II, method 10: 56 of 70 less 48 of 80, and 9 of 10 less 3.
+  for first, second, low, high in (
+    ((48, 80), (56, 70), 0.0524, 0.3339),
+    ((3, 10), (9, 10), 0.1705, 0.8090),
+    ((0, 10), (10, 10), 0.6075, 1.0),
+  ):
+    middle, *found = difference_interval(first, second)
+    assert middle == pytest.approx(second[0] / second[1] - first[0] / first[1])
+    np.testing.assert_allclose(found, (low, high), atol=5e-5)
+
+
+def test_paired_bootstrap_is_the_normal_interval_of_many_pairs():
+  rng = np.random.default_rng(0)
+  first = rng.integers(0, 2, 4000)
+  second = np.where(rng.random(4000) < 0.3, 1 - first, first)
+  middle, low, high = paired_bootstrap(first, second)
+  gap = second - first
+  half = 1.96 * gap.std() / math.sqrt(len(gap))
+  assert middle == gap.mean()
+  np.testing.assert_allclose(
+    (low - middle, high - middle), (-half, half), rtol=0.05
+  )
 
 
 def test_slope_of_a_line_is_exact_and_noise_widens_it():

@@ -19,6 +19,7 @@ import numpy as np
 from memagent_jax import (
   costs,
   decode,
+  memory_health,
   prompts,
   rollout,
   trajectories,
@@ -144,8 +145,11 @@ class _RowState:
     default_factory=lambda: dict.fromkeys(FINISH_REASONS[:2], 0)
   )
   unchanged: int = 0
+  # Whether no turn after the first changed it.
+  constant: bool = True
   tokens: int = 0
-  memory_tokens: int = 0
+  # Turns by the length of the memory that they left.
+  lengths: dict[str, int] = dataclasses.field(default_factory=dict)
   flops: float = 0.0
   # Chunks at which an answer came into the memory, and was lost again.
   enters: int | None = None
@@ -202,7 +206,7 @@ class _Row:
       finish = FINISH_REASONS[int(turns.response.finish_N[c, n])]
       p.turns[finish] += 1
       p.tokens += len(chunk)
-      p.memory_tokens += len(ids)
+      p.lengths[str(len(ids))] = p.lengths.get(str(len(ids)), 0) + 1
       p.flops += costs.turn_flops(
         agent.model,
         agent.prompts.memory_turn_tokens
@@ -214,6 +218,7 @@ class _Row:
       if ids == p.memory_ids:
         p.unchanged += 1
       else:
+        p.constant &= first + c == 0
         self._change(first + c, chunk, ids, finish)
       p.memory_ids = ids
 
@@ -262,8 +267,14 @@ class _Row:
       ),
       health={
         'saturated': p.turns[FINISH_REASONS[LENGTH]] / turns,
+        'empty': p.lengths.get('0', 0) / turns,
         'unchanged': p.unchanged / turns,
-        'memory_tokens': p.memory_tokens / turns,
+        'constant': p.constant if turns > 1 else None,
+        **memory_health.length_quantiles(
+          np.repeat(
+            [int(length) for length in p.lengths], list(p.lengths.values())
+          )
+        ),
         'evidence_enters_turn': p.enters,
         'evidence_leaves_turn': p.leaves,
         'evidence_kept': p.kept,

@@ -116,6 +116,9 @@ class OneTurn:
   ) -> Answered:
     """Answers all questions in one batch; a kill loses it.
 
+    Prompts that fit the window are read as they are, those that do not with the
+    extension: two calls of the same number of rows where a batch has both.
+
     Raises:
       ValueError: a prompt without room for any of the document.
     """
@@ -125,17 +128,42 @@ class OneTurn:
       kind, getattr(self.template, kind), model.tokenizer
     )
     made = [self._prompt(model, pieces, example) for example in examples]
+    room = model.config.max_positions - self.answer_tokens
+    fits = [len(ids) <= room for ids, _, _ in made]
+    results: list[Result] = [None] * len(made)
+    begun = time.perf_counter()
+    for extended in (False, True):
+      places = [n for n, fit in enumerate(fits) if fit != extended]
+      if places:
+        found = self._results(
+          model,
+          # The shape is the whole batch's.
+          [
+            examples[n] for n in places + places[:1] * (len(made) - len(places))
+          ],
+          [made[n] for n in places + places[:1] * (len(made) - len(places))],
+          extended,
+        )
+        for n, result in zip(places, found, strict=False):
+          results[n] = result
+    return Answered(results, [time.perf_counter() - begun])
+
+  def _results(
+    self,
+    model: Model,
+    examples: Sequence[Example],
+    made: Sequence[tuple[list[int], int, int]],
+    extended: bool,
+  ) -> list[Result]:
+    """Answers to prompts, as `_prompt` makes them, by one call."""
     longest = max(len(ids) for ids, _, _ in made)
     width = -(-longest // _PROMPT_STEP) * _PROMPT_STEP
-    # A text that fits is read as it is, however its row is padded.
-    fits = longest + self.answer_tokens <= model.config.max_positions
-    config = model.config if fits else self._extended(model.config, width)
+    config = self._extended(model.config, width) if extended else model.config
     key_N = decode.row_keys(
       self.seed,
       jnp.asarray([decode.example_number(e.id) for e in examples], jnp.uint32),
       jnp.zeros(len(examples), jnp.int32),
     )
-    begun = time.perf_counter()
     response = jax.device_get(
       decode.generate_jitted(
         config,
@@ -146,26 +174,22 @@ class OneTurn:
         key_N,
       )
     )
-    seconds = time.perf_counter() - begun
     texts = trajectories.texts(
       model.tokenizer, trajectories.without_control_id(response)
     )
-    return Answered(
-      [
-        Result(
-          answer=text,
-          finish_reason=FINISH_REASONS[int(response.finish_N[n])],
-          own_tokens=own,
-          read_tokens=read,
-          turns={},
-          flops=costs.turn_flops(config, len(ids), int(response.length_N[n])),
-        )
-        for n, (text, (ids, own, read)) in enumerate(
-          zip(texts, made, strict=True)
-        )
-      ],
-      [seconds],
-    )
+    return [
+      Result(
+        answer=text,
+        finish_reason=FINISH_REASONS[int(response.finish_N[n])],
+        own_tokens=own,
+        read_tokens=read,
+        turns={},
+        flops=costs.turn_flops(config, len(ids), int(response.length_N[n])),
+      )
+      for n, (text, (ids, own, read)) in enumerate(
+        zip(texts, made, strict=True)
+      )
+    ]
 
   def _prompt_cap(self, config: ModelConfig) -> int | None:
     if self.prompt_tokens is not None or self.extension != 'none':
@@ -258,11 +282,14 @@ def retrieve(
   import bm25s
 
   chunks = ChunkCutter(tokenizer, chunk_tokens).split(document)
-  index = bm25s.BM25()
-  index.index(
-    [_words(tokenizer.decode(chunk)) for chunk in chunks], show_progress=False
-  )
-  score = index.get_scores(_words(question))
+  words = [_words(tokenizer.decode(chunk)) for chunk in chunks]
+  asked = _words(question)
+  score = np.zeros(len(chunks))
+  # Without a word on either side there is nothing to rank by.
+  if asked and any(words):
+    index = bm25s.BM25()
+    index.index(words, show_progress=False)
+    score = index.get_scores(asked)
   chosen = []
   for i in np.argsort(-score, kind='stable'):
     if len(chunks[i]) <= room:

@@ -13,12 +13,13 @@ import html
 import io
 import os
 from pathlib import Path
+import statistics
 from typing import Any
 
-from memagent_jax import grid_rows, row_log, trace
+from memagent_jax import grid_rows, memory_health, row_log, trace
 from memagent_jax.report import figures, tables
 from memagent_jax.report import series as series_lib
-from memagent_jax.report.series import ALL_TASKS, Point, Series
+from memagent_jax.report.series import ALL_TASKS, Labels, Point, Series
 from memagent_jax.report.tables import Table
 
 # Failures that the page lists; rows.jsonl has them all.
@@ -50,14 +51,11 @@ def write(
     scorer: as `grid_rows.read_rows` has it.
 
   Raises:
-    ValueError: a workdir without rows, or an unknown scorer.
+    ValueError: a workdir without rows, or an unknown scorer, or runs to compare
+      that have no example in common.
   """
   workdir = Path(workdir)
-  rows = grid_rows.read_rows(workdir, scorer)
-  if not rows:
-    raise ValueError(
-      f'{workdir}: no rows; expected what experiments.evaluate wrote.'
-    )
+  rows = _rows(workdir, scorer)
   folder = workdir / (f'report_{scorer}' if scorer else 'report')
   folder.mkdir(exist_ok=True)
   timings = grid_rows.read_timings(workdir)
@@ -89,6 +87,15 @@ def write(
   body = _HEAD.replace('@title@', html.escape(title)) + '\n'.join(parts)
   path.write_text(f'{body}\n</main></body></html>\n', encoding='utf-8')
   return path
+
+
+def _rows(workdir: str | os.PathLike, scorer: str | None) -> list[dict]:
+  rows = grid_rows.read_rows(workdir, scorer)
+  if not rows:
+    raise ValueError(
+      f'{workdir}: no rows; expected what experiments.evaluate wrote.'
+    )
+  return rows
 
 
 _INTERVAL_NOTE = (
@@ -132,7 +139,7 @@ def _closing_tables(
     table = tables.likelihood_table(likelihood)
     yield 'Likelihood', tables.LIKELIHOOD_NOTE, table
   if compared is not None:
-    others = grid_rows.read_rows(compared, scorer)
+    others = _rows(compared, scorer)
     table = tables.comparison_table(rows, others)
     yield f'Against {compared}', tables.BOOTSTRAP_NOTE, table
 
@@ -144,11 +151,12 @@ def _sections(
   found = series_lib.points(rows)
   by_task = series_lib.points(rows, by_task=True)
   labels = series_lib.labels(series_lib.all_series(rows))
-  priced = [
-    (s, line['tokens'], line['flops'])
-    for line in not_run
-    if (s := Series(line['model'], line['method'])) in labels
-  ]
+  prices: dict[tuple[Series, int], list[float]] = {}
+  for line in not_run:
+    if (s := Series(line['model'], line['method'])) in labels:
+      prices.setdefault((s, line['tokens']), []).append(line['flops'])
+  # Over all tasks.
+  priced = [(s, t, statistics.fmean(f)) for (s, t), f in prices.items()]
   beyond = {s: [t for other, t, _ in priced if other == s] for s in labels}
   tasks = list(dict.fromkeys(p.task for p in by_task))
   plot = figures.accuracy(
@@ -160,15 +168,16 @@ def _sections(
   )
   scored = f'Scored by {scorer}. ' if scorer else ''
   note = f'Lengths are {axis}. {scored}{_INTERVAL_NOTE}'
+  for fewer, lengths in series_lib.fewer_tasks(rows).items():
+    at = ', '.join(f'{length:,.0f}' for length in lengths)
+    note += f' At {at} only {", ".join(fewer)}.'
   sections = [
     ('accuracy', 'Accuracy against length', note, plot),
     ('', f'Accuracy, {ALL_TASKS}', '', tables.accuracy_table(found, axis)),
   ]
-  drops = tables.drop_table(found, labels, least_tokens)
+  drops = tables.drop_table(rows, labels, least_tokens)
   if len(drops) > 1:
-    sections.append(
-      ('', 'From short to long', 'Difference with Newcombe’s interval.', drops)
-    )
+    sections.append(('', 'From short to long', tables.DROP_NOTE, drops))
   if len(tasks) > 1:
     figure = figures.accuracy_by_task(by_task, labels)
     sections.append(('accuracy_by_task', 'By task', '', figure))
@@ -186,7 +195,7 @@ def _sections(
   sections.append(
     ('cost', 'What a document costs', _LINEAR_ATTENTION_NOTE, figure)
   )
-  table = tables.cost_table(found, labels, seconds, axis)
+  table = tables.cost_table(found, labels, seconds, priced, axis)
   sections.append(('', 'Cost', '', table))
   figure = figures.chunk_cost(timings, labels)
   if figure is not None:
@@ -194,8 +203,26 @@ def _sections(
     sections.append(('chunk_cost', heading, '', figure))
   health = tables.health_table(rows, labels, axis)
   if len(health) > 1:
-    sections.append(('', 'Memory health', tables.HEALTH_NOTE, health))
+    note = ' '.join([tables.HEALTH_NOTE, *_health_alarms(rows, labels)])
+    sections.append(('', 'Memory health', note, health))
   return sections
+
+
+def _health_alarms(rows: Sequence[Mapping], labels: Labels) -> list[str]:
+  """What is wrong with the memories of a series at a size, a sentence each."""
+  found = []
+  for s, mine in tables.rows_with_memory(rows, labels):
+    shares = {}
+    for name in ('saturated', 'empty', 'constant'):
+      values = [row['health'].get(name) for row in mine]
+      known = [float(value) for value in values if value is not None]
+      shares[f'memory/{name}'] = statistics.fmean(known) if known else 0.0
+    tokens = statistics.median_high(row['tokens'] for row in mine)
+    found += [
+      f'{labels[s]} at {tokens:,.0f}: {alarm}'
+      for alarm in memory_health.alarms(shares)
+    ]
+  return found
 
 
 def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
@@ -213,7 +240,7 @@ def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
   parts.append(
     '<div class="wide"><table class="text"><thead><tr><th>row</th><th>model</th>'
     '<th>method</th><th>tokens</th><th>answer</th><th>expected</th><th>finish</th>'
-    '<th>trace</th></tr></thead><tbody>'
+    '<th>sampling</th><th>trace</th></tr></thead><tbody>'
   )
   for number, row in enumerate(wrong[:_SHOWN_FAILURES]):
     link = '-'
@@ -229,6 +256,7 @@ def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
       _brief(row['error'] or row['answer'].strip() or '(empty)'),
       _brief(', '.join(row['answers'])),
       row['finish_reason'],
+      row['sampling'],
     ]
     shown = ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
     parts.append(f'<tr>{shown}<td>{link}</td></tr>')

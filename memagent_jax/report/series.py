@@ -112,6 +112,18 @@ def all_series_of(found: Iterable[Point]) -> list[Series]:
   return list(dict.fromkeys(point.series for point in found))
 
 
+def fewer_tasks(rows: Iterable[Mapping]) -> dict[tuple[str, ...], list[float]]:
+  """Lengths (median tokens) whose rows are not of all tasks, by their tasks."""
+  rows = list(rows)
+  everything = {row['task'] for row in rows}
+  found: dict[tuple[str, ...], list[float]] = {}
+  for size, point in lengths(points(rows)).items():
+    tasks = {row['task'] for row in rows if row['size'] == size}
+    if tasks != everything:
+      found.setdefault(tuple(sorted(tasks)), []).append(point.tokens)
+  return found
+
+
 def lengths(found: Sequence[Point]) -> dict[int, Point]:
   """A point of every size, by length: one of a series that counts turns."""
   by_size: dict[int, Point] = {}
@@ -121,25 +133,42 @@ def lengths(found: Sequence[Point]) -> dict[int, Point]:
 
 
 def drop(
-  found: Sequence[Point], least_tokens: int = 0
-) -> tuple[Point, Point, tuple[float, float, float]] | None:
-  """First and last point of one series, and the difference of their scores.
+  rows: Iterable[Mapping], least_tokens: int = 0
+) -> tuple[Point, Point, tuple[str, ...], tuple[float, float, float]] | None:
+  """First and last point of one series on the same tasks, and their difference.
 
   Args:
-    found: of one series and task.
+    rows: of one series.
     least_tokens: the first point has as many; 5 % less are no less.
 
   Returns:
-    None where there are not two such points; else both and the difference with
-    its 95 % interval, as shares.
+    None where there are not two such points; else both over the tasks that the
+    longest documents have, these tasks, and the difference of the scores with its
+    95 % interval, as shares.
   """
-  mine = [p for p in found if p.tokens >= 0.95 * least_tokens]
+  rows = list(rows)
+  last = max(points(rows), key=lambda p: p.tokens)
+  tasks = {row['task'] for row in rows if row['size'] == last.size}
+  mine = [
+    p
+    for p in points(row for row in rows if row['task'] in tasks)
+    if p.tokens >= 0.95 * least_tokens
+  ]
   if len(mine) < 2:
     return None
-  first, last = mine[0], mine[-1]
+  first = mine[0]
+  tasks &= {row['task'] for row in rows if row['size'] == first.size}
+  first, last = (
+    point
+    for size in (first.size, last.size)
+    for point in points(
+      r for r in rows if r['size'] == size and r['task'] in tasks
+    )
+  )
   return (
     first,
     last,
+    tuple(sorted(tasks)),
     difference_interval(
       (first.score * first.count, first.count),
       (last.score * last.count, last.count),
@@ -150,7 +179,7 @@ def drop(
 def paired(
   rows: Iterable[Mapping], others: Iterable[Mapping]
 ) -> list[tuple[Series, Series, int, tuple[float, float, float]]]:
-  """Series of two runs on their common examples.
+  """Series of two runs, both of one sampling, on their common examples.
 
   Series of the same name are compared, or all with all where none have one.
 

@@ -15,7 +15,8 @@ from memagent_jax.report.series import Labels, Point, Series
 Table = list[list[str]]
 
 HEALTH_NOTE = (
-  'Cut: share of turns whose memory reached its cap. Unchanged: share of turns '
+  'Memory tokens: length below which it is in 10, 50 and 90 % of the turns (medians '
+  'over documents). Cut: share of turns whose memory reached its cap. Unchanged: share of turns '
   'that left it as it was. Evidence: share of documents whose answer was in the '
   'memory at some time, and of these at the end; chunk at which it came and, '
   'where it was lost, went (medians).'
@@ -24,6 +25,10 @@ LIKELIHOOD_NOTE = (
   "Mean log-probability of a chunk's tokens, teacher-forced, given the memory of "
   'what came before and given the empty memory: the read term of the '
   "factorisation in the paper's section 3."
+)
+DROP_NOTE = (
+  'On the tasks that both lengths have; difference with the 95 % interval of '
+  'Newcombe.'
 )
 BOOTSTRAP_NOTE = (
   'Same examples in both runs: mean difference in points, and the 95 % interval '
@@ -78,19 +83,22 @@ def _score(point: Point | None) -> str:
 
 
 def drop_table(
-  found: Sequence[Point], labels: Labels, least_tokens: int
+  rows: Sequence[Mapping], labels: Labels, least_tokens: int
 ) -> Table:
   """A line a series: its shortest and longest documents, and the difference."""
-  lines = [['', 'from', 'to', 'difference in points']]
+  lines = [['', 'tasks', 'from', 'to', 'difference in points']]
+  every_task = {row['task'] for row in rows}
   for s, label in labels.items():
-    result = series_lib.drop([p for p in found if p.series == s], least_tokens)
+    mine = [row for row in rows if Series(row['model'], row['method']) == s]
+    result = series_lib.drop(mine, least_tokens)
     if result is not None:
-      first, last, difference = result
+      first, last, tasks, difference = result
       lines.append(
         [
           label,
-          f'{100 * first.score:.1f} at {first.tokens:,.0f}',
-          f'{100 * last.score:.1f} at {last.tokens:,.0f}',
+          'all' if set(tasks) == every_task else ', '.join(tasks),
+          f'{100 * first.score:.1f} at {first.tokens:,.0f} (n = {first.count})',
+          f'{100 * last.score:.1f} at {last.tokens:,.0f} (n = {last.count})',
           _points(difference),
         ]
       )
@@ -106,21 +114,37 @@ def cost_table(
   found: Sequence[Point],
   labels: Labels,
   seconds: Mapping[tuple[Series, int], float],
+  not_run: Sequence[tuple[Series, float, float]],
   axis: str,
 ) -> Table:
-  """A line a point; `seconds` as `document_seconds` gives them."""
+  """A line a point, and one a length that a series was not run at.
+
+  Args:
+    found: points over all tasks.
+    labels: of the series.
+    seconds: as `document_seconds` gives them.
+    not_run: (series, tokens, FLOPs) of a document.
+    axis: what tokens are called.
+  """
   lines = [['', axis, 'tokens seen', 'TFLOPs', 'seconds']]
-  for p in found:
-    spent = seconds.get((p.series, p.size))
-    lines.append(
-      [
-        labels[p.series],
-        f'{p.tokens:,.0f}',
-        f'{p.read_tokens:,.0f}',
-        f'{p.flops / 1e12:.3g}',
-        '' if spent is None else f'{spent:.3g}',
-      ]
-    )
+  for s, label in labels.items():
+    for p in found:
+      if p.series == s:
+        spent = seconds.get((s, p.size))
+        lines.append(
+          [
+            label,
+            f'{p.tokens:,.0f}',
+            f'{p.read_tokens:,.0f}',
+            f'{p.flops / 1e12:.3g}',
+            '' if spent is None else f'{spent:.3g}',
+          ]
+        )
+    lines += [
+      [label, f'{tokens:,.0f}', '', f'{flops / 1e12:.3g}', 'not run']
+      for other, tokens, flops in not_run
+      if other == s
+    ]
   return lines
 
 
@@ -145,23 +169,20 @@ def health_table(rows: Iterable[Mapping], labels: Labels, axis: str) -> Table:
       *('evidence came', 'stayed', 'came at', 'went at'),
     ]
   ]
-  groups: dict[tuple[Series, int], list[Mapping]] = {}
-  for row in rows:
-    if row['health']:
-      key = Series(row['model'], row['method']), row['size']
-      groups.setdefault(key, []).append(row)
-  for (s, _), mine in sorted(
-    groups.items(),
-    key=lambda item: (list(labels).index(item[0][0]), item[0][1]),
-  ):
+  for s, mine in rows_with_memory(rows, labels):
     health = [row['health'] for row in mine]
     came = [h for h in health if h['evidence_enters_turn'] is not None]
     kept = [h for h in came if h['evidence_kept']]
+    lengths = [
+      statistics.median(h[name] for h in health if name in h)
+      for name in ('length_p10', 'length_p50', 'length_p90')
+      if any(name in h for h in health)
+    ]
     lines.append(
       [
         labels[s],
         f'{statistics.median_high(row["tokens"] for row in mine):,.0f}',
-        f'{statistics.fmean(h["memory_tokens"] for h in health):.1f}',
+        ' / '.join(f'{length:.0f}' for length in lengths),
         f'{statistics.fmean(h["saturated"] for h in health):.1%}',
         f'{statistics.fmean(h["unchanged"] for h in health):.1%}',
         f'{len(came) / len(health):.1%}',
@@ -171,6 +192,20 @@ def health_table(rows: Iterable[Mapping], labels: Labels, axis: str) -> Table:
       ]
     )
   return lines
+
+
+def rows_with_memory(
+  rows: Iterable[Mapping], labels: Labels
+) -> list[tuple[Series, list[Mapping]]]:
+  """Rows that kept a memory, by series and size, in their order."""
+  groups: dict[tuple[Series, int], list[Mapping]] = {}
+  for row in rows:
+    if row['health']:
+      key = Series(row['model'], row['method']), row['size']
+      groups.setdefault(key, []).append(row)
+  order = list(labels)
+  keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
+  return [(key[0], groups[key]) for key in keys]
 
 
 def _turn(turns: Iterable[int | None]) -> str:
@@ -197,15 +232,28 @@ def likelihood_table(lines: Iterable[Mapping]) -> Table:
 def comparison_table(
   rows: Iterable[Mapping], others: Iterable[Mapping]
 ) -> Table:
-  """Two runs on their common examples, a line a pair of series."""
-  lines = [['this run', 'the other', 'pairs', 'other - this']]
-  for one, two, count, difference in series_lib.paired(rows, others):
-    lines.append(
-      [
-        f'{one.model}, {one.method}',
-        f'{two.model}, {two.method}',
-        str(count),
-        _points(difference),
-      ]
+  """Two runs on their common examples, a line a pair of series and sampling.
+
+  Raises:
+    ValueError: they have no example in common.
+  """
+  lines = [['sampling', 'this run', 'the other', 'pairs', 'other - this']]
+  theirs = series_lib.samplings(others)
+  for sampling, mine in series_lib.samplings(rows).items():
+    pairs = series_lib.paired(mine, theirs.get(sampling, ()))
+    for one, two, count, difference in pairs:
+      lines.append(
+        [
+          sampling,
+          f'{one.model}, {one.method}',
+          f'{two.model}, {two.method}',
+          str(count),
+          _points(difference),
+        ]
+      )
+  if len(lines) == 1:
+    raise ValueError(
+      'the two runs have no example in common: same task, size, seed, index and '
+      'sampling.'
     )
   return lines

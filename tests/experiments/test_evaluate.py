@@ -84,7 +84,7 @@ def evaluate(grid_file, workdir, *flags, ok=True):
   return done.stdout if ok else done.stderr
 
 
-def killed(grid_file, workdir, *, at_bytes):
+def killed(grid_file, workdir, *flags, at_bytes):
   """Starts the grid, and kills it when its files have grown by so much."""
 
   def written():
@@ -94,7 +94,7 @@ def killed(grid_file, workdir, *, at_bytes):
 
   before = written()
   with subprocess.Popen(
-    command(grid_file, workdir),
+    command(grid_file, workdir, *flags),
     cwd=ROOT,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
@@ -130,6 +130,8 @@ def test_processes_and_shards_make_the_same_rows(grid_file, tmp_path):
   evaluate(grid_file, whole)
   if len(os.sched_getaffinity(0)) > 1:
     # Other numbers of cores may differ in a row's last bits, not in its tokens.
+    # Both go down with the process that started them.
+    assert killed(grid_file, both, '--processes=2', at_bytes=2000)
     printed = evaluate(grid_file, both, '--processes=2')
     assert '36 of 36 rows' in printed
     assert (both / 'rows.jsonl').read_bytes() == (

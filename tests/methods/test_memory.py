@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from memagent_jax import costs, rollout
+from memagent_jax import costs, prompts, rollout
+from memagent_jax.methods import memory
 from memagent_jax.methods.memory import Memory
 from memagent_jax.methods.progress import Progress
 from memagent_jax.reader import Reader
+from memagent_jax.structs import EOS, LENGTH, Response, Tokens, Turns
 from tests import tiny_runs
 
 METHOD = Memory(
@@ -101,21 +103,49 @@ def test_a_killed_reading_goes_on_where_it_was_saved(
   assert calls[:3] == [0, 2, 4] and calls[3] == 4
 
 
-def test_health_says_when_the_evidence_came_and_went(model, monkeypatch):
-  example = dataclasses.replace(tiny_runs.document(0, 6), answers=('a', 'Z'))
-  (result,) = METHOD.answer(model, [example], Progress()).results
-  has = {line['chunk_index']: 'a' in line['memory'] for line in result.trace}
-  enters = min((i for i, there in has.items() if there), default=None)
-  leaves = None
-  if enters is not None:
-    leaves = min(
-      (i for i, t in has.items() if i > enters and not t), default=None
-    )
-  assert result.health['evidence_enters_turn'] == enters
-  assert result.health['evidence_leaves_turn'] == leaves
-  turns = sum(result.turns.values())
-  assert result.health['unchanged'] == (turns - len(result.trace)) / turns
-  assert result.health['saturated'] == result.turns['length'] / turns
+def test_health_says_what_the_memories_did(model):
+  """Turns made by hand: the answer comes, goes, and comes again."""
+  agent = rollout.make_agent(model, tiny_runs.TEMPLATE, METHOD.reading)
+  example = dataclasses.replace(tiny_runs.document(0, 6), answers=('Z', 'Q'))
+  row = memory._Row(agent, model.tokenizer, METHOD.reading, example, 3)
+  texts = ['none', 'a Q', 'a Q', 'abcd', 'Z', '']
+  finish = [EOS, EOS, EOS, LENGTH, EOS, EOS]
+  ids = [model.tokenizer.encode(text) for text in texts]
+  kept = prompts.pad_rows(ids, 9)
+  length = np.array([len(row) + 1 for row in ids])
+  turns = Turns(
+    Response(None, None, length[:, None], np.array(finish)[:, None]),
+    Tokens(
+      np.asarray(kept.ids_NxW)[:, None], np.asarray(kept.length_N)[:, None]
+    ),
+    None,
+  )
+  row.add(turns, 0, [[1] * 5] * 6, 0)
+  result = row.result('', 'eos', 1)
+  assert result.health == {
+    'saturated': 1 / 6,
+    'empty': 1 / 6,
+    'unchanged': 2 / 6,
+    'constant': False,
+    **{
+      f'length_p{q}': float(np.percentile(length - 1, q)) for q in (10, 50, 90)
+    },
+    'evidence_enters_turn': 1,
+    'evidence_leaves_turn': 3,
+    'evidence_kept': False,
+  }
+  assert [line['chunk_index'] for line in result.trace] == [1, 3, 4, 5]
+  assert result.turns == {'eos': 5, 'length': 1}
+  assert result.own_tokens == 30
+
+
+def test_chunks_of_short_documents_are_timed_but_for_the_first_call(model):
+  reading = dataclasses.replace(METHOD.reading, seed=77)
+  method = dataclasses.replace(METHOD, reading=reading, window_chunks=4)
+  document = [tiny_runs.document(0, 2)]
+  assert list(method.answer(model, document, Progress()).chunk_seconds) == []
+  (seconds,) = method.answer(model, document, Progress()).chunk_seconds
+  assert 0 < seconds < 5
 
 
 def test_a_question_over_its_cap_names_the_example(model):

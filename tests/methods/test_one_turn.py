@@ -164,6 +164,32 @@ def test_beyond_the_window_each_extension_is_its_own(model, monkeypatch):
   assert sinks.attention == SinkAttention(4)
 
 
+@pytest.mark.parametrize('extension', one_turn.EXTENSIONS)
+def test_a_text_within_the_window_is_read_plainly_beside_a_long_one(
+  model, monkeypatch, extension
+):
+  method = make(extension=extension)
+  short, long = example(letters(100)), example(letters(400))
+  (alone,) = method.answer(model, [short], Progress()).results
+  seen = watch(monkeypatch)
+  first, _, third = method.answer(
+    model, [short, long, short], Progress()
+  ).results
+  assert first == third == alone
+  assert seen[0][0] == model.config
+  # Every call has the whole batch's shape.
+  assert [len(ids) for _, ids in seen] == [3] * (
+    2 if extension != 'none' else 1
+  )
+
+
+def test_without_words_the_start_is_retrieved(model):
+  for document, question in ((letters(400), '???'), ('!!! ... ' * 60, 'Who?')):
+    ids = model.tokenizer.encode(document)
+    found = one_turn.retrieve(model.tokenizer, ids, question, 16, 40)
+    assert found and ids[: len(found)] == found
+
+
 def test_a_model_with_its_own_scaling_is_not_scaled_again(model):
   scaled = dataclasses.replace(
     model,

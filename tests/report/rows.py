@@ -26,7 +26,11 @@ def row(model, size, index, **changes):
     'health': {
       'saturated': 1 / 3,
       'unchanged': 0.5,
-      'memory_tokens': 20.0,
+      'length_p10': 18.0,
+      'length_p50': 20.0,
+      'length_p90': 24.0,
+      'empty': 0.0,
+      'constant': False,
       'evidence_enters_turn': 0,
       'evidence_leaves_turn': None,
       'evidence_kept': True,

@@ -1,11 +1,12 @@
 """Pictures of a grid, where there are many series and lengths far apart."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from memagent_jax.report import figures
 from memagent_jax.report import series as series_lib
-from tests.report.rows import rows
+from tests.report.rows import rows, timing
 
 _SIZES = (256, 8192, 524_288, 3_500_000)
 
@@ -42,6 +43,48 @@ def test_the_longest_document_has_a_tick(many):
   found, labels = many
   axes = figures.accuracy_by_task(found, labels).axes[0]
   assert axes.get_xticklabels()[0].get_text() == '3.5M'
+
+
+def test_a_heat_map_has_depth_downwards_and_length_to_the_right():
+  made = [
+    *rows('a', 100, [1, 0], depth=0.05),
+    *rows('a', 100, [1], depth=0.95),
+    *rows('a', 400, [0], depth=0.95),
+  ]
+  figure = figures.depth_by_length(made, series_lib.Series('a', 'memory'), 'a')
+  axes = figure.axes[0]
+  (image,) = axes.get_images()
+  shown = np.ma.filled(image.get_array(), -1.0)
+  assert shown.shape == (10, 2)
+  assert (shown[0, 0], shown[9, 0], shown[9, 1]) == (50, 100, 0)
+  # Shallow evidence above.
+  assert image.origin == 'upper'
+  assert [t.get_text() for t in axes.get_yticklabels()][::9] == [
+    '0-10',
+    '90-100',
+  ]
+  texts = {t.get_position(): t.get_text() for t in axes.texts}
+  assert texts == {(0, 0): '50', (0, 9): '100', (1, 9): '0'}
+  plt.close('all')
+
+
+def test_memory_is_drawn_where_chunks_were_not_timed():
+  timings = [
+    timing('a', 100, chunk_seconds=None, chunked=False),
+    timing('a', 400, chunk_seconds=None, chunked=False),
+    timing('a', 400, peak_host_bytes=2**30, chunked=False),
+  ]
+  labels = {series_lib.Series('a', 'memory'): 'a'}
+  (axes,) = figures.chunk_cost(timings, labels).axes
+  (line,) = axes.get_lines()
+  assert list(line.get_xdata()) == [100, 400]
+  # The highest of a length.
+  assert list(line.get_ydata()) == [500, 1024]
+  timings[0] |= {'chunked': True, 'chunk_seconds': 0.2}
+  timings[1] |= {'peak_device_bytes': 2**20}
+  assert len(figures.chunk_cost(timings, labels).axes) == 3
+  assert figures.chunk_cost([], labels) is None
+  plt.close('all')
 
 
 def test_flops_over_many_decades_have_ticks(many):

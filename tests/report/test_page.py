@@ -2,7 +2,6 @@
 
 import csv
 import html.parser
-import json
 import shutil
 import subprocess
 
@@ -39,7 +38,7 @@ def workdir(tmp_path):
   )
   not_run = {'model': 'after', 'method': 'full', 'task': 'niah', 'size': 4000}
   not_run |= {'seed': 0, 'tokens': 4000, 'flops': 5e12}
-  (tmp_path / 'not_run.json').write_text(json.dumps([not_run]), 'utf-8')
+  row_log.append(tmp_path / grid_rows.NOT_RUN, [not_run])
   return tmp_path
 
 
@@ -111,6 +110,8 @@ def test_a_series_that_was_not_run_to_the_end_says_so(workdir):
   # Text is drawn as glyphs; their comment has the text.
   assert 'not run' in svg
   assert 'hollow' in (path.parent / 'cost.svg').read_text(encoding='utf-8')
+  tables = (path.parent / 'tables.md').read_text(encoding='utf-8')
+  assert '| after, full | 4,000 |  | 5 | not run |' in tables
 
 
 def test_one_row_is_a_report(tmp_path):
@@ -133,6 +134,37 @@ def test_two_runs_are_compared_on_their_common_rows(workdir, tmp_path_factory):
   _, text = written(workdir, compared=other)
   # 1 1 1 0 against 1 0 0 0.
   assert 'other - this' in text and '-50.0 [' in text
+
+
+def test_runs_without_a_common_row_are_not_compared(workdir, tmp_path_factory):
+  other = tmp_path_factory.mktemp('other')
+  with pytest.raises(ValueError, match='no rows; expected what'):
+    written(workdir, compared=other)
+  sampled = rows('after', 4000, [1, 1], sampling='temperature 1, top-p 1')
+  row_log.append(other / 'rows.jsonl', sampled)
+  with pytest.raises(ValueError, match='no example in common'):
+    written(workdir, compared=other)
+
+
+def test_lengths_of_fewer_tasks_are_named(tmp_path):
+  made = [*rows('a', 100, [1, 1]), *rows('a', 900, [1, 1])]
+  made += rows('a', 100, [0, 0], task='vt')
+  row_log.append(tmp_path / 'rows.jsonl', made)
+  _, text = written(tmp_path)
+  assert 'At 900 only niah.' in text
+
+
+def test_memories_that_are_cut_or_never_change_set_off_an_alarm(tmp_path):
+  cut = rows('cut', 100, [1, 1])
+  still = rows('still', 100, [1, 1])
+  for row_cut, row_still in zip(cut, still, strict=True):
+    row_cut['health'] |= {'saturated': 0.9}
+    row_still['health'] |= {'constant': True}
+  row_log.append(tmp_path / 'rows.jsonl', [*cut, *still, *rows('a', 9, [1])])
+  _, text = written(tmp_path)
+  assert 'cut at 101: 90% of the memories were cut at their cap' in text
+  assert 'still at 101: 100% of the trajectories never change' in text
+  assert 'a at 9:' not in text
 
 
 def test_answers_are_scored_anew(workdir, tmp_path_factory):

@@ -58,17 +58,26 @@ def test_labels_leave_out_what_all_share(given, expected):
 
 
 def test_a_drop_is_from_the_first_long_enough_to_the_last():
-  found = series.points(
-    [
-      *rows('a', 100, [1] * 8),
-      *rows('a', 200, [1] * 7 + [0]),
-      *rows('a', 400, [1] * 4 + [0] * 4),
-    ]
-  )
-  first, last, (middle, low, high) = series.drop(found, least_tokens=205)
+  found = [
+    *rows('a', 100, [1] * 8),
+    *rows('a', 200, [1] * 7 + [0]),
+    *rows('a', 400, [1] * 4 + [0] * 4),
+  ]
+  first, last, tasks, (middle, low, high) = series.drop(found, least_tokens=205)
   assert (first.size, last.size, middle) == (200, 400, -0.375)
-  assert low < -0.375 < high
+  assert tasks == ('niah',) and low < -0.375 < high
   assert series.drop(found, least_tokens=300) is None
+
+
+def test_a_drop_compares_the_same_tasks():
+  found = [
+    *rows('a', 100, [1] * 8),
+    *rows('a', 100, [0] * 8, task='hard'),
+    *rows('a', 400, [1] * 7 + [0]),
+  ]
+  first, last, tasks, (middle, _, _) = series.drop(found)
+  assert (first.score, last.score, middle) == (1.0, 0.875, -0.125)
+  assert (first.count, tasks) == (8, ('niah',))
 
 
 def test_pairs_are_rows_of_the_same_example():

@@ -28,7 +28,7 @@ def test_of_an_even_number_the_median_is_the_higher_one():
   made = rows('a', 100, [1, 1, 1, 1])
   (_, line) = tables.health_table(made, {series.Series('a', 'memory'): 'a'}, '')
   # Tokens are 100 ... 103.
-  assert line[:4] == ['a', '102', '20.0', '33.3%']
+  assert line[:4] == ['a', '102', '18 / 20 / 24', '33.3%']
 
 
 def test_tables_come_without_matplotlib():
