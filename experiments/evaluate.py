@@ -7,8 +7,8 @@
   python -m experiments.evaluate ... --merge=OTHER_WORKDIR --merge=...
 
 Rows go to WORKDIR/rows.jsonl as batches are finished. `experiments.report` draws
-them, finished or not. Hardware, time and expected numbers stand at the top of
-each gin file.
+them, finished or not. What it is for and the hardware stand at the top of each
+gin file.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from experiments import runs
 flags.adopt_module_key_flags(runs)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything goes.')
 _SEED = flags.DEFINE_integer(
-  'seed', None, "Seed of the documents. [the gin file's]"
+  'seed', None, "Seed of documents that are generated. [the gin file's]"
 )
 _SHARD = flags.DEFINE_string('shard', '0/1', 'This part of how many: i/n.')
 _PROCESSES = flags.DEFINE_integer(

@@ -38,7 +38,8 @@ class Remote(ChunkMethod):
   base_url: str
   # What the server calls its model.
   served_model: str
-  # Documents that are read at the same time.
+  # Documents that are read at the same time: of one batch, so that more than the
+  # grid's `rows` never are.
   concurrency: int = 8
   # Of one request; waits grow from try to try.
   max_retries: int = 4

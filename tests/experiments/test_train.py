@@ -1,5 +1,6 @@
 """Gin files of runs: they parse, and what is wrong with one is said."""
 
+import dataclasses
 from pathlib import Path
 import re
 import subprocess
@@ -10,7 +11,7 @@ import gin
 import pytest
 
 from experiments import runs, train
-from memagent_jax import train_state
+from memagent_jax import grid, grid_runner, train_state
 from memagent_jax.checkpoint import Checkpoints
 from memagent_jax.train_state import OptimizerConfig
 from tests import tiny_runs
@@ -39,6 +40,26 @@ def test_the_optimizer_of_every_training_can_be_made(path):
   start = gin.query_parameter('experiments.runs.run.start')
   if start.selector.endswith('trainer.train'):
     assert isinstance(runs.bound('optimizer'), OptimizerConfig)
+
+
+@pytest.mark.parametrize('path', RUNS, ids=lambda path: path.stem)
+def test_every_grid_can_be_planned(path, monkeypatch):
+  gin.parse_config_file(str(path))
+  start = gin.query_parameter('experiments.runs.run.start')
+  if not start.selector.endswith('grid_runner.evaluate'):
+    return
+  monkeypatch.chdir(ROOT)
+  methods, models = runs.bound('methods'), runs.bound('models')
+  window = dataclasses.replace(tiny_runs.CONFIG, max_positions=2048)
+  made = grid.plan(
+    runs.bound('blocks'), methods, dict.fromkeys(models, window), 16
+  )
+  used = {batch.cell.method for batch in made.batches}
+  assert used & {'memory', 'remote'} and used <= set(methods)
+  sampled = 'temperature 0.7, top-p 0.95'
+  expected = sampled if path.stem == 'eval_released' else 'greedy'
+  assert {methods[name].sampling for name in used} == {expected}
+  assert isinstance(runs.bound('documents'), grid_runner.Documents)
 
 
 def test_the_papers_lengths_of_ruler_hqa():
