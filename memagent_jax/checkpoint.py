@@ -12,7 +12,6 @@ finished. Directories are local or gs://.
 from collections.abc import Mapping
 import concurrent.futures
 import dataclasses
-import difflib
 from importlib import metadata
 import json
 import os
@@ -106,7 +105,7 @@ class Checkpoints:
       step: above every step that was saved before.
       state: arrays, sharded or not.
       extras: counters and iterator state; dicts, lists, text, numbers and None.
-      config_text: the operative config, for `check_same_run`.
+      config_text: of the run.
 
     Raises:
       ValueError: a step at or below the latest, or extras that JSON would
@@ -175,8 +174,8 @@ class Checkpoints:
   def restore(self, state_like: TrainState) -> Restored | None:
     """The newest good checkpoint; None if there is none at all.
 
-    Damaged steps on the way there are renamed to `damaged.STEP`, with a
-    warning. Another environment than the checkpoint's is a warning, too: only
+    Damaged steps on the way there are renamed to `damaged.STEP`, those whose save
+    was interrupted to `unfinished.STEP`, with a warning. Another environment than the checkpoint's is a warning, too: only
     on the same does a run go on bit for bit.
 
     Args:
@@ -215,12 +214,6 @@ class Checkpoints:
       )
     return Restored(step, items[_STATE], run['extras'], run['config'])
 
-  def check_same_run(
-    self, config_text: str, *, remedy: str = 'Use another workdir.'
-  ) -> None:
-    """`check_same_run` of this directory."""
-    check_same_run(self._directory, config_text, remedy=remedy)
-
   def _seal(self, step: int) -> None:
     self._manager.wait_until_finished()
     if jax.process_index() == 0:
@@ -241,67 +234,25 @@ class Checkpoints:
     return None if found == _NOTHING else found
 
 
-def check_same_run(
-  directory: str | os.PathLike,
-  config_text: str,
-  *,
-  remedy: str = 'Use another workdir.',
-) -> None:
-  """Returns if `directory` has checkpoints of this config, or none at all.
-
-  Args:
-    directory: as given to `Checkpoints`; need not exist.
-    config_text: of the run that is about to start.
-    remedy: last sentence of the error.
-
-  Raises:
-    ValueError: the newest checkpoint has another config; the lines that differ
-      are shown.
-  """
-  directory = _absolute(directory)
-  saved = _newest_config(directory)
-  if saved is None or saved.splitlines() == config_text.splitlines():
-    return
-  diff = difflib.unified_diff(
-    saved.splitlines(), config_text.splitlines(), n=0, lineterm=''
-  )
-  # The first two lines would name files.
-  lines = [line for line in list(diff)[2:] if not line.startswith('@@')]
-  raise ValueError(
-    f'{directory} belongs to a run of another config (- that run, + this '
-    'one):\n' + '\n'.join(lines) + f'\n{remedy}'
-  )
-
-
 def _absolute(directory: str | os.PathLike) -> epath.Path:
   path = epath.Path(directory)
   # `absolute` would take gs:// for a local name.
   return path if path.is_absolute() else path.absolute()
 
 
-def _newest_config(directory: epath.Path) -> str | None:
-  """Config of the newest step whose `run/` is whole; reads nothing else."""
-  if not directory.exists():
-    return None
-  steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()]
+def _newest_good(directory: epath.Path, steps: list[int]) -> int:
+  """A step, _NOTHING or _ALL_DAMAGED; renames newer ones that are not good."""
   for step in sorted(steps, reverse=True):
     path = directory / str(step)
-    if manifest.fault(path, within=f'{_RUN}/') is None:
-      reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-      return reader.restore(path / _RUN)['config']
-  return None
-
-
-def _newest_good(directory: epath.Path, steps: list[int]) -> int:
-  """A step, _NOTHING or _ALL_DAMAGED; renames damaged steps that are newer."""
-  for step in sorted(steps, reverse=True):
-    fault = manifest.fault(directory / str(step))
+    fault = manifest.fault(path)
     if fault is None:
       return step
-    moved = _free_name(directory, f'damaged.{step}')
-    (directory / str(step)).rename(moved)
+    # Without a manifest its save was interrupted: what it would have held is lost.
+    state = 'damaged' if (path / manifest.NAME).exists() else 'unfinished'
+    moved = _free_name(directory, f'{state}.{step}')
+    path.rename(moved)
     logging.warning(
-      'checkpoint %d is damaged (%s); it is now %s.', step, fault, moved
+      'checkpoint %d is %s (%s); it is now %s.', step, state, fault, moved
     )
   damaged = any(
     path.name.startswith('damaged.') for path in directory.iterdir()
@@ -310,7 +261,7 @@ def _newest_good(directory: epath.Path, steps: list[int]) -> int:
 
 
 def _free_name(directory: epath.Path, name: str) -> epath.Path:
-  """`name`, or `name.2` and on where the same step was damaged before."""
+  """`name`, or `name.2` and on where the same step was renamed before."""
   path, count = directory / name, 1
   while path.exists():
     count += 1

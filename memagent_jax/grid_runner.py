@@ -28,6 +28,7 @@ from memagent_jax import (
   rewards,
   row_log,
   sharding,
+  workdirs,
 )
 from memagent_jax import likelihood as likelihood_lib
 from memagent_jax.data import benchmarks
@@ -125,7 +126,7 @@ def evaluate(
       )
   workdir = Path(workdir)
   made = _plan(models, methods, blocks, rows, documents)
-  row_log.claim_workdir(workdir, config_text)
+  workdirs.claim(workdir, config_text)
   if merge is not None:
     _collect(workdir, merge, config_text)
     done, all_rows = finish(workdir, made)
@@ -133,7 +134,7 @@ def evaluate(
     return
   batches = made.shard(*shard)
   ending = '' if shard == (0, 1) else f'_{shard[0]}_of_{shard[1]}'
-  with row_log.alone(workdir / f'lock{ending}'):
+  with workdirs.alone(workdir / f'lock{ending}'):
     runner = _Runner(
       workdir,
       ending,
@@ -177,9 +178,9 @@ def _collect(
 ) -> None:
   """Copies rows, timings and traces of other workdirs of the same grid here."""
   for number, other in enumerate(map(Path, others)):
-    if not (other / row_log.CONFIG).exists():
+    if not (other / workdirs.CONFIG).exists():
       raise ValueError(f'{other}: no grid ran here.')
-    row_log.claim_workdir(other, config_text)
+    workdirs.claim(other, config_text)
     for kind in ('rows', 'timings'):
       for path in sorted(other.glob(f'{kind}*.jsonl')):
         target = workdir / f'{kind}_from_{number}_{path.name}'

@@ -46,7 +46,7 @@ class MetricLog:
     row_log.rewrite(path, kept)
     self._lines = path.open('a', encoding='utf-8')
     self._events = tensorboardX.SummaryWriter(
-      str(self._directory), purge_step=first_step or None
+      str(self._directory), purge_step=first_step
     )
     self._shown = shown
 

@@ -27,7 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax import decode, rollout, row_log, sharding, trajectories
+from memagent_jax import (
+  decode,
+  rollout,
+  row_log,
+  sharding,
+  trajectories,
+  workdirs,
+)
 from memagent_jax import prompts as prompts_lib
 from memagent_jax.data import haystack, ruler, words
 from memagent_jax.data.chunks import ChunkCutter
@@ -96,7 +103,7 @@ def measure(
     ValueError: a workdir of another measurement, or a model that takes up no
       needle.
   """
-  row_log.claim_workdir(workdir, config_text)
+  workdirs.claim(workdir, config_text)
   path = Path(workdir) / TURNS
   batches = list(row_log.read(path)) if path.exists() else []
   beside = _Beside(model, template, reading, essays, config)

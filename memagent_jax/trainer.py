@@ -15,7 +15,7 @@ import time
 from absl import logging
 import jax
 
-from memagent_jax import sharding, train_state
+from memagent_jax import sharding, train_state, workdirs
 from memagent_jax import update as update_lib
 from memagent_jax.checkpoint import Checkpoints
 from memagent_jax.experience import Source
@@ -70,7 +70,7 @@ def train(
   """Trains a model on what its source gives; resumes where it stopped.
 
   Args:
-    workdir: gets `checkpoints/`, `metrics.jsonl`, TensorBoard events, what the
+    workdir: gets `config.gin`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, what the
       evaluators write, and at the end `model/`, a Hugging Face directory.
     model: to start from; its params are donated.
     source: makes the source of experience for the model.
@@ -115,8 +115,8 @@ def train(
     num_steps = experience_source.num_steps
   if num_steps is None:
     raise ValueError('num_steps is None and the source has no end; give it.')
+  workdirs.claim(workdir, config_text)
   checkpoints = Checkpoints(workdir / 'checkpoints')
-  checkpoints.check_same_run(config_text)
   state = train_state.init_state(optimizer, model.params, layout.state)
   first_step, dull_steps, saved_step = 0, 0, None
   restored = checkpoints.restore(state.replace(frozen={}))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from memagent_jax import grid_rows, grid_runner, rollout, row_log
+from memagent_jax import grid_rows, grid_runner, rollout, row_log, workdirs
 from memagent_jax.data.benchmarks import Texts
 from memagent_jax.grid import Block
 from memagent_jax.methods.memory import Memory
@@ -298,7 +298,7 @@ def test_joined_shards_have_what_the_first_alone_measured(run, tmp_path):
 
 
 def test_a_shard_is_one_process_at_a_time(run, tmp_path):
-  with row_log.alone(tmp_path / 'lock_0_of_2'):
+  with workdirs.alone(tmp_path / 'lock_0_of_2'):
     with pytest.raises(ValueError, match='another process is at this work'):
       run(tmp_path, shard=(0, 2))
     run(tmp_path, shard=(1, 2))
@@ -310,8 +310,8 @@ def test_a_shard_of_another_grid_is_refused(run, whole, tmp_path):
   other.mkdir()
   with pytest.raises(ValueError, match='other: no grid ran here'):
     run(tmp_path / 'one', merge=[other])
-  row_log.claim_workdir(other, 'another grid')
-  with pytest.raises(ValueError, match='rows of another config'):
+  workdirs.claim(other, 'another grid')
+  with pytest.raises(ValueError, match='belongs to a run of another config'):
     run(tmp_path / 'one', merge=[other])
 
 
@@ -382,7 +382,7 @@ def test_a_retried_row_takes_the_place_of_its_failure_wherever_it_is(
 
 
 def test_another_grid_s_workdir_is_refused(run, whole):
-  with pytest.raises(ValueError, match='rows of another config'):
+  with pytest.raises(ValueError, match='belongs to a run of another config'):
     run(whole, config_text='another')
 
 

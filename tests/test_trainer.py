@@ -283,6 +283,18 @@ def test_another_config_needs_another_workdir(train, tmp_path):
   assert sorted((tmp_path / 'run').rglob('*')) == before
 
 
+def test_a_run_without_a_checkpoint_has_its_workdir(train, tmp_path):
+  def killer(step, metrics):
+    raise Killed
+
+  with pytest.raises(Killed):
+    train(FakeSource(num_steps=2), on_step=killer)
+  before = (tmp_path / 'run' / 'metrics.jsonl').read_bytes()
+  with pytest.raises(ValueError, match='belongs to a run of another config'):
+    train(FakeSource(num_steps=2), config_text='a = 2\n')
+  assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == before
+
+
 # --- Exact resuming -----------------------------------------------------------
 
 

@@ -164,7 +164,7 @@ def test_a_report_of_a_part_and_a_seed_of_ones_own(
   # The same folder for another grid.
   error = evaluate(grid_file, workdir, ok=False)
   assert error.strip().splitlines()[-1].startswith('error:')
-  assert 'rows of another config' in error
+  assert 'belongs to a run of another config' in error
 
 
 @pytest.mark.parametrize(
