@@ -11,8 +11,7 @@ import gin
 import pytest
 
 from experiments import runs, train
-from memagent_jax import grid, grid_runner, train_state
-from memagent_jax.checkpoint import Checkpoints
+from memagent_jax import grid, grid_runner, workdirs
 from memagent_jax.train_state import OptimizerConfig
 from tests import tiny_runs
 
@@ -193,11 +192,8 @@ def test_a_file_that_starts_nothing(error_of):
   assert 'start' in error_of(file='gin_configs/objectives/paper.gin')
 
 
-def test_a_workdir_of_another_run(error_of, tmp_path, tiny_tokenizer):
-  params = tiny_runs.model(tiny_tokenizer).params
-  state = train_state.init_state(OptimizerConfig(), params)
-  with Checkpoints(tmp_path / 'run/checkpoints') as checkpoints:
-    checkpoints.save(1, state, {}, 'trainer.train.num_steps = 7\n')
+def test_a_workdir_of_another_run(error_of, tmp_path):
+  workdirs.claim(tmp_path / 'run', 'trainer.train.num_steps = 7\n')
   error = error_of()
   assert '- that run, + this one' in error.splitlines()[0]
   assert '-trainer.train.num_steps = 7' in error.splitlines()
