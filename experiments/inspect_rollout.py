@@ -4,9 +4,10 @@
     --gin_file=gin_configs/runs/tiny_grpo.gin --model=runs/tiny_grpo/model
 
 Samples the first batch of the run's documents and prints prompts, memories, the
-ratio of every token's probability between trainer and sampler (1 but for
-rounding), reward and advantage. Hardware: any; `--gin_bindings=
-"reinforcement.Rollouts.documents_per_step = 1"` samples no more than it shows.
+ratio of a token's probability between trainer and sampler (1 but for rounding),
+reward and advantage; with --full the ratio of every token, and texts in full
+length. Hardware: any; `--gin_bindings="reinforcement.Rollouts.documents_per_step =
+1"` samples no more than it shows.
 """
 
 import sys
@@ -23,7 +24,9 @@ _DOCUMENT_INDEX = flags.DEFINE_integer(
   'document_index', 0, 'Document of the batch.'
 )
 _ROLLOUT = flags.DEFINE_integer('rollout', 0, 'Rollout of the document.')
-_FULL = flags.DEFINE_bool('full', False, 'Show texts in full length.')
+_FULL = flags.DEFINE_bool(
+  'full', False, 'Show texts in full length, and the ratio of every token.'
+)
 
 _WIDTH = 100
 # Characters of a shortened text: of its head, and of its tail.
@@ -101,6 +104,11 @@ def _show(found) -> None:
     if turn.thought_tokens:
       fields['thinking'] = f'{turn.thought_tokens:,} tokens left out'
     fields['ratio'] = _ratio(turn)
+    if _FULL.value:
+      fields['of tokens'] = '  '.join(
+        f'{_shown(token)!r} {ratio:.6f}'
+        for token, ratio in zip(turn.tokens, turn.ratio_R, strict=True)
+      )
     if not turn.weight:
       fields['weight'] = '0: the turn is not trained on'
     _print_fields(console, fields)

@@ -1,4 +1,4 @@
-"""A live display of a training's reward: curve, slope with interval, time left."""
+"""A live display of a training's reward: curve, slope with interval, time so far."""
 
 from collections.abc import Mapping, Sequence
 import time
@@ -38,7 +38,16 @@ class LiveReward:
     self._console.print(f'reward {summary(self._rewards)}', highlight=False)
 
   def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Shows one step more."""
+    """Shows one step more.
+
+    Raises:
+      ValueError: a run without rewards.
+    """
+    if 'reward/mean' not in metrics:
+      raise ValueError(
+        '--live shows the reward of reinforcement, and this run has none: leave '
+        'the flag out.'
+      )
     self._rewards.append(metrics['reward/mean'])
     elapsed = time.perf_counter() - self._begun
     text = (
@@ -75,12 +84,12 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
 
 
 def summary(rewards: Sequence[float]) -> str:
-  """First and last reward, and the fitted slope with its interval."""
+  """Means of the first and the last sixth, and the slope with its interval."""
   if not rewards:
     return 'no steps'
-  tenth = max(1, len(rewards) // 6)
-  first = sum(rewards[:tenth]) / tenth
-  last = sum(rewards[-tenth:]) / tenth
+  sixth = max(1, len(rewards) // 6)
+  first = sum(rewards[:sixth]) / sixth
+  last = sum(rewards[-sixth:]) / sixth
   text = f'{first:.2f} at first, {last:.2f} at last'
   middle, low, high = slope(rewards)
   if len(rewards) > 2:

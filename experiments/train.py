@@ -7,6 +7,7 @@ Hardware, time and expected numbers stand at the top of each gin file.
 """
 
 from absl import app, flags
+import gin
 
 from experiments import runs
 
@@ -18,13 +19,14 @@ _LIVE = flags.DEFINE_bool(
 
 
 def main(argv):
+  given = {'operative_config': gin.operative_config_str}
   if not _LIVE.value:
-    runs.main(argv, _WORKDIR.value)
+    runs.main(argv, _WORKDIR.value, **given)
     return
   from experiments.live import LiveReward
 
   with LiveReward() as display:
-    runs.main(argv, _WORKDIR.value, on_step=display)
+    runs.main(argv, _WORKDIR.value, on_step=display, **given)
 
 
 if __name__ == '__main__':

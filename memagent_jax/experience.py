@@ -23,7 +23,7 @@ class Experience:
   metrics: Mapping[str, float]
   # Wall seconds by phase.
   seconds: Mapping[str, float]
-  # Prompt and response tokens of the rows that are trained on.
+  # Prompt and response tokens of the rows that are computed; equal turns are one.
   trained_tokens: int
   warnings: Sequence[str] = ()
 

@@ -311,8 +311,8 @@ def policy_loss(
     row_weight_N: at least 0; None: 1.
 
   Returns:
-    the loss, and means over the tokens that count: `ratio` and `approx_kl` (k3)
-    to the old policy, the fractions at each clip, and, where they can be
+    the loss, and means over the tokens that count: `ratio`, `ratio_deviation`
+    (from 1) and `approx_kl` (k3) to the old policy, the fractions at each clip, and, where they can be
     computed, `reference_kl` (k3), `entropy`, `sampler_gap` (mean |log-prob
     difference| to the sampler, nats: before the first update of a batch, how far
     sampler and trainer are apart) and `importance_weight`.
@@ -348,6 +348,7 @@ def policy_loss(
   loss = _surrogate(config, ratio, advantage)
   metrics = {
     'ratio': ratio,
+    'ratio_deviation': jnp.abs(ratio - 1.0),
     'approx_kl': _k3(log_ratio),
     'clip_high_fraction': (advantage > 0) & (ratio > 1 + config.clip_high),
     'clip_low_fraction': (advantage < 0) & (ratio < 1 - config.clip_low),

@@ -85,11 +85,17 @@ class RolloutConfig:
         f'old_log_probs is {self.old_log_probs!r}; choose from '
         f'{", ".join(OLD_LOG_PROBS)}.'
       )
-    if self.mini_batches < 1 or self.micro_tokens < 1:
+    if self.mini_batches < 1 or self.micro_tokens < 1 or self.rows_at_once < 0:
       raise ValueError(
-        f'mini_batches is {self.mini_batches} and micro_tokens is '
-        f'{self.micro_tokens}; expected 1 or more.'
+        f'mini_batches is {self.mini_batches}, micro_tokens is '
+        f'{self.micro_tokens} and rows_at_once is {self.rows_at_once}; expected 1 '
+        'or more, 0 of rows_at_once too.'
       )
+    for _, share in self.foreign_shares:
+      if not 0 <= share <= 1:
+        raise ValueError(
+          f'foreign_shares has a share of {share}; expected 0 to 1.'
+        )
     shares = self.width_shares
     if (
       not shares
@@ -156,10 +162,19 @@ class Rollouts:
 
     Raises:
       ValueError: greedy or truncated sampling, caps beyond the window, an
-        importance cap without the trainer's own log-probs, an overlong buffer
-        beyond the answer's cap, later documents that do not rise, or documents
-        that the mini-batches do not divide.
+        importance cap without the trainer's own log-probs, an entropy bonus
+        without entropy, an overlong buffer beyond the answer's cap, later
+        documents that do not rise, documents that the mini-batches do not divide,
+        or trajectories that `rows_at_once` does not divide.
     """
+    trajectories_lib.part_rows(
+      documents_per_step * config.rollouts, config.rows_at_once
+    )
+    if grpo.needs_entropy(objective) and not config.with_entropy:
+      raise ValueError(
+        f'entropy_coefficient is {objective.entropy_coefficient} and with_entropy '
+        'is False; set with_entropy to True.'
+      )
     _check_begins('later_documents', later_documents, 1)
     temperatures = ((0, reading.temperature), *config.later_temperatures)
     for _, temperature in temperatures:
@@ -277,18 +292,21 @@ class Rollouts:
 
       # --- verify -----------------------------------------------------------
       verdicts = trajectories_lib.judge(self._tokenizer, batch, found)
-      measured.append(self._measure(batch, found, verdicts))
+      dull_B = self._dull(found, verdicts)
+      measured.append(self._measure(batch, found, verdicts, dull_B))
       seconds['verify'] += time.perf_counter() - sampled
 
       # --- advantages -------------------------------------------------------
-      groups, spare = self._groups(found, verdicts)
+      groups, spare = self._groups(found, verdicts, dull_B)
       taken += groups
       if len(taken) >= self._documents:
         break
     surplus = len(taken) - self._documents
     taken = taken[: self._documents]
     begun = time.perf_counter()
-    mini_batches, distinct = self._mini_batches(phase, taken, spare, params)
+    mini_batches, distinct, tokens = self._mini_batches(
+      phase, taken, spare, params
+    )
     seconds['rows'] = time.perf_counter() - begun
     metrics = {
       name: float(np.mean([m[name] for m in measured if name in m]))
@@ -309,15 +327,24 @@ class Rollouts:
       mini_batches=mini_batches,
       metrics=metrics,
       seconds=seconds,
-      trained_tokens=sum(
-        experience.trained_tokens(rows.turns, rows.weight_N > 0)
-        for rows in taken
-      ),
+      trained_tokens=tokens,
       warnings=memory_health.alarms(metrics),
     )
 
+  def _dull(self, found: Trajectories, verdicts: Verdicts) -> np.ndarray:
+    """bool [B]: groups that teach nothing."""
+    dull_B = np.asarray(grpo.degenerate_groups(self.scores(found, verdicts)))
+    if self._grpo.dynamic_sampling:
+      # Groups that are apart by the length of their responses alone go as well.
+      dull_B = dull_B | np.asarray(grpo.degenerate_groups(verdicts.reward_BxG))
+    return dull_B
+
   def _measure(
-    self, batch: Batch, found: Trajectories, verdicts: Verdicts
+    self,
+    batch: Batch,
+    found: Trajectories,
+    verdicts: Verdicts,
+    dull_B: np.ndarray,
   ) -> dict[str, float]:
     reward_BxG = verdicts.reward_BxG
     memory_finish = found.turns.response.finish_N
@@ -326,7 +353,7 @@ class Rollouts:
     return {
       'reward/mean': float(reward_BxG.mean()),
       'reward/metric': float(verdicts.metric_BxG.mean()),
-      'groups/degenerate': float(grpo.degenerate_groups(reward_BxG).mean()),
+      'groups/degenerate': float(dull_B.mean()),
       'groups/pass_rate_p10': float(np.percentile(reward_BxG.mean(1), 10)),
       'groups/pass_rate_p90': float(np.percentile(reward_BxG.mean(1), 90)),
       'truncated/memory': float(np.mean(memory_finish[read] == LENGTH)),
@@ -398,7 +425,7 @@ class Rollouts:
     )
 
   def _groups(
-    self, found: Trajectories, verdicts: Verdicts
+    self, found: Trajectories, verdicts: Verdicts, dull_B: np.ndarray
   ) -> tuple[list[PolicyRows], PolicyRows]:
     """Rows of every group that may teach; and rows of no weight."""
     rows = self.rows(found, verdicts)
@@ -412,7 +439,6 @@ class Rollouts:
     ]
     spare = groups[0].replace(weight_N=np.zeros_like(groups[0].weight_N))
     if self._grpo.dynamic_sampling:
-      dull_B = np.asarray(grpo.degenerate_groups(verdicts.reward_BxG))
       groups = [g for g, dull in zip(groups, dull_B, strict=True) if not dull]
     return groups, spare
 
@@ -422,14 +448,15 @@ class Rollouts:
     groups: list[PolicyRows],
     spare: PolicyRows,
     params: dict,
-  ) -> tuple[list[tuple[MicroBatches, ...]], int]:
+  ) -> tuple[list[tuple[MicroBatches, ...]], int, int]:
     """Groups dealt out to the mini-batches, which are as many as configured.
 
     Returns:
-      the mini-batches, and their rows once equal ones are one.
+      the mini-batches; their rows once equal ones are one, and tokens of those
+      that have a weight.
     """
     count = self._config.mini_batches
-    distinct, result = 0, []
+    distinct, tokens, result = 0, 0, []
     for m in range(count):
       # Where groups are missing a mini-batch has none, and changes nothing.
       mine = groups[m::count] or [spare]
@@ -437,6 +464,7 @@ class Rollouts:
         jax.tree.map(lambda *x: np.concatenate(x), *mine)
       )
       distinct += len(rows.weight_N)
+      tokens += experience.trained_tokens(rows.turns, rows.weight_N > 0)
       batches = turn_rows.micro_batches(
         rows,
         widths=self._widths(rows),
@@ -446,7 +474,7 @@ class Rollouts:
       result.append(
         tuple(self._with_log_probs(phase, b, params) for b in batches)
       )
-    return result, distinct
+    return result, distinct, tokens
 
   def _widths(self, rows: PolicyRows) -> list[int]:
     full = rows.turns.ids_NxS.shape[1]

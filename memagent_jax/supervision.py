@@ -40,6 +40,9 @@ class Demonstrations:
       essays: files or folders of filler text; RULER's sentences come with them.
       micro_tokens: slots of one micro-batch.
       seed: of the demonstrations.
+
+    Raises:
+      ValueError: rows beyond the model's window.
     """
     self._model, self._micro_tokens = model, micro_tokens
     self._curriculum = Curriculum(
@@ -50,6 +53,12 @@ class Demonstrations:
       seed,
     )
     self.num_steps = self._curriculum.num_steps
+    longest = max(mix.row_tokens for stage in stages for mix in stage.mixes)
+    if longest > model.config.max_positions:
+      raise ValueError(
+        f'row_tokens is {longest}; the window of the model is '
+        f'{model.config.max_positions}.'
+      )
 
   def next(self, step: int, params: dict) -> Experience:
     """The rows of a step; params play no part."""

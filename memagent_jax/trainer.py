@@ -65,6 +65,7 @@ def train(
   stop_at_step: int | None = None,
   stop_when: Mapping[str, float] | None = None,
   config_text: str = '',
+  operative_config: Callable[[], str] = str,
   on_step: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> dict[str, float]:
   """Trains a model on what its source gives; resumes where it stopped.
@@ -90,6 +91,8 @@ def train(
     stop_when: end early once every named metric of a measurement is at least
       this.
     config_text: kept in the checkpoints; another one is refused on resuming.
+    operative_config: gives all settings in use, those by default too, once the
+      first step is done: kept beside it, and in `operative_config.gin`.
     on_step: called with the number and the metrics of every step, instead of a
       line on the terminal.
 
@@ -98,9 +101,14 @@ def train(
     checkpoint.
 
   Raises:
-    ValueError: a workdir of another run, no number of steps, or too many updates
-      that were not finite.
+    ValueError: a workdir of another run, no number of steps, intervals below 1,
+      or too many updates that were not finite.
   """
+  if evaluate_every_steps < 1 or checkpoint_every_steps < 1:
+    raise ValueError(
+      f'evaluate_every_steps is {evaluate_every_steps} and '
+      f'checkpoint_every_steps is {checkpoint_every_steps}; expected 1 or more.'
+    )
   workdir = Path(workdir)
 
   # --- state ------------------------------------------------------------------
@@ -132,7 +140,11 @@ def train(
   def save(step: int) -> None:
     nonlocal saved_step
     if step != saved_step:
-      extras = {'source': experience_source.state(), 'dull_steps': dull_steps}
+      extras = {
+        'source': experience_source.state(),
+        'dull_steps': dull_steps,
+        'operative_config': operative_config(),
+      }
       # What is frozen is in the model that the run starts from.
       learned = state.replace(frozen={})
       checkpoints.save(step, learned, extras, config_text)
@@ -194,14 +206,18 @@ def train(
         'seconds/step': updated - measured,
       }
       log.write(step, metrics)
+      if step == first_step and sharding.is_main():
+        workdirs.replace(
+          workdir / 'operative_config.gin', operative_config().encode()
+        )
       if on_step is not None:
         on_step(step, metrics)
       dull = metrics.get('groups/degenerate') == 1.0
       dull_steps = dull_steps + 1 if dull else 0
       if dull_steps == _DULL_STEPS:
         logging.warning(
-          'step %d: for %d steps all rollouts of every document had the same '
-          'reward, so nothing is learned: the task is too easy or too hard, or '
+          'step %d: for %d steps no group of rollouts had an advantage, their '
+          'rewards being all alike, so nothing is learned: the task is too easy or too hard, or '
           'the verifier does not see the answers.',
           step,
           dull_steps,

@@ -6,8 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from memagent_jax import trajectories, update
+from memagent_jax import trainer, trajectories, update
 from memagent_jax.data.skills import SkillConfig
 from memagent_jax.demonstrations import Mix, Stage
 from memagent_jax.grpo import GrpoConfig
@@ -220,6 +221,10 @@ def test_equal_turns_are_one_row_of_their_weight(model, monkeypatch):
   for row in rows:
     expected = 2 / 3 if row.weight_N == 1 else -1 / 3
     assert row.advantage_N == pytest.approx(expected)
+  # What is not computed twice is not counted twice.
+  assert experience.trained_tokens == sum(
+    int(row.turns.prompt_length_N + row.turns.response_length_N) for row in rows
+  )
 
 
 @pytest.mark.parametrize('chunks', [1, 8])
@@ -431,6 +436,19 @@ def test_reward_and_metric_are_both_measured(model):
   assert set(outcomes.values()) == {0.0} and len(outcomes) == 4
 
 
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_groups_that_are_apart_by_their_length_alone(
+  model, monkeypatch, dynamic
+):
+  """They have advantages; dynamic sampling goes by the rewards."""
+  tiny_runs.judge_as(monkeypatch, [ALIKE] * 4)
+  config = GrpoConfig(overlong_buffer_tokens=5, dynamic_sampling=dynamic)
+  experience = tiny_runs.rollouts(model, grpo=config).next(0, model.params)
+  dull = experience.metrics['groups/degenerate']
+  assert dull == 1.0 if dynamic else dull < 1.0
+  assert bool(len(all_rows(experience))) == (not dynamic)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -459,6 +477,13 @@ def test_readings_that_cannot_be_trained_on_are_refused(
     ({'later_temperatures': [(0, 1.5)]}, r'begin at steps \[0\]'),
     ({'later_temperatures': [(3, 0.0)]}, 'temperature 0.0 and top_p 1.0'),
     ({'foreign_shares': [(0, 0.5), (0, 1.0)]}, r'begin at steps \[0, 0\]'),
+    ({'foreign_shares': [(0, 50.0)]}, 'a share of 50.0; expected 0 to 1'),
+    ({'rows_at_once': 5}, '12 trajectories do not divide into parts of'),
+    ({'rows_at_once': -1}, 'rows_at_once is -1'),
+    (
+      {'grpo': GrpoConfig(entropy_coefficient=0.1), 'with_entropy': False},
+      'entropy_coefficient is 0.1 and with_entropy is False',
+    ),
     ({'later_documents': [(0, None)]}, r'later_documents begin at steps \[0\]'),
     (
       {'grpo': GrpoConfig(importance_cap=2.0)},
@@ -504,6 +529,37 @@ def demonstrations(model, seed=0):
     micro_tokens=450,
     seed=seed,
   )
+
+
+def test_rows_beyond_the_window_are_refused(model):
+  config = dataclasses.replace(model.config, max_positions=219)
+  with pytest.raises(ValueError, match=r'row_tokens is 220; the window .* 219'):
+    demonstrations(dataclasses.replace(model, config=config))
+
+
+def test_computing_in_bfloat16_leaves_params_in_float32(
+  tiny_tokenizer, tmp_path
+):
+  losses = {}
+  for dtype in ('float32', 'bfloat16'):
+    model = tiny_runs.model(tiny_tokenizer)
+    trainer.train(
+      workdir=tmp_path / dtype,
+      model=model,
+      source=demonstrations,
+      optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0),
+      num_steps=2,
+      compute_dtype=dtype,
+      on_step=lambda _, metrics, d=dtype: losses.setdefault(d, []).append(
+        metrics['loss']
+      ),
+    )
+    saved = safetensors.numpy.load_file(
+      tmp_path / dtype / 'model' / 'model.safetensors'
+    )
+    assert {x.dtype.name for x in saved.values()} == {'float32'}
+  np.testing.assert_allclose(*losses.values(), rtol=2e-2)
+  assert losses['float32'] != losses['bfloat16']
 
 
 def test_demonstrations_are_a_function_of_the_step(model):

@@ -30,6 +30,26 @@ def test_the_first_adam_step_is_the_learning_rate():
   assert (int(new.step), int(new.skipped)) == (1, 0)
 
 
+def test_a_gradient_is_cut_to_its_norm():
+  """Adam's first step hides its scale; the second does not."""
+  config = dataclasses.replace(CONFIG, warmup_steps=0, clip_norm=2.0)
+
+  def after(first):
+    new, norm = train_state.apply_gradients(
+      config, state(config), {'w': jnp.asarray(first)}
+    )
+    new, _ = train_state.apply_gradients(
+      config, new, {'w': jnp.asarray([0.5, -1.0, 0.5])}
+    )
+    return np.asarray(new.params['w']), float(norm)
+
+  long, norm = after([30.0, 0.0, 40.0])
+  cut, _ = after([1.2, 0.0, 1.6])
+  assert norm == pytest.approx(50.0)
+  np.testing.assert_allclose(long, cut, rtol=1e-5)
+  assert np.abs(long - after([0.6, 0.0, 0.8])[0]).max() > 1e-3
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_an_update_that_is_not_finite_changes_nothing(bad):
   before = state()

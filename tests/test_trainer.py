@@ -231,7 +231,7 @@ def test_rewards_that_are_all_alike_are_a_warning(train, tmp_path, caplog):
   assert not caplog.records
   train(source(), num_steps=25)
   (record,) = caplog.records
-  assert 'step 19: for 20 steps all rollouts of every document' in (
+  assert 'step 19: for 20 steps no group of rollouts had an advantage' in (
     record.getMessage()
   )
   assert len(logged(tmp_path / 'run')) == 26
@@ -281,6 +281,29 @@ def test_another_config_needs_another_workdir(train, tmp_path):
   assert '\n-a = 1\n+a = 2\n' in message
   assert message.endswith('Use another workdir.')
   assert sorted((tmp_path / 'run').rglob('*')) == before
+
+
+def test_all_settings_in_use_are_kept(train, tmp_path, tiny_tokenizer):
+  asked = []
+
+  def operative():
+    asked.append(0)
+    return 'clip_norm = 1.0\n'
+
+  train(FakeSource(num_steps=2), operative_config=operative)
+  path = tmp_path / 'run' / 'operative_config.gin'
+  assert path.read_text() == 'clip_norm = 1.0\n'
+  with Checkpoints(tmp_path / 'run' / 'checkpoints') as checkpoints:
+    model = tiny_runs.model(tiny_tokenizer)
+    state = train_state.init_state(OPTIMIZER, model.params)
+    extras = checkpoints.restore(state).extras
+  assert extras['operative_config'] == 'clip_norm = 1.0\n' and asked
+
+
+def test_intervals_below_one_are_refused(train):
+  for name in ('evaluate_every_steps', 'checkpoint_every_steps'):
+    with pytest.raises(ValueError, match=f'{name} is 0'):
+      train(FakeSource(num_steps=2), **{name: 0})
 
 
 def test_a_run_without_a_checkpoint_has_its_workdir(train, tmp_path):

@@ -51,8 +51,13 @@ def needle_documents(
     seed: of the documents; training and evaluation need different ones.
 
   Raises:
-    ValueError: a task that is no needle task.
+    ValueError: a task that is no needle task, or that never comes.
   """
+  if any(not rate > 0 for rate in tasks_and_rates.values()):
+    raise ValueError(
+      f'tasks_and_rates is {dict(tasks_and_rates)}; expected rates above 0: leave '
+      'a task out that is not to come.'
+    )
   unknown = sorted(set(tasks_and_rates) - set(ruler.NEEDLE_TASKS))
   if unknown or not tasks_and_rates:
     raise ValueError(

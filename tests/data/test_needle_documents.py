@@ -111,6 +111,7 @@ def test_rates_say_how_often_a_task_comes(read):
   [
     ({'niah': 1.0, 'vt': 1.0}, r"tasks \['niah', 'vt'\]; choose from niah_"),
     ({}, 'tasks none; choose from niah_single_1, '),
+    ({'niah_single_1': 0.0}, 'expected rates above 0'),
   ],
 )
 def test_tasks_that_are_none_are_refused(read, tasks, message):

@@ -1,5 +1,10 @@
 """What the live display says of a row of rewards."""
 
+import io
+
+import pytest
+import rich.console
+
 from experiments import live
 
 
@@ -23,3 +28,25 @@ def test_without_a_terminal_it_prints_a_line_a_step(capsys):
       display(step, {'reward/mean': 0.5, 'seconds/step': 1.0})
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 4 and lines[1].startswith('step 1  reward 0.50')
+
+
+def test_on_a_terminal_one_panel_is_drawn_again(monkeypatch):
+  out = io.StringIO()
+  console = rich.console.Console(file=out, force_terminal=True, width=120)
+  monkeypatch.setattr(rich.console, 'Console', lambda: console)
+  with live.LiveReward() as display:
+    for step in range(3):
+      display(step, {'reward/mean': step / 2, 'seconds/step': 1.0})
+  shown = out.getvalue()
+  assert (
+    'reward of GRPO, step by step' in shown and 'step 3  reward 1.00' in shown
+  )
+  assert ' ▄█' in shown and 'slope +5.000 in 10 steps' in shown
+
+
+def test_a_run_without_rewards_has_nothing_to_show():
+  with (
+    live.LiveReward() as display,
+    pytest.raises(ValueError, match='leave the flag out'),
+  ):
+    display(0, {'loss': 1.0})
