@@ -87,6 +87,21 @@ def parse() -> str:
   Raises:
     ValueError: what is wrong with the files or the bindings.
   """
+  parse_files(GIN_FILE.value, GIN_BINDINGS.value)
+  if 'start' not in gin.get_bindings(run, resolve_references=False):
+    raise ValueError(
+      f'{", ".join(GIN_FILE.value)}: nothing to start; expected a file that '
+      'binds runs.run.start, as those of gin_configs/runs.'
+    )
+  return _config_text()
+
+
+def parse_files(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
+  """Reads gin files, and bindings after them.
+
+  Raises:
+    ValueError: what is wrong with them.
+  """
   root = Path(__file__).parents[1]
   if Path.cwd() != root:
     raise ValueError(
@@ -96,15 +111,9 @@ def parse() -> str:
   # TensorFlow, of which tf.data is used, reports every missing accelerator.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
-    gin.parse_config_files_and_bindings(GIN_FILE.value, GIN_BINDINGS.value)
+    gin.parse_config_files_and_bindings(files, bindings)
   except Exception as e:  # gin raises errors of many types, all about the files
     raise ValueError(' '.join(str(e).split())) from e
-  if 'start' not in gin.get_bindings(run, resolve_references=False):
-    raise ValueError(
-      f'{", ".join(GIN_FILE.value)}: nothing to start; expected a file that '
-      'binds runs.run.start, as those of gin_configs/runs.'
-    )
-  return _config_text()
 
 
 def bound(argument: str, *path: str) -> Any:
