@@ -24,6 +24,7 @@ setup(
     'orbax-checkpoint>=0.12',
     'rich>=13',
     'safetensors>=0.5',
+    'scipy>=1.11',
     'seqio>=0.0.20',
     'tensorboardX>=2.6',
     'tensorstore>=0.1.70',

@@ -12,7 +12,8 @@ turns that take a needle up and of those that lose it: what lies between is of u
 `ReadingConfig.least_ratio`.
 
 Turns of one key are alike: a memory that is hard to copy is lost again and again.
-So keys that were lost are counted as well as turns.
+So keys that were lost are counted as well as turns, and the bound of the error is
+that of so many turns fewer as losses come together.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +49,8 @@ from memagent_jax.structs import Tokens
 
 _CERTAIN = math.log(0.5)
 TURNS = 'turns.jsonl'
-_COUNTS = ('turns', 'lost', 'changed', 'keys', 'lost_keys')
+# lost_squared: squares of a key's lost turns, added up.
+_COUNTS = ('turns', 'lost', 'changed', 'keys', 'lost_keys', 'lost_squared')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +97,8 @@ def measure(
 
   Returns:
     `turns`, `lost` (the value is gone), `changed` (kept in other words), `keys`,
-    `lost_keys` (in one turn at least), and `bound`, the upper end of the 95 %
-    interval of a turn's error; the same for each kind of value, as
+    `lost_keys` (in one turn at least), and `bound`, the upper end of the one-sided
+    95 % interval of a turn's error; the same for each kind of value, as
     `KIND/turns` and so on.
 
   Raises:
@@ -133,10 +135,14 @@ def _totals(batches: Sequence[Mapping]) -> dict[str, float]:
         for kind in mine
         if kind in batch['counts']
       )
-    if total[prefix + 'turns']:
-      total[prefix + 'bound'] = upper_bound(
-        total[prefix + 'lost'], total[prefix + 'turns']
-      )
+    turns, lost = total[prefix + 'turns'], total[prefix + 'lost']
+    if turns:
+      # The design effect of keys as clusters, for rare losses; without any of them
+      # a key is one turn.
+      together = turns / total[prefix + 'keys']
+      if lost:
+        together = total[prefix + 'lost_squared'] / lost
+      total[prefix + 'bound'] = upper_bound(lost / together, turns / together)
   return total
 
 
@@ -222,7 +228,7 @@ class _Beside:
         became.setdefault(n, []).append((text, *support))
     kinds = np.asarray([key.kind for key in keys])
     turns_N = right_N * config.chunks_per_key
-    per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0)
+    per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0, lost_N**2)
     of_kind = {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
     return {
       'counts': {

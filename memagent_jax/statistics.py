@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import math
 
 import numpy as np
+import scipy.stats
 
 # Of the normal distribution, for 95 %.
 _Z = 1.959964
@@ -44,33 +45,17 @@ def slope(values: Sequence[float]) -> tuple[float, float, float]:
   return b, b - half, b + half
 
 
-def upper_bound(events: int, count: int) -> float:
+def upper_bound(events: float, count: float) -> float:
   """Upper end of the one-sided exact 95 % interval of a rate.
 
-  Source: Clopper and Pearson 1934; without events it is about 3 / count.
+  Both may be effective numbers, of events that are alike. Without events it is
+  about 3 / count.
+
+  Source: Clopper and Pearson 1934.
   """
-  low, high = events / count, 1.0
-  for _ in range(60):
-    middle = (low + high) / 2
-    if _at_most(events, count, middle) > 0.05:
-      low = middle
-    else:
-      high = middle
-  return high
-
-
-def _at_most(events: int, count: int, rate: float) -> float:
-  """P(X <= events) of a binomial."""
-  if rate in (0.0, 1.0):
-    return float(rate == 0.0 or events >= count)
-  total = 0.0
-  for k in range(events + 1):
-    log = math.lgamma(count + 1) - math.lgamma(k + 1)
-    log -= math.lgamma(count - k + 1)
-    total += math.exp(
-      log + k * math.log(rate) + (count - k) * math.log1p(-rate)
-    )
-  return total
+  if events >= count:
+    return 1.0
+  return float(scipy.stats.beta.ppf(0.95, events + 1, count - events))
 
 
 def difference_interval(

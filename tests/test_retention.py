@@ -39,6 +39,20 @@ def settings():
   }
 
 
+def test_losses_that_come_together_say_less():
+  def bound(lost, lost_keys, lost_squared):
+    counts = {'turns': 1600, 'keys': 100, 'changed': 0, 'lost': lost}
+    counts |= {'lost_keys': lost_keys, 'lost_squared': lost_squared}
+    return retention._totals([{'counts': {'number': counts}}])['bound']
+
+  # Eight keys that were lost once each are eight of 1,600 turns,
+  assert bound(8, 8, 8) == statistics.upper_bound(8, 1600)
+  # one that was lost eight times is one of 200,
+  assert bound(8, 1, 64) == statistics.upper_bound(1, 200)
+  # and none at all is none of 100 keys.
+  assert bound(0, 0, 0) == statistics.upper_bound(0, 100)
+
+
 @pytest.mark.parametrize('near_miss_share', [0.0, 1.0])
 @pytest.mark.slow
 def test_teacher_forcing_counts_what_decoding_every_turn_counts(
@@ -52,8 +66,6 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
   assert quick['turns'] == slow['turns'] >= 40
   assert 0 < quick['lost'] == slow['lost'] < quick['turns']
   assert quick['changed'] == slow['changed'] < slow['turns'] - slow['lost']
-  bound = statistics.upper_bound(quick['lost'], quick['turns'])
-  assert quick['bound'] == bound
   for name in ('turns', 'lost', 'keys', 'lost_keys'):
     kinds = [quick[f'{kind}/{name}'] for kind in ('number', 'uuid')]
     assert sum(kinds) == quick[name]
@@ -61,6 +73,8 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
   losses = [loss for line in lines for loss in line['losses']]
   assert len(losses) == quick['lost_keys'] < quick['keys']
   assert sum(loss['lost'] for loss in losses) == quick['lost']
+  squared = sum(loss['lost'] ** 2 for loss in losses)
+  assert quick['lost_squared'] == squared
   assert all(loss['memory'] != loss['became'] for loss in losses)
 
 
