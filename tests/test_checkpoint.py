@@ -255,6 +255,7 @@ def test_restores_into_shardings_of_eight_devices(tmp_path):
 # --- damage -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_file_is_found(tmp_path, caplog):
   _save(tmp_path / 'good', 1, 2)
   step = tmp_path / 'good' / '2'

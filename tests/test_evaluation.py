@@ -55,6 +55,7 @@ def test_greedy_readings_repeat_and_leave_traces(model, tmp_path):
     assert all(t['finish_reason'] in ('eos', 'length') for t in trace['turns'])
 
 
+@pytest.mark.slow
 def test_no_traces_where_none_are_asked_for(model, tmp_path):
   validation(model, tmp_path, traced=0)(model.params, 0)
   assert not list(tmp_path.iterdir())

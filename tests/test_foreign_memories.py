@@ -103,6 +103,7 @@ def test_half_are_loops_of_a_few_tokens(tiny_tokenizer):
   assert 0.5 <= np.mean([is_loop(ids) for ids in memories]) <= 0.85
 
 
+@pytest.mark.slow
 def test_shares_hold_from_their_steps_on(tiny_tokenizer):
   model = tiny_runs.model(tiny_tokenizer)
   source = tiny_runs.rollouts(model, foreign_shares=[(2, 1.0), (4, 0.0)])

@@ -84,6 +84,7 @@ def test_turns_are_those_of_the_rollout(model, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_turns_that_were_skipped_are_not_there(model):
   b = long_documents(model, chunks=1)[0]
   found = inspection.inspect(tiny_runs.rollouts(model, **SHAPE), model, b)

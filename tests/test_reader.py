@@ -60,6 +60,7 @@ def test_answering_disturbs_nothing_and_reads_the_tail(model):
   assert asked.answer()[0].answer_ids == early.answer_ids
 
 
+@pytest.mark.slow
 def test_several_questions_share_the_pass(model):
   """Each question's samples are those it gets alone."""
   both = Reader(model, ['Who?', 'Where was it?'], CONFIG)

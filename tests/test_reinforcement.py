@@ -228,6 +228,7 @@ def test_equal_turns_are_one_row_of_their_weight(model, monkeypatch):
 
 
 @pytest.mark.parametrize('chunks', [1, 8])
+@pytest.mark.slow
 def test_steps_do_not_depend_on_chunks(model, monkeypatch, chunks):
   tiny_runs.judge_as(monkeypatch, [VARIED] * 4)
   seen = tiny_runs.watch_samples(monkeypatch)
@@ -537,6 +538,7 @@ def test_rows_beyond_the_window_are_refused(model):
     demonstrations(dataclasses.replace(model, config=config))
 
 
+@pytest.mark.slow
 def test_computing_in_bfloat16_leaves_params_in_float32(
   tiny_tokenizer, tmp_path
 ):

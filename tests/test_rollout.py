@@ -130,6 +130,7 @@ def test_control_ids_and_thinking_never_enter_a_memory():
   assert thought_N.tolist() == [3, 0]
 
 
+@pytest.mark.slow
 def test_a_memory_as_likely_as_decoding_says():
   agent = _agent(memory=SamplingConfig(max_tokens=6))
   prompt = pad_rows([[5, 6, 7], [8, 9]], 5)
@@ -153,6 +154,7 @@ def test_a_memory_as_likely_as_decoding_says():
     assert (logprob_NxR[row, int(memory.length_N[row]) + 1 :] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
   usual = _agent()
   chunks = _chunks([[8, 5]])
@@ -182,6 +184,7 @@ def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
       _agent(least_ratio=bad)
 
 
+@pytest.mark.slow
 def test_a_memory_is_taken_if_an_empty_one_became_it_too(monkeypatch):
   agent = _agent(least_ratio=10.0)
   question, chunk = pad_rows([[11, 12]], 3), pad_rows([[13, 14]], 8)

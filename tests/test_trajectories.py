@@ -115,6 +115,7 @@ def test_parts_change_nothing(agent, model, batch, whole):
     )
 
 
+@pytest.mark.slow
 def test_windows_change_nothing(agent, model, batch, whole, monkeypatch):
   # Three slots, then one.
   monkeypatch.setattr(trajectories, 'WINDOW_CHUNKS', 3)
@@ -124,6 +125,7 @@ def test_windows_change_nothing(agent, model, batch, whole, monkeypatch):
   ]
 
 
+@pytest.mark.slow
 def test_samples_follow_from_seed_example_and_rollout(
   agent, model, batch, whole
 ):
@@ -196,6 +198,7 @@ def prompts_of(tokenizer):
   return prompts.compile_template(tiny_runs.TEMPLATE, tokenizer)
 
 
+@pytest.mark.slow
 def test_memory_moves_as_ids_that_encoding_would_change(
   agent, model, batch, tiny_tokenizer
 ):

@@ -330,6 +330,7 @@ def test_each_turn_keeps_its_advantage_on_its_own_tokens():
     GrpoConfig(kl_coefficient=0.2, kl_estimator='k3', kl_corrected=True),
   ],
 )
+@pytest.mark.slow
 def test_equal_turns_as_one_row_have_the_same_loss_and_gradient(config):
   # Four turns that differ, some of them written by several trajectories.
   turn_N = np.asarray([0, 0, 1, 0, 2, 1, 3, 0, 2, 3])

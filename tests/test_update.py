@@ -137,6 +137,7 @@ def test_rows_one_by_one_change_nothing():
   assert_same(mean_gradient(POLICY, batches), whole('policy'))
 
 
+@pytest.mark.slow
 def test_row_order_changes_nothing():
   rows = ragged()
   for seed in range(5):

@@ -70,6 +70,7 @@ def test_new_adapters_change_nothing_and_merged_ones_stay(model):
 
 
 @pytest.mark.parametrize('target', LORA_TARGETS)
+@pytest.mark.slow
 def test_targets_are_adapted_alone(model, target):
   config = LoraConfig(rank=2, targets=(target,))
   adapted = lora.add(model, config)
