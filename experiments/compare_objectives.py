@@ -7,6 +7,7 @@ Any gin file that binds grpo.GrpoConfig will do, that of a run too.
 """
 
 from absl import app, flags
+import gin
 
 from experiments import runs
 
@@ -18,14 +19,12 @@ def main(argv):
   if len(argv) > 1 or not files or len(files) != 2:
     raise app.UsageError('--gin_file is needed twice, and no other arguments.')
   with runs.clear_errors():
-    import gin
-
     from memagent_jax import grpo
 
     found = []
     for path in files:
       gin.clear_config()
-      runs.parse_files([path])
+      runs.parse_files([path], runs.GIN_BINDINGS.value)
       found.append(gin.get_configurable(grpo.GrpoConfig)())
     difference = grpo.preset_difference(*found)
     for name, (first, second) in difference.items():

@@ -175,8 +175,9 @@ class Checkpoints:
     """The newest good checkpoint; None if there is none at all.
 
     Damaged steps on the way there are renamed to `damaged.STEP`, those whose save
-    was interrupted to `unfinished.STEP`, with a warning. Another environment than the checkpoint's is a warning, too: only
-    on the same does a run go on bit for bit.
+    was interrupted to `unfinished.STEP`, with a warning. Another environment than
+    the checkpoint's is a warning, too: only on the same does a run go on bit for
+    bit.
 
     Args:
       state_like: arrays, or ShapeDtypeStructs with shardings. The result has

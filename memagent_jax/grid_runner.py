@@ -17,7 +17,6 @@ import os
 from pathlib import Path
 import re
 import statistics
-import time
 
 import jax
 
@@ -35,6 +34,7 @@ from memagent_jax.data import benchmarks
 from memagent_jax.data.benchmarks import Benchmark, Texts
 from memagent_jax.data.examples import Example
 from memagent_jax.grid import Batch, Block, Place, Plan
+from memagent_jax.grid_pace import Pace
 from memagent_jax.likelihood import LikelihoodConfig
 from memagent_jax.methods.method import Method, Result
 from memagent_jax.methods.progress import Progress
@@ -43,14 +43,8 @@ from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.sharding import MeshConfig
 
 _NAME = re.compile(r'[\w .+-]+')
-# Between two lines about the same batch.
-_TOLD_EVERY_SECONDS = 60.0
-
 # Longest document that tokens of two tokenizers are compared in.
 _SAMPLE_TOKENS = 65_536
-
-# FLOPs and seconds so far, by model and method.
-_Rates = dict[tuple[str, str], tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,31 +189,29 @@ def _collect(
       target.write_bytes(path.read_bytes())
 
 
+@dataclasses.dataclass
 class _Runner:
   """Runs batches one after another."""
 
-  def __init__(
-    self,
-    workdir,
-    ending,
-    models,
-    methods,
-    documents,
-    mesh,
-    save_every_seconds,
-    retry_failed,
-    report,
-  ):
-    self._workdir, self._ending = workdir, ending
-    self._models, self._methods = models, methods
-    self._documents, self._report = documents, report
-    self._save_every_seconds = save_every_seconds
+  workdir: Path
+  # Of the names of its files.
+  ending: str
+  models: Mapping[str, str]
+  methods: Mapping[str, Method]
+  documents: Documents
+  mesh: MeshConfig | None
+  save_every_seconds: float
+  retry_failed: bool
+  report: Callable[[str], None]
+
+  def __post_init__(self):
+    documents = self.documents
     self._done = {
       grid_rows.place(row)
-      for row in grid_rows.read_rows(workdir)
-      if not (retry_failed and row['error'])
+      for row in grid_rows.read_rows(self.workdir)
+      if not (self.retry_failed and row['error'])
     }
-    load = functools.partial(_load, mesh=mesh)
+    load = functools.partial(_load, mesh=self.mesh)
     self._load = functools.lru_cache(maxsize=2)(load)
     self._benchmark = functools.lru_cache(_open_benchmark)
     self._encoder = Tokenizer.from_directory(
@@ -229,8 +221,7 @@ class _Runner:
       self._chunk_tokenizer = Tokenizer.from_directory(
         pretrained.resolve(documents.chunks.tokenizer)
       )
-    self._rates: _Rates = {}
-    self._told_at = time.perf_counter()
+    self._pace = Pace(self.report)
 
   def run(self, batches: Sequence[Batch]) -> None:
     """Computes the rows that are missing."""
@@ -240,57 +231,31 @@ class _Runner:
       left = open_batches[number + 1 :]
       done = known - sum(len(self._missing(b)) for b in left)
       before = done - len(self._missing(batch))
-      rows, seconds = self._batch(
-        batch,
-        functools.partial(
-          self._tell_meanwhile, f'{before} of {known} rows', batch, left
-        ),
+      told = functools.partial(
+        self._pace.meanwhile, batch, left, f'{before} of {known} rows'
       )
+      rows, seconds = self._batch(batch, told)
       right = sum(row['score'] for row in rows)
       failed = sum(bool(row['error']) for row in rows)
       what = f'{right:g} of {len(rows)} right'
       what += f', {failed} failed' if failed else ''
-      what += f', {seconds:.0f} s'
-      self._tell(f'{done} of {known} rows', batch, left, 1.0, seconds, what)
-      self._rates = self._rates_with(batch, 1.0, seconds)
-
-  def _tell_meanwhile(self, done, batch, left, share, seconds) -> None:
-    """Reports a batch in flight, not too often."""
-    if share and time.perf_counter() - self._told_at > _TOLD_EVERY_SECONDS:
-      self._tell(done, batch, left, share, seconds, f'{share:.1%} read')
-
-  def _tell(self, done, batch, left, share, seconds, what) -> None:
-    """Reports a batch of which a share took so many seconds, and what is left."""
-    cell, rates = batch.cell, self._rates_with(batch, share, seconds)
-    same = [
-      b
-      for b in left
-      if (b.cell.model, b.cell.method, b.tokens)
-      == (cell.model, cell.method, batch.tokens)
-    ]
-    rest = (1 / share - 1) * seconds
-    self._told_at = time.perf_counter()
-    self._report(
-      f'{done}  {cell.model}, {cell.method}, {batch.tokens:,} tokens: {what}; '
-      f'left: {_clock(rest + _seconds(same, rates))} of this length, '
-      f'{_clock(rest + _seconds(left, rates))} in all'
-    )
+      self._pace.finished(batch, left, f'{done} of {known} rows', what, seconds)
 
   def price(self, made: Plan) -> None:
     """Writes what one document of every cell that is not run would cost."""
-    if not made.not_run or grid_rows.read_not_run(self._workdir):
+    if not made.not_run or grid_rows.read_not_run(self.workdir):
       return
     shares, priced = {}, []
     for cell, tokens in made.not_run:
       key = cell.model, cell.task
       if key not in shares:
         shares[key] = self._own_share(made, *key)
-      config = self._load(self._models[cell.model], False).config
-      flops = self._methods[cell.method].flops(
+      config = self._load(self.models[cell.model], False).config
+      flops = self.methods[cell.method].flops(
         config, round(tokens * shares[key])
       )
       priced.append((cell, tokens, flops))
-    grid_rows.write_not_run(self._workdir, priced)
+    grid_rows.write_not_run(self.workdir, priced)
 
   def _own_share(self, made: Plan, model: str, task: str) -> float:
     """A model's tokens of a counted token, in a document that the grid has."""
@@ -305,14 +270,14 @@ class _Runner:
     if place is None:
       return 1.0
     example = self._example(place)
-    tokenizer = self._load(self._models[model], False).tokenizer
+    tokenizer = self._load(self.models[model], False).tokenizer
     return len(tokenizer.encode(example.document)) / example.tokens
 
   def measure_likelihood(self, config: LikelihoodConfig) -> None:
     """Appends a line a model to `likelihood.jsonl`."""
-    path = self._workdir / grid_rows.LIKELIHOOD
-    known = {line['model'] for line in grid_rows.read_likelihood(self._workdir)}
-    for name, directory in self._models.items():
+    path = self.workdir / grid_rows.LIKELIHOOD
+    known = {line['model'] for line in grid_rows.read_likelihood(self.workdir)}
+    for name, directory in self.models.items():
       if name not in known:
         model = self._load(directory, True)
         found = likelihood_lib.measure(model, config)
@@ -325,7 +290,7 @@ class _Runner:
     self, batch: Batch, told: Callable[[float, float], None]
   ) -> tuple[list[dict], float]:
     """Answers a batch and writes what was missing of it; its rows, and seconds."""
-    method, cell = self._methods[batch.cell.method], batch.cell
+    method, cell = self.methods[batch.cell.method], batch.cell
     wanted = self._missing(batch)
     if method.independent_rows:
       places = list(wanted)
@@ -334,12 +299,12 @@ class _Runner:
       filler = batch.places[:1] * (batch.rows - len(batch.places))
       places = [*batch.places, *filler]
     examples = [self._example(place) for place in places]
-    model = self._load(self._models[cell.model], method.needs_params)
-    folder = self._workdir / 'progress'
+    model = self._load(self.models[cell.model], method.needs_params)
+    folder = self.workdir / 'progress'
     folder.mkdir(exist_ok=True)
     with process_memory.Peak() as peak:
       progress = Progress(
-        folder / f'{batch.name}.json', told, self._save_every_seconds
+        folder / f'{batch.name}.json', told, self.save_every_seconds
       )
       answered = method.answer(model, examples, progress)
       seconds = progress.seconds
@@ -383,7 +348,7 @@ class _Runner:
     return rows, seconds
 
   def _example(self, place: Place) -> Example:
-    cell, d = place.cell, self._documents
+    cell, d = place.cell, self.documents
     benchmark = self._benchmark(cell.task, d.texts)
     if benchmark.count is not None and place.index >= benchmark.count:
       raise ValueError(
@@ -423,9 +388,9 @@ class _Runner:
     cell = place.cell
     name = example.id.replace('/', '_')
     path = Path('traces') / cell.model / cell.method / f'{name}.jsonl'
-    (self._workdir / path).parent.mkdir(parents=True, exist_ok=True)
+    (self.workdir / path).parent.mkdir(parents=True, exist_ok=True)
     row_log.rewrite(
-      self._workdir / path,
+      self.workdir / path,
       [
         {
           'question': example.question,
@@ -438,29 +403,7 @@ class _Runner:
     return str(path)
 
   def _append(self, kind: str, lines: Sequence[Mapping]) -> None:
-    row_log.append(self._workdir / f'{kind}{self._ending}.jsonl', lines)
-
-  def _rates_with(self, batch: Batch, share: float, seconds: float) -> _Rates:
-    """The rates with a share of one more batch."""
-    key = (batch.cell.model, batch.cell.method)
-    flops, spent = self._rates.get(key, (0.0, 0.0))
-    return self._rates | {key: (flops + share * batch.flops, spent + seconds)}
-
-
-def _seconds(batches: Sequence[Batch], rates: _Rates) -> float:
-  """What batches will take."""
-  flops, spent = map(sum, zip(*rates.values(), strict=True))
-  seconds = 0.0
-  for batch in batches:
-    key = (batch.cell.model, batch.cell.method)
-    known_flops, known_spent = rates.get(key, (flops, spent))
-    seconds += batch.flops * known_spent / known_flops
-  return seconds
-
-
-def _clock(seconds: float) -> str:
-  hours, rest = divmod(round(seconds), 3600)
-  return f'{hours}:{rest // 60:02d}:{rest % 60:02d}'
+    row_log.append(self.workdir / f'{kind}{self.ending}.jsonl', lines)
 
 
 def _plan(models, methods, blocks, rows, documents) -> Plan:

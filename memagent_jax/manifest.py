@@ -23,8 +23,8 @@ def write(directory: epath.Path) -> None:
   partial.replace(directory / NAME)
 
 
-def fault(directory: epath.Path, within: str = '') -> str | None:
-  """What is wrong with a directory's files, or those below `within`; else None."""
+def fault(directory: epath.Path) -> str | None:
+  """What is wrong with a directory's files; None if nothing is."""
   manifest = directory / NAME
   if not manifest.exists():
     return f'{NAME} is missing'
@@ -41,8 +41,7 @@ def fault(directory: epath.Path, within: str = '') -> str | None:
       return f'{name} is missing'
     if name not in listed:
       return f'{name} is not listed in {NAME}'
-  checked = {name: p for name, p in files.items() if name.startswith(within)}
-  for name, digest in _digests(checked).items():
+  for name, digest in _digests(files).items():
     if digest != listed[name]:
       return f'{name} has other bytes than were written'
   return None

@@ -71,8 +71,9 @@ def train(
   """Trains a model on what its source gives; resumes where it stopped.
 
   Args:
-    workdir: gets `config.gin`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, what the
-      evaluators write, and at the end `model/`, a Hugging Face directory.
+    workdir: gets `config.gin`, `checkpoints/`, `metrics.jsonl`, TensorBoard
+      events, what the evaluators write, and at the end `model/`, a Hugging Face
+      directory.
     model: to start from; its params are donated.
     source: makes the source of experience for the model.
     optimizer: of all steps.
@@ -217,8 +218,8 @@ def train(
       if dull_steps == _DULL_STEPS:
         logging.warning(
           'step %d: for %d steps no group of rollouts had an advantage, their '
-          'rewards being all alike, so nothing is learned: the task is too easy or too hard, or '
-          'the verifier does not see the answers.',
+          'rewards being all alike, so nothing is learned: the task is too easy or '
+          'too hard, or the verifier does not see the answers.',
           step,
           dull_steps,
         )

@@ -21,37 +21,24 @@ def claim(workdir: str | os.PathLike, config_text: str) -> None:
   """Makes a workdir for one config; processes side by side may claim it at once.
 
   Raises:
-    ValueError: it is of another config.
+    ValueError: it is of another config; the lines that differ are shown.
   """
   workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / CONFIG
   if not path.exists():
     replace(path, config_text.encode())
-  check_same_config(workdir, path.read_text(encoding='utf-8'), config_text)
-
-
-def check_same_config(where: str | os.PathLike, theirs: str, ours: str) -> None:
-  """Returns if two configs are the same, line for line.
-
-  Args:
-    where: whose config the first is.
-    theirs: config of what is there.
-    ours: of the run that is about to start.
-
-  Raises:
-    ValueError: they are not; the lines that differ are shown.
-  """
-  if theirs.splitlines() == ours.splitlines():
+  theirs = path.read_text(encoding='utf-8').splitlines()
+  ours = config_text.splitlines()
+  if theirs == ours:
     return
-  diff = difflib.unified_diff(
-    theirs.splitlines(), ours.splitlines(), n=0, lineterm=''
-  )
+  diff = difflib.unified_diff(theirs, ours, n=0, lineterm='')
   # The first two lines would name files.
   lines = [line for line in list(diff)[2:] if not line.startswith('@@')]
   raise ValueError(
-    f'{os.fspath(where)} belongs to a run of another config (- that run, + this '
-    'one):\n' + '\n'.join(lines) + '\nUse another workdir.'
+    f'{workdir} belongs to a run of another config (- that run, + this one):\n'
+    + '\n'.join(lines)
+    + '\nUse another workdir.'
   )
 
 

@@ -8,7 +8,14 @@ import time
 
 import pytest
 
-from memagent_jax import grid_rows, grid_runner, rollout, row_log, workdirs
+from memagent_jax import (
+  grid_pace,
+  grid_rows,
+  grid_runner,
+  rollout,
+  row_log,
+  workdirs,
+)
 from memagent_jax.data.benchmarks import Texts
 from memagent_jax.grid import Block
 from memagent_jax.methods.memory import Memory
@@ -218,7 +225,7 @@ def test_a_grid_killed_three_times_has_the_same_rows(
 
 
 def test_a_batch_in_flight_says_how_far_it_is(run, tmp_path, monkeypatch):
-  monkeypatch.setattr(grid_runner, '_TOLD_EVERY_SECONDS', 0.0)
+  monkeypatch.setattr(grid_pace, '_TOLD_EVERY_SECONDS', 0.0)
   first, *_ = lines = run(tmp_path, blocks=BLOCKS[:1])
   assert re.match(
     r'0 of 12 rows  tiny, memory, 900 tokens: \d+\.\d% read', first

@@ -130,23 +130,19 @@ class OneTurn:
     made = [self._prompt(model, pieces, example) for example in examples]
     room = model.config.max_positions - self.answer_tokens
     fits = [len(ids) <= room for ids, _, _ in made]
-    results: list[Result] = [None] * len(made)
+    results: dict[int, Result] = {}
     begun = time.perf_counter()
     for extended in (False, True):
       places = [n for n, fit in enumerate(fits) if fit != extended]
       if places:
+        # The shape is the whole batch's.
+        full = places + places[:1] * (len(made) - len(places))
         found = self._results(
-          model,
-          # The shape is the whole batch's.
-          [
-            examples[n] for n in places + places[:1] * (len(made) - len(places))
-          ],
-          [made[n] for n in places + places[:1] * (len(made) - len(places))],
-          extended,
+          model, [examples[n] for n in full], [made[n] for n in full], extended
         )
-        for n, result in zip(places, found, strict=False):
-          results[n] = result
-    return Answered(results, [time.perf_counter() - begun])
+        results |= zip(full, found, strict=True)
+    seconds = time.perf_counter() - begun
+    return Answered([results[n] for n in range(len(made))], [seconds])
 
   def _results(
     self,

@@ -4,6 +4,7 @@ Lengths are tokens of the axis' tokenizer, on a logarithmic axis.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 
@@ -104,14 +105,7 @@ def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
   for axes in grid.flat[: len(tasks)]:
     for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
       names.setdefault(name, handle)
-  figure.legend(
-    names.values(),
-    names.keys(),
-    frameon=False,
-    fontsize=9,
-    loc='outside lower center',
-    ncols=min(len(names), 4),
-  )
+  _legend_below(figure, names)
   return figure
 
 
@@ -355,15 +349,20 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
     axes.set_xlabel('document, tokens', fontsize=9)
     lengths = [t for by_length in values.values() for t in by_length]
     _length_axis(axes, lengths, most=6)
+  _legend_below(figure, names)
+  return figure
+
+
+def _legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
+  """One legend of all plots: the handle of every name."""
   figure.legend(
-    names.values(),
-    names.keys(),
+    handles.values(),
+    handles.keys(),
     frameon=False,
     fontsize=9,
     loc='outside lower center',
-    ncols=min(len(names), 4),
+    ncols=min(len(handles), 4),
   )
-  return figure
 
 
 def _chunk_milliseconds(line: Mapping) -> float | None:

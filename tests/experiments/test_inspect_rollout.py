@@ -100,6 +100,10 @@ def test_long_texts_are_cut_but_with_full(run):
   assert '[...' not in full
   sizes = [len(''.join(text.split())) for text in (cut, full)]
   assert sizes[1] - sizes[0] > sum(map(int, gaps)) / 2
+  # The ratio of every token that was written.
+  written = sum(map(int, re.findall(r'(\d+) written, finish', full)))
+  ratios = re.findall(r'[\'"]\d\.\d{6}', ''.join(full.split()))
+  assert len(ratios) == written > 0
 
 
 @pytest.mark.parametrize(
