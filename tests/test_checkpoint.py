@@ -337,6 +337,7 @@ def test_nothing_but_damage_is_an_error_each_time(tmp_path):
   assert names >= {'damaged.1', 'damaged.2'}
 
 
+@pytest.mark.slow
 def test_killed_while_saving_leaves_the_step_before(tmp_path):
   ran = _run(
     """

@@ -143,6 +143,7 @@ def _assert_close(got, expected, relative=1e-5):
     assert gap <= relative * np.linalg.norm(np.asarray(e)), path
 
 
+@pytest.mark.slow
 def test_values_and_gradients_equal_those_of_whole_logits():
   _, rows = _sampled(PLAIN, 0.7)
   got, gradient = _values_and_gradient(

@@ -39,6 +39,7 @@ def _turns(reader, pieces):
   return [dataclasses.replace(t, seconds=0.0) for t in turns]
 
 
+@pytest.mark.slow
 def test_pieces_do_not_matter(model):
   whole = _turns(Reader(model, 'Who?', CONFIG), [TEXT])
   pieces = [TEXT[i : i + 37] for i in range(0, len(TEXT), 37)]

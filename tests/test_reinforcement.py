@@ -266,6 +266,7 @@ def test_constant_groups_are_replaced_within_the_budget(model, monkeypatch):
   assert all(row.advantage_N != 0 for row in all_rows(experience))
 
 
+@pytest.mark.slow
 def test_a_budget_that_runs_out_ends_nothing(model, monkeypatch):
   config = GrpoConfig(kl_coefficient=0, dynamic_sampling=True, max_refills=1)
   tiny_runs.judge_as(monkeypatch, [VARIED, *[ALIKE] * 3], [ALIKE] * 4)

@@ -261,6 +261,7 @@ def test_no_compilation_after_the_first_of_20_ragged_batches():
   assert rollout.read._cache_size() == before
 
 
+@pytest.mark.slow
 def test_the_answer_comes_from_question_and_memory():
   agent = _agent()
   memory = pad_rows([[20, 21]], 6)

@@ -163,8 +163,9 @@ def test_a_report_of_a_part_and_a_seed_of_ones_own(
   assert '<h1>Mine</h1>' in page and 'recent' in done.stdout
   # The same folder for another grid.
   error = evaluate(grid_file, workdir, ok=False)
-  assert error.strip().splitlines()[-1].startswith('error:')
-  assert 'belongs to a run of another config' in error
+  (line,) = [x for x in error.splitlines() if x.startswith('error:')]
+  assert 'belongs to a run of another config' in line
+  assert error.endswith('\nUse another workdir.\n')
 
 
 @pytest.mark.parametrize(

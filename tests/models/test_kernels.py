@@ -84,6 +84,7 @@ def test_one_softmax_over_the_live_slots_of_two_segments():
   np.testing.assert_allclose(live(q, segments), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_behind_the_last_live_slot_are_not_read():
   q, k, v = arrays(2, 1, 2, 1, 2048, 64)
   length_Nx1 = jnp.array([[600], [512]])
