@@ -313,9 +313,10 @@ def policy_loss(
   Returns:
     the loss, and means over the tokens that count: `ratio`, `ratio_deviation`
     (from 1) and `approx_kl` (k3) to the old policy, the fractions at each clip,
-    and, where they can be computed, `reference_kl` (k3), `entropy`, `sampler_gap` (mean |log-prob
-    difference| to the sampler, nats: before the first update of a batch, how far
-    sampler and trainer are apart) and `importance_weight`.
+    and, where they can be computed, `reference_kl` (k3), `entropy`,
+    `sampler_gap` (mean |log-prob difference| to the sampler, nats: before the
+    first update of a batch, how far sampler and trainer are apart) and
+    `importance_weight`.
 
   Raises:
     ValueError: an argument is missing that the config needs.
