@@ -100,6 +100,8 @@ def prefill(
         _ranges(config, start, at_NxT.shape[1], end),
         strict=True,
       ):
+        if not width:
+          continue
         k, v = (
           lax.dynamic_slice_in_dim(x, origin, width, axis=3)
           for x in (k_NxJxDxS, v_NxJxDxS)
@@ -148,6 +150,8 @@ def _ranges(
 ) -> list[tuple[jax.Array | int, int]]:
   """(first slot, slots) that hold all a block of queries sees, view by view.
 
+  No slots: no block up to `end` sees anything of the view.
+
   Args:
     config: its `attention` is a variant.
     start: first query of the block.
@@ -163,6 +167,16 @@ def _ranges(
       (jnp.clip(start + 1 - recent, 0, end - width), width),
     ]
   size = variant.chunk_tokens
-  width = min(2 * size + queries, end)
-  near = jnp.clip(start - start % size - size, 0, end - width)
-  return [(0, end), (near, width), (near, width)]
+  own = start - start % size
+  # A block lies within one chunk, or it ends in a later one.
+  more = 0 if size % attention.BLOCK_QUERIES == 0 else queries
+  own_width = min(size + more, end)
+  before_width = min(size + more + (size if more else 0), end)
+  earlier_width = max((end - 1) // size - 1, 0) * size
+  if end <= size:
+    before_width = 0
+  return [
+    (0, earlier_width),
+    (jnp.clip(own - size, 0, end - before_width), before_width),
+    (jnp.clip(own, 0, end - own_width), own_width),
+  ]

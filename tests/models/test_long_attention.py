@@ -11,6 +11,7 @@ import pytest
 from memagent_jax import decode
 from memagent_jax.decode import SamplingConfig
 from memagent_jax.models import long_attention, rope
+from memagent_jax.models.attention import BLOCK_QUERIES
 from memagent_jax.models.configs import (
   DualChunkAttention,
   ModelConfig,
@@ -45,27 +46,28 @@ def config(name):
   return dataclasses.replace(PLAIN, attention=VARIANTS[name])
 
 
-def distance(variant, i, j):
+def distance(config, i, j):
   """How far key j seems to query i, as the papers define it; None: not seen."""
+  variant, window = config.attention, config.max_positions
   if isinstance(variant, SinkAttention):
     # The cache holds the sinks and the latest tokens, numbered as they lie there.
     held = [*range(variant.sinks)]
-    held += range(max(variant.sinks, i + 1 - (WINDOW - variant.sinks)), i + 1)
+    held += range(max(variant.sinks, i + 1 - (window - variant.sinks)), i + 1)
     held = sorted({k for k in held if k <= i})
     return len(held) - 1 - held.index(j) if j in held else None
   if j > i:
     return None
-  size, local = variant.chunk_tokens, WINDOW - variant.chunk_tokens
+  size, local = variant.chunk_tokens, window - variant.chunk_tokens
   apart = i // size - j // size
   key = j % size
   if apart == 0:
     return i % size - key
   if apart == 1 and i % size < local:
     return size + i % size - key
-  return WINDOW - 1 - key
+  return window - 1 - key
 
 
-def reference(variant, q_TxHxD, k_TxJxD, v_TxJxD):
+def reference(config, q_TxHxD, k_TxJxD, v_TxJxD, queries):
   """float64, one head and query at a time; keys stay, queries turn."""
   t, heads, dim = q_TxHxD.shape
   group = heads // k_TxJxD.shape[1]
@@ -79,9 +81,9 @@ def reference(variant, q_TxHxD, k_TxJxD, v_TxJxD):
       [first * cos - second * sin, second * cos + first * sin]
     )
 
-  out = np.zeros(q_TxHxD.shape)
-  for i in range(t):
-    seen = [(j, distance(variant, i, j)) for j in range(t)]
+  out = np.zeros((len(queries), heads, dim))
+  for row, i in enumerate(queries):
+    seen = [(j, distance(config, i, j)) for j in range(t)]
     seen = [(j, d) for j, d in seen if d is not None]
     for h in range(heads):
       score = np.array(
@@ -89,23 +91,18 @@ def reference(variant, q_TxHxD, k_TxJxD, v_TxJxD):
       )
       weight = np.exp(score / np.sqrt(dim))
       weight /= weight.sum()
-      out[i, h] = sum(
+      out[row, h] = sum(
         w * v_TxJxD[j, h // group]
         for w, (j, _) in zip(weight, seen, strict=True)
       )
   return out
 
 
-# 150 and 300 tokens are three and six windows; 300 also are several blocks.
-@pytest.mark.parametrize(
-  'length', [1, WINDOW, 150, pytest.param(300, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize('name', VARIANTS)
-def test_prefill_equals_the_reference(name, length):
+def check_prefill(variant, length, queries):
+  """Compares these queries of a random text with the reference."""
   rng = np.random.default_rng(length)
   q = rng.normal(size=(1, length, 4, 8))
   k, v = rng.normal(size=(2, 1, length, 2, 8))
-  variant = config(name)
   at = jnp.arange(length)[None]
   frequency = rope.frequencies(variant, jnp.array([length]))
 
@@ -121,8 +118,25 @@ def test_prefill_equals_the_reference(name, length):
     jnp.asarray(v, jnp.float32).transpose(0, 2, 3, 1),
   )
 
-  want = reference(VARIANTS[name], q[0], k[0], v[0])
-  np.testing.assert_allclose(got[0], want, rtol=0, atol=1e-5)
+  want = reference(variant, q[0], k[0], v[0], queries)
+  np.testing.assert_allclose(got[0, queries], want, rtol=0, atol=1e-5)
+
+
+# 150 and 300 tokens are three and six windows; 300 also are several blocks.
+@pytest.mark.parametrize(
+  'length', [1, WINDOW, 150, pytest.param(300, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize('name', VARIANTS)
+def test_prefill_equals_the_reference(name, length):
+  check_prefill(config(name), length, np.arange(length))
+
+
+def test_blocks_within_one_chunk_see_all_earlier_ones():
+  variant = dataclasses.replace(
+    PLAIN, max_positions=192, attention=DualChunkAttention(BLOCK_QUERIES)
+  )
+  borders = [0, 127, 128, 129, 255, 256, 300, 383, 384, 511, 512, 550]
+  check_prefill(variant, 551, np.array(borders))
 
 
 @functools.partial(jax.jit, static_argnums=0)
