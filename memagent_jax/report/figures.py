@@ -34,6 +34,9 @@ _MARKS = 'os^DvP*Xhdp<'
 # Series that a legend may have inside a plot.
 _INSIDE = 5
 _DEPTHS = 10
+# How far apart the first and the last series stand at one length, in octaves: side by
+# side their intervals can be told from each other.
+_SPREAD = 0.3
 _NOT_RUN_NOTE = 'hollow: not run, by arithmetic'
 
 
@@ -47,6 +50,8 @@ def accuracy(
 ) -> Figure:
   """Percent of right answers against length, a line a series.
 
+  At each length the series stand side by side, a little apart.
+
   Args:
     found: points of one task, or over all.
     labels: of the series.
@@ -57,7 +62,7 @@ def accuracy(
   figure, axes = plt.subplots(figsize=(8, 4.4), layout='constrained')
   _accuracy(axes, found, labels, not_run or {})
   if trained_tokens is not None and found:
-    least = min(point.tokens for point in found)
+    least, _ = axes.get_xlim()
     if trained_tokens > least:
       axes.axvspan(
         least,
@@ -67,6 +72,7 @@ def accuracy(
         linewidth=0,
         label='lengths trained on',
       )
+      axes.set_xlim(left=least)
   axes.set_xlabel('document, tokens')
   axes.set_ylabel('right answers, %')
   axes.set_title(title, loc='left', fontsize=11)
@@ -113,13 +119,14 @@ def _accuracy(axes, found, labels, not_run, small=False) -> None:
   series = list(dict.fromkeys(point.series for point in found))
   order = list(labels)
   ends: list[tuple[float, float]] = []
-  for s in series:
+  places = np.linspace(-0.5, 0.5, len(series)) if len(series) > 1 else [0.0]
+  for s, place in zip(series, places, strict=True):
     mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
     score = [100 * p.score for p in mine]
     tokens = [p.tokens for p in mine]
     style = _style(order.index(s))
     axes.errorbar(
-      tokens,
+      [t * 2 ** (_SPREAD * place) for t in tokens],
       score,
       yerr=[
         # Rounding can take a score of 0 or 1 outside its interval.
@@ -137,22 +144,20 @@ def _accuracy(axes, found, labels, not_run, small=False) -> None:
     )
     if any(t > tokens[-1] for t in not_run.get(s, ())):
       ends.append((tokens[-1], score[-1]))
-  for number, (t, score_end) in enumerate(sorted(ends)):
-    # Curves that end together have one label.
-    near = [
-      abs(score_end - other)
-      for u, other in sorted(ends)[:number]
-      if u > t / 1.2
-    ]
-    if not near or min(near) > 6:
-      axes.annotate(
-        'not run',
-        (t, score_end),
-        xytext=(8, 3),
-        textcoords='offset points',
-        fontsize=8,
-        color='#444444',
-      )
+  while ends:
+    # Curves that end at one length have one label, above the highest.
+    last = max(t for t, _ in ends)
+    together = [end for end in ends if end[0] > last / 1.2]
+    ends = [end for end in ends if end not in together]
+    count = f'{len(together)} ' if len(together) > 1 else ''
+    axes.annotate(
+      f'{count}not run beyond',
+      (last, max(score for _, score in together)),
+      xytext=(8, 6),
+      textcoords='offset points',
+      fontsize=8,
+      color='#444444',
+    )
   _length_axis(axes, [p.tokens for p in found], most=7 if small else 14)
   axes.set_ylim(-2, 103)
 
