@@ -87,7 +87,7 @@ def accuracy(
 def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
   """One small plot a task."""
   tasks = list(dict.fromkeys(point.task for point in found))
-  columns = min(len(tasks), 3)
+  columns = 2 if len(tasks) == 4 else min(len(tasks), 3)
   rows = -(-len(tasks) // columns)
   figure, grid = plt.subplots(
     rows,
@@ -293,12 +293,8 @@ def cost(
           va='top',
         )
     _length_axis(axes, lengths, most=5)
-  figure.legend(
-    frameon=False,
-    fontsize=9,
-    loc='outside lower center',
-    ncols=min(len(labels), 5),
-  )
+  handles, names = grid[0].get_legend_handles_labels()
+  _legend_below(figure, dict(zip(names, handles, strict=True)))
   return figure
 
 
@@ -360,13 +356,19 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
 
 def _legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
   """One legend of all plots: the handle of every name."""
+  # Inches of an entry: its handle, and its letters at this size.
+  entry = 0.6 + 0.07 * max(map(len, handles))
+  columns = max(min(len(handles), int(figure.get_figwidth() / entry)), 1)
+  # The plots keep their height.
+  more_lines = -(-len(handles) // columns) - 1
+  figure.set_figheight(figure.get_figheight() + 0.19 * more_lines)
   figure.legend(
     handles.values(),
     handles.keys(),
     frameon=False,
     fontsize=9,
     loc='outside lower center',
-    ncols=min(len(handles), 4),
+    ncols=columns,
   )
 
 

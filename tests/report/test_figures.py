@@ -45,6 +45,30 @@ def test_the_longest_document_has_a_tick(many):
   assert axes.get_xticklabels()[0].get_text() == '3.5M'
 
 
+def test_a_legend_of_long_names_is_not_wider_than_its_figure(many):
+  found, labels = many
+  long = {s: f'{name} that reads with a memory' for s, name in labels.items()}
+  timings = [timing(s.model, 100) for s in labels]
+  for figure in (
+    figures.accuracy_by_task(found, long),
+    figures.chunk_cost(timings, long),
+  ):
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 12
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.x1
+
+
+def test_curves_that_end_together_have_one_label(many):
+  found, labels = many
+  not_run = {s: [7_000_000.0] for s in labels}
+  figure = figures.accuracy(found, labels, title='', not_run=not_run)
+  (text,) = figure.axes[0].texts
+  assert text.get_text() == '12 not run beyond'
+
+
 def test_a_heat_map_has_depth_downwards_and_length_to_the_right():
   made = [
     *rows('a', 100, [1, 0], depth=0.05),
