@@ -31,12 +31,10 @@ _COLOURS = (
 )
 # Twelve beside thirteen colours: a pair of both repeats after 156 series.
 _MARKS = 'os^DvP*Xhdp<'
-# Series that a legend may have inside a plot.
-_INSIDE = 5
 _DEPTHS = 10
-# How far apart the first and the last series stand at one length, in octaves: side by
+# How far apart the first and the last series stand at one length, of the axis: side by
 # side their intervals can be told from each other.
-_SPREAD = 0.3
+_SPREAD = 0.02
 _NOT_RUN_NOTE = 'hollow: not run, by arithmetic'
 
 
@@ -76,11 +74,8 @@ def accuracy(
   axes.set_xlabel('document, tokens')
   axes.set_ylabel('right answers, %')
   axes.set_title(title, loc='left', fontsize=11)
-  if len(labels) <= _INSIDE:
-    axes.legend(frameon=False, fontsize=9, loc='best')
-  else:
-    figure.set_figwidth(10.5)
-    figure.legend(frameon=False, fontsize=9, loc='outside right upper')
+  figure.set_figwidth(figure.get_figwidth() + _entry_inches(labels.values()))
+  figure.legend(frameon=False, fontsize=9, loc='outside right upper')
   return figure
 
 
@@ -119,14 +114,18 @@ def _accuracy(axes, found, labels, not_run, small=False) -> None:
   series = list(dict.fromkeys(point.series for point in found))
   order = list(labels)
   ends: list[tuple[float, float]] = []
-  places = np.linspace(-0.5, 0.5, len(series)) if len(series) > 1 else [0.0]
+  lengths = [p.tokens for p in found]
+  spread = 0.0
+  if len(series) > 1:
+    spread = _SPREAD * np.log2(max(lengths) / min(lengths))
+  places = np.linspace(-0.5, 0.5, len(series))
   for s, place in zip(series, places, strict=True):
     mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
     score = [100 * p.score for p in mine]
     tokens = [p.tokens for p in mine]
     style = _style(order.index(s))
     axes.errorbar(
-      [t * 2 ** (_SPREAD * place) for t in tokens],
+      [t * 2 ** (spread * place) for t in tokens],
       score,
       yerr=[
         # Rounding can take a score of 0 or 1 outside its interval.
@@ -158,7 +157,7 @@ def _accuracy(axes, found, labels, not_run, small=False) -> None:
       fontsize=8,
       color='#444444',
     )
-  _length_axis(axes, [p.tokens for p in found], most=7 if small else 14)
+  _length_axis(axes, lengths, most=7 if small else 14)
   axes.set_ylim(-2, 103)
 
 
@@ -356,9 +355,8 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
 
 def _legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
   """One legend of all plots: the handle of every name."""
-  # Inches of an entry: its handle, and its letters at this size.
-  entry = 0.6 + 0.07 * max(map(len, handles))
-  columns = max(min(len(handles), int(figure.get_figwidth() / entry)), 1)
+  columns = int(figure.get_figwidth() / _entry_inches(handles))
+  columns = max(min(len(handles), columns), 1)
   # The plots keep their height.
   more_lines = -(-len(handles) // columns) - 1
   figure.set_figheight(figure.get_figheight() + 0.19 * more_lines)
@@ -370,6 +368,11 @@ def _legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
     loc='outside lower center',
     ncols=columns,
   )
+
+
+def _entry_inches(names: Iterable[str]) -> float:
+  """Width of a legend's column: a handle and its letters."""
+  return 0.6 + 0.07 * max(map(len, names))
 
 
 def _chunk_milliseconds(line: Mapping) -> float | None:
