@@ -52,6 +52,7 @@ def test_the_page_has_it_all_inside(workdir):
   for expected in (
     *('<h1>a &amp; b</h1>', 'before &lt;1&gt;', 'Greedy', 'Memory health'),
     *('Temperature 0.7, top-p 0.95', 'Wrong answers', 'From short to long'),
+    'Linear attention and recurrent models',
   ):
     assert expected in text
   assert 'before <1>' not in text
