@@ -167,16 +167,14 @@ def _ranges(
       (jnp.clip(start + 1 - recent, 0, end - width), width),
     ]
   size = variant.chunk_tokens
-  own = start - start % size
-  # A block lies within one chunk, or it ends in a later one.
-  more = 0 if size % attention.BLOCK_QUERIES == 0 else queries
-  own_width = min(size + more, end)
-  before_width = min(size + more + (size if more else 0), end)
-  earlier_width = max((end - 1) // size - 1, 0) * size
-  if end <= size:
-    before_width = 0
+  # Where the chunks of the block's first query and of the last one begin.
+  own, last_own = start - start % size, (end - 1) // size * size
+  # A block lies within one chunk, or it may end in a later one.
+  whole = size % attention.BLOCK_QUERIES == 0
+  own_width = min(size if whole else size + queries, end)
+  before_width = min(size if whole else 2 * size + queries, last_own)
   return [
-    (0, earlier_width),
-    (jnp.clip(own - size, 0, end - before_width), before_width),
+    (0, max(last_own - size, 0)),
+    (jnp.clip(own - size, 0, last_own - before_width), before_width),
     (jnp.clip(own, 0, end - own_width), own_width),
   ]

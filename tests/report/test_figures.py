@@ -52,6 +52,7 @@ def test_a_legend_of_long_names_is_not_wider_than_its_figure(many):
   for figure in (
     figures.accuracy_by_task(found, long),
     figures.chunk_cost(timings, long),
+    figures.cost(found, long, {}, []),
   ):
     figure.draw_without_rendering()
     (legend,) = figure.legends
