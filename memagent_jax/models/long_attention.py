@@ -167,7 +167,7 @@ def _ranges(
       (jnp.clip(start + 1 - recent, 0, end - width), width),
     ]
   size = variant.chunk_tokens
-  # Where the chunks of the block's first query and of the last one begin.
+  # Where the chunks of the block's first query and of the last slot begin.
   own, last_own = start - start % size, (end - 1) // size * size
   # A block lies within one chunk, or it may end in a later one.
   whole = size % attention.BLOCK_QUERIES == 0
