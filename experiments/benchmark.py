@@ -10,7 +10,7 @@ compiled for TPUs beside google-tunix's.
 `decode`: tokens/s at batch 1 and 8 after a prompt of 1,024 tokens, float32,
 SmolLM2-135M; ours and transformers take turns, each in a process of its own.
 PyTorch runs where the extra [parity] is installed, or in --torch_python.
-`reading`: seconds a chunk and peak host memory at 8 and at 200 chunks, a tiny
+`reading`: seconds a chunk and peak host memory, few chunks against many, a tiny
 random model, through the public `Reader`.
 `update`: trained tokens/s and peak host memory of one optimizer step on 16 turns
 of 640 + 64 tokens, float32, SmolLM2-135M, by size of the micro-batch; both sides

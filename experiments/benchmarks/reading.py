@@ -20,10 +20,10 @@ def suite(*, chunks: list[int], repeats: int) -> dict:
     peak = statistics.median(r['peak_bytes'] for r in mine)
     medians[length] = (seconds, peak)
     print(
-      f'{length:4d} chunks  {1e3 * seconds:7.2f} ms a chunk  '
+      f'{length:6,d} chunks  {1e3 * seconds:7.2f} ms a chunk  '
       f'peak {peak / 2**20:7.1f} MB'
     )
-  (short, short_peak), (long, long_peak) = medians.values()
+  (short, short_peak), *_, (long, long_peak) = medians.values()
   print(
     f'ratio {long / short:.3f} in seconds a chunk, '
     f'{(long_peak - short_peak) / 2**20:+.1f} MB in peak memory'
