@@ -167,6 +167,9 @@ def test_block_size_does_not_matter(block_tokens):
   np.testing.assert_allclose(got, whole, atol=1e-6)
 
 
+# Not among the quick ones: unoptimised code sums another shape in another order, on
+# some CPUs by more than the tolerance.
+@pytest.mark.slow
 def test_padding_and_dummy_rows_are_inert():
   _, rows = _sampled(PLAIN, 0.7)
   ids, prompt_length, response_length = (np.asarray(x) for x in rows)
