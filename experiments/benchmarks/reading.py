@@ -18,10 +18,11 @@ def suite(*, chunks: list[int], repeats: int) -> dict:
     mine = [r for r in rows if r['chunks'] == length]
     seconds = statistics.median(r['seconds_per_chunk'] for r in mine)
     peak = statistics.median(r['peak_bytes'] for r in mine)
+    grown = statistics.median(r['second_half_bytes'] for r in mine)
     medians[length] = (seconds, peak)
     print(
       f'{length:6,d} chunks  {1e3 * seconds:7.2f} ms a chunk  '
-      f'peak {peak / 2**20:7.1f} MB'
+      f'peak {peak / 2**20:7.1f} MB, {grown / 2**20:+.1f} MB in the second half'
     )
   (short, short_peak), *_, (long, long_peak) = medians.values()
   print(
@@ -53,13 +54,17 @@ def read_once(chunks: int) -> None:
   reader.feed(text)
   reader.answer()
   read_before, start = reader.chunks_read, time.perf_counter()
+  half_way = None
   while reader.chunks_read - read_before < chunks:
     reader.feed(text[: config.chunk_tokens])
+    if half_way is None and reader.chunks_read - read_before >= chunks / 2:
+      half_way = workers.resident_bytes()
   seconds = time.perf_counter() - start
   result = {
     'chunks': chunks,
     'seconds_per_chunk': seconds / (reader.chunks_read - read_before),
     'peak_bytes': workers.peak_bytes(),
+    'second_half_bytes': workers.resident_bytes() - half_way,
   }
   print(json.dumps(result))
 

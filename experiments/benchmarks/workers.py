@@ -8,6 +8,7 @@ do not disturb each other.
 
 from collections.abc import Callable
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -90,3 +91,9 @@ def peak_bytes() -> int:
   import resource
 
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_bytes() -> int:
+  """Memory that this process holds in RAM now; Linux only."""
+  pages = int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1])
+  return pages * os.sysconf('SC_PAGE_SIZE')

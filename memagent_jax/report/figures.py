@@ -304,7 +304,7 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
   """
   panels = {
     'milliseconds a chunk and row': (_chunk_milliseconds, np.median),
-    'peak memory of the host, MB': (
+    'peak memory of the process, MB': (
       lambda line: line['peak_host_bytes'] / 2**20,
       max,
     ),

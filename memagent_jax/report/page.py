@@ -102,6 +102,10 @@ _INTERVAL_NOTE = (
   'Percent of right answers with their 95 % interval (Wilson). A failed row '
   'counts as wrong.'
 )
+_CHUNK_COST_NOTE = (
+  'Seconds include compiling. The peak is of the process while a batch runs; what '
+  'its earlier batches left, programs for instance, is in it.'
+)
 _LINEAR_ATTENTION_NOTE = (
   'Linear attention and recurrent models need weights of their own, trained from '
   'scratch, and are not run here. Published for models of 1.3B parameters trained '
@@ -205,7 +209,7 @@ def _sections(
   figure = figures.chunk_cost(timings, labels)
   if figure is not None:
     heading = 'Cost of a chunk, and memory'
-    sections.append(('chunk_cost', heading, '', figure))
+    sections.append(('chunk_cost', heading, _CHUNK_COST_NOTE, figure))
   health = tables.health_table(rows, labels, axis)
   if len(health) > 1:
     note = ' '.join([tables.HEALTH_NOTE, *_health_alarms(rows, labels)])

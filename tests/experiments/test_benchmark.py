@@ -51,6 +51,7 @@ def test_reading_suite_reads_the_chunks_that_it_says(run):
   printed, result = run('--suite=reading', '--chunks=1,2,3')
   assert [row['chunks'] for row in result['rows']] == [1, 2, 3]
   assert all(row['peak_bytes'] > 2**20 for row in result['rows'])
+  assert all('second_half_bytes' in row for row in result['rows'])
   assert 'in peak memory' in printed
 
 
