@@ -359,11 +359,14 @@ h3 { font-size: 1rem; margin: 2rem 0 .6rem; }
 figure { margin: 0; background: #fff; border: 1px solid var(--line);
   border-radius: 8px; padding: .75rem; }
 figure svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-.wide { overflow-x: auto; }
+/* As wide as its table if the window is, over the margins of the text too. */
+.wide { overflow-x: auto; position: relative; left: 50%; min-width: 100%;
+  width: max-content; max-width: calc(100vw - 2.5rem); transform: translateX(-50%); }
 table { border-collapse: collapse; font-size: .85rem; }
 th, td { text-align: right; padding: .3rem .7rem; white-space: nowrap;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
 table.text th, table.text td { text-align: left; vertical-align: top; }
 table.text td:nth-child(5), table.text td:nth-child(6) { white-space: normal;
   overflow-wrap: anywhere; min-width: 12rem; }

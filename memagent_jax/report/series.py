@@ -125,11 +125,11 @@ def fewer_tasks(rows: Iterable[Mapping]) -> dict[tuple[str, ...], list[float]]:
 
 
 def lengths(found: Sequence[Point]) -> dict[int, Point]:
-  """A point of every size, by length: one of a series that counts turns."""
+  """A point of every size, by length: of a series with turns and most rows."""
   by_size: dict[int, Point] = {}
-  for point in sorted(found, key=lambda p: (p.tokens, -p.turns)):
+  for point in sorted(found, key=lambda p: (p.turns == 0, -p.count)):
     by_size.setdefault(point.size, point)
-  return by_size
+  return dict(sorted(by_size.items(), key=lambda item: item[1].tokens))
 
 
 def drop(

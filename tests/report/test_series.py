@@ -57,6 +57,15 @@ def test_labels_leave_out_what_all_share(given, expected):
   assert list(series.labels([Series(*s) for s in given]).values()) == expected
 
 
+def test_a_length_is_described_by_a_series_with_turns():
+  fewer = rows('a', 100, [1, 1], method='no document', turns={'eos': 0})
+  found = series.points(rows('a', 200, [1]) + fewer + rows('a', 100, [1] * 8))
+  described = series.lengths(found)
+  assert list(described) == [100, 200]
+  assert [point.series.method for point in described.values()] == ['memory'] * 2
+  assert described[100].turns == 3
+
+
 def test_a_drop_is_from_the_first_long_enough_to_the_last():
   found = [
     *rows('a', 100, [1] * 8),
