@@ -50,14 +50,23 @@ def ask(tiny_model_dir, tmp_path, cache):
       **kwargs,
     )
 
-  run.start = lambda *flags: subprocess.Popen(
-    command(*flags),
-    env=environment,
-    cwd=tmp_path,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-  )
+  def start(*flags):
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and
+    # what they start inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+      return subprocess.Popen(
+        command(*flags),
+        env=environment,
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+      )
+    finally:
+      signal.signal(signal.SIGINT, before)
+
+  run.start = start
   return run
 
 
