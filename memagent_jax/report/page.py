@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import html
 import io
+import itertools
 import os
 from pathlib import Path
 import statistics
@@ -22,8 +23,8 @@ from memagent_jax.report import series as series_lib
 from memagent_jax.report.series import ALL_TASKS, Labels, Point, Series
 from memagent_jax.report.tables import Table
 
-# Failures that the page lists; rows.jsonl has them all.
-_SHOWN_FAILURES = 60
+# Wrong answers of a series that the page lists; rows.jsonl has them all.
+_SHOWN_FAILURES = 10
 _SHOWN_CHARS = 120
 
 
@@ -235,14 +236,18 @@ def _health_alarms(rows: Sequence[Mapping], labels: Labels) -> list[str]:
 
 
 def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
-  """The wrong answers, longest documents first, with links to their traces."""
+  """Wrong answers of every series, longest first, with links to their traces."""
+
+  def series(row):
+    return row['model'], row['method'], row['sampling']
+
   wrong = sorted(
     (row for row in rows if row['score'] < 1),
-    key=lambda row: (-row['tokens'], row['model'], row['method'], row['id']),
+    key=lambda row: (*series(row), -row['tokens'], row['id']),
   )
   parts = [
     f'<h2>Wrong answers</h2><p class="quiet">{len(wrong):,} of {len(rows):,} rows; '
-    f'the {min(len(wrong), _SHOWN_FAILURES)} longest are shown.</p>'
+    f'the {_SHOWN_FAILURES} longest of every series are shown.</p>'
   ]
   if not wrong:
     return parts[0]
@@ -251,7 +256,12 @@ def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
     '<th>method</th><th>tokens</th><th>answer</th><th>expected</th><th>finish</th>'
     '<th>sampling</th><th>trace</th></tr></thead><tbody>'
   )
-  for number, row in enumerate(wrong[:_SHOWN_FAILURES]):
+  shown_rows = [
+    row
+    for _, mine in itertools.groupby(wrong, key=series)
+    for row in itertools.islice(mine, _SHOWN_FAILURES)
+  ]
+  for number, row in enumerate(shown_rows):
     link = '-'
     if row['trace'] and (workdir / row['trace']).exists():
       target = f'memories_{number}.html'

@@ -155,6 +155,18 @@ def test_lengths_of_fewer_tasks_are_named(tmp_path):
   assert 'At 900 only niah.' in text
 
 
+def test_many_wrong_answers_of_a_series_do_not_hide_those_of_another(tmp_path):
+  many = rows('poor', 4000, [0] * 200)
+  row_log.append(tmp_path / 'rows.jsonl', many + rows('good', 1000, [0, 1, 0]))
+  _, text = written(tmp_path)
+  _, text = text.split('<h2>Wrong answers</h2>')
+  assert '202 of 203 rows' in text
+  assert text.count('<td>good</td>') == 2
+  assert text.count('<td>poor</td>') == 10
+  # The longest first.
+  assert '<td>4,199</td>' in text and '<td>4,189</td>' not in text
+
+
 def test_memories_that_are_cut_or_never_change_set_off_an_alarm(tmp_path):
   cut = rows('cut', 100, [1, 1])
   still = rows('still', 100, [1, 1])
