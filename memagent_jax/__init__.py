@@ -7,11 +7,11 @@ so that importing the package costs nothing.
 import importlib
 
 _EXPORTS = {
-  'Answer': 'reader',
-  'Reader': 'reader',
-  'ReadingConfig': 'rollout',
-  'Turn': 'reader',
-  'load_model': 'models.pretrained',
+  'Answer': 'agent.reader',
+  'Reader': 'agent.reader',
+  'ReadingConfig': 'agent.rollout',
+  'Turn': 'agent.reader',
+  'load_model': 'models.weights.pretrained',
 }
 __all__ = ['Answer', 'Reader', 'ReadingConfig', 'Turn', 'load_model']
 

@@ -8,7 +8,7 @@ import sys
 import hypothesis
 import pytest
 
-from memagent_jax.models import pretrained
+from memagent_jax.models.weights import pretrained
 
 # The machine decides how long an example takes; tests that must be quick say so.
 hypothesis.settings.register_profile('tests', deadline=None)
@@ -77,8 +77,9 @@ def tiny_model_dir(tiny_tokenizer, tmp_path_factory):
   """A Hugging Face directory of a random one-layer Qwen3 with that tokenizer."""
   import jax
 
-  from memagent_jax.models import huggingface, transformer
+  from memagent_jax.models import transformer
   from memagent_jax.models.configs import ModelConfig, RopeConfig
+  from memagent_jax.models.weights import huggingface
 
   config = ModelConfig(
     'qwen3', 269, 16, 1, 2, 1, 8, 24, 2048, 1e-5, RopeConfig(), qk_norm=True

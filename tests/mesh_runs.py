@@ -14,14 +14,17 @@ import sys
 import jax
 import numpy as np
 
-from memagent_jax import sharding, trainer, trajectories, update
-from memagent_jax.metric_log import read_metrics
-from memagent_jax.models import pretrained, transformer
+from memagent_jax import sharding
+from memagent_jax.agent import trajectories
+from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
-from memagent_jax.models.pretrained import Model
+from memagent_jax.models.model import Model
 from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.models.weights import pretrained
 from memagent_jax.sharding import MeshConfig
-from memagent_jax.train_state import OptimizerConfig
+from memagent_jax.train import trainer, update
+from memagent_jax.train.metric_log import read_metrics
+from memagent_jax.train.train_state import OptimizerConfig
 from tests import tiny_runs
 
 # Every axis that a mesh may split has a size of eight or more, but kv_heads.

@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax import rollout, trajectories
-from memagent_jax.data import row_source, tasks
+from memagent_jax.agent import rollout, trajectories
+from memagent_jax.agent.prompts import Template
+from memagent_jax.agent.rollout import AgentConfig, ReadingConfig
+from memagent_jax.agent.trajectories import Verdicts
+from memagent_jax.data import example_source, tasks
 from memagent_jax.data.batches import Batch, BatchIterator
 from memagent_jax.data.examples import Example
-from memagent_jax.grpo import GrpoConfig
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
-from memagent_jax.models.pretrained import Model
-from memagent_jax.prompts import Template
-from memagent_jax.reinforcement import RolloutConfig, Rollouts
-from memagent_jax.rollout import AgentConfig, ReadingConfig
-from memagent_jax.trajectories import Verdicts
+from memagent_jax.models.model import Model
+from memagent_jax.rl.grpo import GrpoConfig
+from memagent_jax.rl.rollouts import RolloutConfig, Rollouts
 
 CONFIG = ModelConfig(
   'qwen3', 269, 16, 1, 2, 1, 8, 24, 256, 1e-5, RopeConfig(), qk_norm=True
@@ -79,7 +79,7 @@ def documents(chunks, count: int = 64):
   """Makes the task: document i has chunks[i % len(chunks)] chunks."""
 
   def make(tokenizer):
-    rows = row_source.GeneratedRows(
+    rows = example_source.GeneratedRows(
       lambda i: document(i, chunks[i % len(chunks)]), count
     )
     vocabulary = tasks.TokenizerVocabulary(tokenizer, tokenizer.vocab_size)

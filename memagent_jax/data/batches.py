@@ -18,8 +18,8 @@ import seqio
 import tensorflow as tf
 
 from memagent_jax.data.converter import DocumentConverter
+from memagent_jax.data.example_source import RowSource
 from memagent_jax.data.examples import seeded
-from memagent_jax.data.row_source import RowSource
 from memagent_jax.structs import Documents, Tokens
 
 

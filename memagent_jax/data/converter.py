@@ -10,8 +10,8 @@ import seqio
 import tensorflow as tf
 
 from memagent_jax.data.chunks import ChunkCutter
+from memagent_jax.data.example_source import TEXT_FEATURES
 from memagent_jax.data.examples import check_question
-from memagent_jax.data.row_source import TEXT_FEATURES
 
 
 class DocumentConverter(seqio.FeatureConverter):

@@ -17,13 +17,13 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from memagent_jax.data.examples import Example
-from memagent_jax.data.row_source import (
+from memagent_jax.data.example_source import (
   TEXT_FEATURES,
   JsonlRows,
   Rows,
   RowSource,
 )
+from memagent_jax.data.examples import Example
 
 
 class TokenizerVocabulary(seqio.Vocabulary):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from memagent_jax.models import rope, transformer
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.models.pretrained import Model
+from memagent_jax.models.model import Model
 from memagent_jax.models.tokenizer import Tokenizer
 
 # Of the output projections of attention and MLP.

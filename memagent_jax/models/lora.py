@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import LoraConfig, ModelConfig
-from memagent_jax.models.pretrained import Model
+from memagent_jax.models.model import Model
 
 _NAMES = ('lora_a', 'lora_b')
 

@@ -14,7 +14,8 @@ overlap more: whether a run barely fits is told by all of its layers.
 from collections.abc import Sequence
 import dataclasses
 
-from memagent_jax import costs, sharding
+from memagent_jax import sharding
+from memagent_jax.models import flops as flops_lib
 from memagent_jax.planning import chips, hlo, programs
 from memagent_jax.planning.hlo import Cost
 from memagent_jax.planning.programs import Workload
@@ -249,12 +250,14 @@ def _model_flops(name: str, workload: Workload) -> float:
   model, rows = workload.model, workload.sample_rows
   prompt = workload.memory_prompt_tokens
   if name == 'prefill':
-    return rows * costs.forward_flops(model, prompt, head_tokens=1)
+    return rows * flops_lib.forward_flops(model, prompt, head_tokens=1)
   if name == 'decode':
     # One token more, after a prompt and half of its response.
     seen = prompt + workload.memory_tokens // 2
-    more = costs.forward_flops(model, seen + 1, head_tokens=1)
-    return rows * (more - costs.forward_flops(model, seen, head_tokens=0))
-  flops = costs.update_flops if name == 'update' else costs.forward_flops
+    more = flops_lib.forward_flops(model, seen + 1, head_tokens=1)
+    return rows * (more - flops_lib.forward_flops(model, seen, head_tokens=0))
+  flops = (
+    flops_lib.update_flops if name == 'update' else flops_lib.forward_flops
+  )
   row, response = workload.row_tokens, workload.response_tokens
   return workload.turns * flops(model, row, head_tokens=response)

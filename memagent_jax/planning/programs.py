@@ -17,16 +17,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from memagent_jax import decode, grpo, sharding, train_state, update
-from memagent_jax.decode import Prefilled
-from memagent_jax.grpo import GrpoConfig
+from memagent_jax import sharding
 from memagent_jax.models import lora, transformer
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.objectives import Policy
 from memagent_jax.planning import aot
+from memagent_jax.rl import grpo
+from memagent_jax.rl.grpo import GrpoConfig
+from memagent_jax.rl.policy import Policy
+from memagent_jax.sampling import decode
+from memagent_jax.sampling.decode import Prefilled
 from memagent_jax.structs import Tokens
-from memagent_jax.train_state import OptimizerConfig
-from memagent_jax.turn_rows import MicroBatches, PolicyRows, TurnRows
+from memagent_jax.train import train_state, update
+from memagent_jax.train.sequences import MicroBatches, PolicyRows, TurnRows
+from memagent_jax.train.train_state import OptimizerConfig
 
 PHASES = ('prefill', 'decode', 'reference', 'update')
 
@@ -91,7 +94,7 @@ class Workload:
     return tuple(phase for phase in PHASES if phase != 'reference')
 
   def micro_rows(self, row_shards: int) -> int:
-    """Rows of a micro-batch, as `turn_rows.micro_batches` has them."""
+    """Rows of a micro-batch, as `sequences.micro_batches` has them."""
     size = max(1, self.micro_tokens // self.row_tokens)
     return -(-size // row_shards) * row_shards
 

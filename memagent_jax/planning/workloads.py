@@ -5,11 +5,11 @@ import dataclasses
 import itertools
 import math
 
-from memagent_jax.models import published
+from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
+from memagent_jax.agent.trajectories import part_rows
+from memagent_jax.planning import shapes
 from memagent_jax.planning.programs import Workload
-from memagent_jax.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.sharding import MeshConfig
-from memagent_jax.trajectories import part_rows
 
 # Characters a token stands for, taken low: a plan may ask for too much.
 _TOKEN_CHARACTERS = 3
@@ -20,7 +20,7 @@ _CHAT_TOKENS = 32
 def of_run(
   bound: Callable, document_tokens: int
 ) -> tuple[Workload, MeshConfig, int]:
-  """What a run of `trainer.train` on `reinforcement.Rollouts` asks of its devices.
+  """What a run of `trainer.train` on `rollouts.Rollouts` asks of its devices.
 
   Args:
     bound: as `experiments.runs.bound`.
@@ -45,7 +45,7 @@ def of_run(
   documents = bound('documents_per_step', 'source')
   trajectories = documents * config.rollouts
   model = dataclasses.replace(
-    published.config(bound('name_or_dir', 'model')),
+    shapes.config(bound('name_or_dir', 'model')),
     dtype=given('compute_dtype', default='float32'),
     remat=given('remat', default=False),
     lora=given('lora', default=None),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import seqio
 
-from memagent_jax.data import batches, row_source, tasks
+from memagent_jax.data import batches, example_source, tasks
 from memagent_jax.data.batches import BatchConfig, BatchIterator, Schedule
 from memagent_jax.data.examples import Example
 
@@ -14,7 +14,7 @@ CONFIG = BatchConfig(batch_size=4, chunk_tokens=16, question_tokens=20, seed=3)
 
 
 def rows(name, n):
-  return row_source.GeneratedRows(
+  return example_source.GeneratedRows(
     lambda i: Example(
       id=f'{name}{i}',
       task=name,

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from memagent_jax.data import haystack, ruler
-from memagent_jax.data.fit import ByteEncoder
-from memagent_jax.data.question_sets import Question, QuestionSet
+from memagent_jax.data.benchmarks import haystack, ruler
+from memagent_jax.data.benchmarks.fit_length import ByteEncoder
+from memagent_jax.data.benchmarks.question_sets import Question, QuestionSet
 from memagent_jax.models.tokenizer import Tokenizer
 
 NOVEL = importlib.resources.files('experiments').joinpath(

@@ -5,7 +5,7 @@ import pytest
 import seqio
 
 from memagent_jax.data import converter as converter_lib
-from memagent_jax.data import row_source, tasks
+from memagent_jax.data import example_source, tasks
 from memagent_jax.data.examples import Example
 
 
@@ -20,7 +20,7 @@ def example(i, words=6):
 
 
 def rows(n):
-  return row_source.GeneratedRows(lambda i: example(i, words=i + 1), n)
+  return example_source.GeneratedRows(lambda i: example(i, words=i + 1), n)
 
 
 @pytest.fixture
@@ -162,11 +162,11 @@ def test_jsonl_rows_come_in_any_order(tmp_path):
   path = tmp_path / 'rows.jsonl'
   lines = [example(i).to_json() for i in range(4)]
   path.write_text('\n'.join(lines) + '\n\n', encoding='utf-8')
-  found = row_source.JsonlRows(path)
+  found = example_source.JsonlRows(path)
   assert len(found) == 4
   assert [found[i] for i in (3, 0, 2)] == [example(i) for i in (3, 0, 2)]
 
 
 def test_a_split_without_examples_is_an_error():
   with pytest.raises(ValueError, match='split train has no example'):
-    row_source.RowSource({'train': rows(0)})
+    example_source.RowSource({'train': rows(0)})

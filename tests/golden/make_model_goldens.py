@@ -348,7 +348,7 @@ def main():
   )
   directory = parser.parse_args().smollm2_dir
   if directory is None:
-    from memagent_jax.models import pretrained
+    from memagent_jax.models.weights import pretrained
 
     directory = pretrained.default_model_dir()
   _save('models.npz', make_models())

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memagent_jax import decode
-from memagent_jax.decode import SamplingConfig
 from memagent_jax.models import long_attention, rope
 from memagent_jax.models.attention import BLOCK_QUERIES
 from memagent_jax.models.configs import (
@@ -19,7 +17,9 @@ from memagent_jax.models.configs import (
   SinkAttention,
 )
 from memagent_jax.models.transformer import Decoder, init_params
-from memagent_jax.prompts import pad_rows
+from memagent_jax.sampling import decode
+from memagent_jax.sampling.decode import SamplingConfig
+from memagent_jax.tokens import pad_rows
 
 WINDOW = 48
 PLAIN = ModelConfig(

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memagent_jax import trainer, trajectories
-from memagent_jax.checkpoint import Checkpoints
-from memagent_jax.log_probs import response_log_probs
-from memagent_jax.metric_log import read_metrics
-from memagent_jax.models import lora, pretrained
+from memagent_jax.agent import trajectories
+from memagent_jax.models import lora
 from memagent_jax.models.configs import LORA_TARGETS, LoraConfig
-from memagent_jax.train_state import OptimizerConfig, init_state
+from memagent_jax.models.weights import pretrained
+from memagent_jax.sampling.log_probs import response_log_probs
+from memagent_jax.train import trainer
+from memagent_jax.train.checkpoint import Checkpoints
+from memagent_jax.train.metric_log import read_metrics
+from memagent_jax.train.train_state import OptimizerConfig, init_state
 from tests import tiny_runs
 
 CONFIG = LoraConfig(rank=2, alpha=8.0)

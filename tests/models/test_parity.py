@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memagent_jax import decode
-from memagent_jax.models import configs, huggingface, rope
+from memagent_jax.models import configs, rope
 from memagent_jax.models.transformer import Block, Decoder
+from memagent_jax.models.weights import huggingface
+from memagent_jax.sampling import decode
 from memagent_jax.structs import Tokens
 
 GOLDEN = Path(__file__).parents[1] / 'golden'

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memagent_jax import decode
 from memagent_jax.models import configs, rope, transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
+from memagent_jax.sampling import decode
 from memagent_jax.structs import Tokens
 
 

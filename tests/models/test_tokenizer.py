@@ -10,7 +10,7 @@ import tokenizers
 import transformers
 
 from memagent_jax.models.tokenizer import Tokenizer
-from tests.models.gguf_files import tokenizer_metadata
+from tests.models.weights.gguf_files import tokenizer_metadata
 
 GOLDENS = json.loads(
   (Path(__file__).parent.parent / 'golden/tokenizer_smollm2.json').read_text()

@@ -10,15 +10,14 @@ import sys
 import gin
 import pytest
 
-from experiments import runs
 from memagent_jax import sharding
-from memagent_jax.grpo import GrpoConfig
-from memagent_jax.models import published
+from memagent_jax.commands import runs
 from memagent_jax.models.configs import LoraConfig, ModelConfig, RopeConfig
-from memagent_jax.planning import chips, hlo, plan, programs, workloads
+from memagent_jax.planning import chips, hlo, plan, programs, shapes, workloads
 from memagent_jax.planning.programs import Workload
+from memagent_jax.rl.grpo import GrpoConfig
 from memagent_jax.sharding import MeshConfig
-from memagent_jax.train_state import OptimizerConfig
+from memagent_jax.train.train_state import OptimizerConfig
 from tests.planning.conftest import needs_libtpu
 
 ROOT = Path(__file__).parents[2]
@@ -223,7 +222,7 @@ def test_every_run_has_a_workload(path, clean_gin):
   gin.parse_config_file(str(path))
   work, mesh, steps = workloads.of_run(runs.bound, 28_000)
   name = runs.bound('name_or_dir', 'model').rpartition('/')[2]
-  assert work.model.embed_dim == published.CONFIGS[name].embed_dim
+  assert work.model.embed_dim == shapes.CONFIGS[name].embed_dim
   assert work.model.remat and work.model.dtype == 'bfloat16'
   assert work.row_tokens <= 8192
   assert steps > 0 and mesh.fsdp == -1
@@ -245,7 +244,7 @@ def test_a_mesh_file_changes_the_mesh_alone(clean_gin):
 
 def test_an_unknown_model_lists_the_known_shapes(tmp_path):
   with pytest.raises(ValueError, match='known: Qwen2'):
-    published.config(tmp_path / 'nothing')
+    shapes.config(tmp_path / 'nothing')
 
 
 @needs_libtpu

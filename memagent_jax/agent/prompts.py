@@ -1,0 +1,246 @@
+r"""The only copy of the templates, tokenised once, and their assembly on device.
+
+A template's two turns go through the model's chat format, are split at their
+fields and tokenised; `memory_prompt` and `answer_prompt` then join pieces and
+ids under jit. Nothing is decoded and encoded again: memory moves as ids.
+
+    <|im_start|>user ... {question} ... {memory} ... {chunk} ... assistant
+    `----- ids ----'     ids_NxQ        ids_NxM      ids_NxK     ids ----'
+
+Fields are `{question}`, `{memory}` and `{chunk}`, or `{document}` where a whole
+document is one turn; other braces, `\boxed{}` among them, are text.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import os
+from pathlib import Path
+import re
+
+from memagent_jax import tokens as tokens_lib
+from memagent_jax.structs import Tokens
+
+_FIELD = re.compile(r'\{([A-Za-z_]\w*)\}')
+# Fields of every kind of turn.
+TURNS: Mapping[str, tuple[str, ...]] = {
+  'memory_turn': ('question', 'memory', 'chunk'),
+  'answer_turn': ('question', 'memory'),
+  'document_turn': ('question', 'document'),
+  'question_turn': ('question',),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """Wording of the two turns, and of the memory before the first chunk.
+
+  Raises ValueError where a turn lacks a field, repeats one or has another.
+  """
+
+  memory_turn: str  # with {question}, {memory} and {chunk}, once each
+  answer_turn: str  # with {question} and {memory}, once each
+  empty_memory: str  # plain text
+
+  def __post_init__(self):
+    _check_turn('memory_turn', self.memory_turn)
+    _check_turn('answer_turn', self.answer_turn)
+    if not self.empty_memory.strip():
+      raise ValueError('template: empty_memory is blank; expected some text.')
+
+
+@dataclasses.dataclass(frozen=True)
+class OneTurnTemplate:
+  """Wording of a single turn, with the document in it or without any.
+
+  Raises ValueError as `Template` does.
+  """
+
+  document_turn: str  # with {question} and {document}, once each
+  question_turn: str  # with {question}, once
+
+  def __post_init__(self):
+    _check_turn('document_turn', self.document_turn)
+    _check_turn('question_turn', self.question_turn)
+
+
+def _check_turn(turn: str, text: str) -> None:
+  expected, got = TURNS[turn], _FIELD.findall(text)
+  for field in expected:
+    if got.count(field) != 1:
+      raise ValueError(
+        f'template: {turn} has {{{field}}} {got.count(field)} times; '
+        'expected once.'
+      )
+  unknown = sorted(set(got) - set(expected))
+  if unknown:
+    raise ValueError(
+      f'template: {turn} has unknown fields {unknown}; known: {list(expected)}.'
+    )
+
+
+def read_template(path: str | os.PathLike) -> Template:
+  """Template of a JSON file with exactly the fields of `Template`.
+
+  Raises:
+    ValueError: not readable, not JSON, or a field missing, unknown, not text.
+  """
+  try:
+    spec = json.loads(Path(path).read_text(encoding='utf-8'))
+  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+    raise ValueError(f'template {path}: {e}') from e
+  fields = [f.name for f in dataclasses.fields(Template)]
+  if not isinstance(spec, dict) or sorted(spec) != sorted(fields):
+    got = sorted(spec) if isinstance(spec, dict) else type(spec).__name__
+    raise ValueError(f'template {path}: got {got}; expected {sorted(fields)}.')
+  for name, text in spec.items():
+    if not isinstance(text, str):
+      raise ValueError(
+        f'template {path}: {name} is {type(text).__name__}; expected text.'
+      )
+  return Template(**spec)
+
+
+# The wording of the highest score in experiments/results/templates*.json.
+DEFAULT_TEMPLATE = Template(
+  memory_turn=(
+    '<question>{question}</question>\n<memory>{memory}</memory>\n'
+    '<section>\n{chunk}\n</section>\n\n'
+    'Update the memory with the facts of the section that help to answer the '
+    'question. Keep the useful facts that are already in it.\n\n'
+    'Updated memory:'
+  ),
+  answer_turn=(
+    '<question>{question}</question>\n<memory>{memory}</memory>\n\n'
+    'Answer the question from the memory, inside \\boxed{}.'
+  ),
+  empty_memory='(empty)',
+)
+
+DEFAULT_ONE_TURN_TEMPLATE = OneTurnTemplate(
+  document_turn=(
+    '<document>\n{document}\n</document>\n\n<question>{question}</question>\n\n'
+    'Answer the question from the document, inside \\boxed{}.'
+  ),
+  question_turn=(
+    '<question>{question}</question>\n\nAnswer the question, inside \\boxed{}.'
+  ),
+)
+
+# A piece of a turn: token ids, or the name of a field.
+Piece = tuple[int, ...] | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """A template tokenised for one model; hashable, so static under jit."""
+
+  memory_turn: tuple[Piece, ...]
+  answer_turn: tuple[Piece, ...]
+  empty_memory: tuple[int, ...]
+  # As a model writes it, behind a space.
+  spaced_empty_memory: tuple[int, ...]
+
+  @property
+  def memory_turn_tokens(self) -> int:
+    """Tokens of a memory turn's prompt beside question, memory and chunk."""
+    return literal_tokens(self.memory_turn)
+
+  @property
+  def answer_turn_tokens(self) -> int:
+    """Tokens of an answer turn's prompt beside question and memory."""
+    return literal_tokens(self.answer_turn)
+
+
+def literal_tokens(pieces: Sequence[Piece]) -> int:
+  """Tokens of a turn beside its fields."""
+  return sum(len(p) for p in pieces if not isinstance(p, str))
+
+
+def compile_template(template: Template, tokenizer) -> Prompts:
+  """The template inside the model's chat format, as pieces of token ids.
+
+  Args:
+    template: the wording.
+    tokenizer: a `models.tokenizer.Tokenizer`.
+
+  Raises:
+    ValueError: the chat format loses or repeats a field.
+  """
+  return Prompts(
+    memory_turn=compile_turn('memory_turn', template.memory_turn, tokenizer),
+    answer_turn=compile_turn('answer_turn', template.answer_turn, tokenizer),
+    empty_memory=tuple(tokenizer.encode(template.empty_memory)),
+    spaced_empty_memory=tuple(tokenizer.encode(' ' + template.empty_memory)),
+  )
+
+
+def compile_turn(turn: str, text: str, tokenizer) -> tuple[Piece, ...]:
+  """One turn inside the model's chat format, as pieces of token ids.
+
+  Args:
+    turn: its kind, one of TURNS.
+    text: the wording.
+    tokenizer: a `models.tokenizer.Tokenizer`.
+
+  Raises:
+    ValueError: the chat format loses or repeats a field.
+  """
+  # Fields pass through the chat format under names that no format touches.
+  for field in TURNS[turn]:
+    text = text.replace(f'{{{field}}}', f'@@memagent:{field}@@')
+  chat = tokenizer.render([{'role': 'user', 'content': text}])
+  parts = re.split(r'@@memagent:(\w+)@@', chat)
+  if sorted(parts[1::2]) != sorted(TURNS[turn]):
+    raise ValueError(
+      f'template: the chat format turns the fields of {turn} into '
+      f'{parts[1::2]}; expected {list(TURNS[turn])}.'
+    )
+  pieces: list[Piece] = []
+  for i, part in enumerate(parts):
+    if i % 2:
+      pieces.append(part)
+    elif part:
+      pieces.append(tuple(tokenizer.encode_template(part)))
+  return tuple(pieces)
+
+
+def memory_prompt(
+  prompts: Prompts, question: Tokens, memory: Tokens, chunk: Tokens
+) -> Tokens:
+  """Prompt of a memory turn; its width is the sum of all caps."""
+  fields = {'question': question, 'memory': memory, 'chunk': chunk}
+  return _assemble(prompts.memory_turn, fields)
+
+
+def before_chunk(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
+  """What a memory turn's prompt has before its chunk.
+
+  Raises:
+    ValueError: the template has question or memory behind the chunk.
+  """
+  pieces = prompts.memory_turn[: prompts.memory_turn.index('chunk')]
+  if not {'question', 'memory'} <= set(pieces):
+    raise ValueError(
+      'template: memory_turn has its chunk before question or memory; expected '
+      'it behind both.'
+    )
+  return _assemble(pieces, {'question': question, 'memory': memory})
+
+
+def answer_prompt(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
+  """Prompt of an answer turn; its width is the sum of all caps."""
+  return _assemble(
+    prompts.answer_turn, {'question': question, 'memory': memory}
+  )
+
+
+def _assemble(pieces: Sequence[Piece], fields: Mapping[str, Tokens]) -> Tokens:
+  rows = fields['question'].length_N.shape[0]
+  parts = [
+    fields[piece]
+    if isinstance(piece, str)
+    else tokens_lib.repeat_ids(piece, rows)
+    for piece in pieces
+  ]
+  return tokens_lib.concatenate(parts)

@@ -1,0 +1,99 @@
+"""One side of a comparison in a process of its own, working only while asked.
+
+    suite -- a number per line --> worker -- a line of JSON --> suite
+
+Idle workers wait on their input, so sides that take turns share both cores and
+do not disturb each other.
+"""
+
+from collections.abc import Callable
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+_ROOT = Path(__file__).parents[3]
+
+
+class Worker:
+  """A process of `experiments.benchmark --worker=name`, for use in `with`."""
+
+  def __init__(self, python: str, name: str, **flags):
+    self._process = subprocess.Popen(
+      command(python, name, **flags),
+      cwd=_ROOT,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    # Versions of what it measures, by package.
+    self.version = self._answer()
+
+  def ask(self, number: int) -> dict:
+    """One measurement at a batch size."""
+    self._process.stdin.write(f'{number}\n')
+    self._process.stdin.flush()
+    return self._answer()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._process.stdin.close()
+    self._process.wait()
+
+  def _answer(self):
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError(f'a worker ended with {self._process.wait()}.')
+    return json.loads(line)
+
+
+def serve(version: dict[str, str], measure: Callable[[int], dict]) -> None:
+  """Answers every number on standard input with one measurement."""
+  print(json.dumps(version), flush=True)
+  for line in sys.stdin:
+    print(json.dumps(measure(int(line))), flush=True)
+
+
+def run_once(name: str, python: str = sys.executable, **flags) -> dict:
+  """What a worker without input prints: one measurement of a fresh process."""
+  done = subprocess.run(
+    command(python, name, **flags),
+    cwd=_ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  # A peer may print other things first.
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def command(python: str, name: str, **flags) -> list[str]:
+  """Command line of a worker."""
+  start = [python, '-m', 'experiments.benchmark', f'--worker={name}']
+  return start + [f'--{flag}={value}' for flag, value in flags.items()]
+
+
+def pythons(torch_python: str) -> dict[str, str]:
+  """Interpreter by side: `jax`, and `torch` where it can be imported."""
+  check = [torch_python, '-c', 'import torch, transformers']
+  done = subprocess.run(check, capture_output=True, check=False)
+  if done.returncode:
+    print(f'{torch_python} has no torch: measuring ours alone.')
+    return {'jax': sys.executable}
+  return {'jax': sys.executable, 'torch': torch_python}
+
+
+def peak_bytes() -> int:
+  """Most memory that this process ever held in RAM."""
+  import resource
+
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_bytes() -> int:
+  """Memory that this process holds in RAM now; Linux only."""
+  pages = int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1])
+  return pages * os.sysconf('SC_PAGE_SIZE')

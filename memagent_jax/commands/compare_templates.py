@@ -1,0 +1,178 @@
+"""Compares prompt wordings: needles in a novel, read in a few chunks, greedy.
+
+  python -m experiments.compare_templates --out=experiments/results/templates.json
+
+Hardware: any; about 15 minutes a wording on two CPU cores with the default
+model. Resumes by repeating the command: wordings already in --out are kept.
+Expected numbers: the README's table of wordings.
+"""
+
+import json
+import os
+from pathlib import Path
+import random
+
+from absl import app, flags
+
+from memagent_jax import tokens as tokens_lib
+
+_HERE = Path(__file__).parents[2] / 'experiments'
+_MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'As in experiments.ask.')
+_TEMPLATES = flags.DEFINE_multi_string(
+  'template_file',
+  sorted(str(p) for p in (_HERE / 'templates').glob('*.json')),
+  'Wordings to compare with the default one.',
+)
+_HAYSTACK = flags.DEFINE_string(
+  'haystack',
+  str(_HERE / 'data' / 'adventures_of_sherlock_holmes.txt.gz'),
+  'Text that hides the needles.',
+)
+_NUM_EXAMPLES = flags.DEFINE_integer('num_examples', 32, 'Needles a wording.')
+_BATCH = flags.DEFINE_integer('batch', 8, 'Documents read side by side.')
+_CHUNKS = flags.DEFINE_integer('chunks', 4, 'Chunks of a document.')
+_CHUNK_TOKENS = flags.DEFINE_integer('chunk_tokens', 400, 'Tokens of a chunk.')
+_MEMORY_TOKENS = flags.DEFINE_integer('memory_tokens', 96, 'Cap on the memory.')
+_ANSWER_TOKENS = flags.DEFINE_integer('answer_tokens', 48, 'Cap on the answer.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of needles and places.')
+_OUT = flags.DEFINE_string('out', None, 'JSON with the results.', required=True)
+
+_THINGS = (
+  'lantern violin harbour compass cellar orchard ferry locket chimney parrot '
+  'saddle mirror tunnel kettle glacier bonnet anchor meadow quarry trumpet'
+).split()
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  from memagent_jax import load_model
+  from memagent_jax.agent import prompts
+  from memagent_jax.data import text
+
+  model = load_model(_MODEL.value)
+  haystack = model.tokenizer.encode(''.join(text.read_pieces(_HAYSTACK.value)))
+  examples = [
+    _example(model.tokenizer, haystack, i) for i in range(_NUM_EXAMPLES.value)
+  ]
+  wordings = {'default': prompts.DEFAULT_TEMPLATE}
+  for path in _TEMPLATES.value:
+    wordings[Path(path).stem] = prompts.read_template(path)
+  results = {}
+  if os.path.exists(_OUT.value):
+    results = json.loads(Path(_OUT.value).read_text(encoding='utf-8'))
+  Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+  for name, template in wordings.items():
+    if name not in results:
+      results[name] = _measure(model, template, examples)
+      Path(_OUT.value).write_text(
+        json.dumps(results, indent=1) + '\n', encoding='utf-8'
+      )
+    rows = results[name]
+    n = len(rows)
+    print(
+      f'{name:16s} answer {sum(r["in_answer"] for r in rows)}/{n}  '
+      f'last memory {sum(r["in_memory"][-1] for r in rows)}/{n}  '
+      f'noted at once {sum(r["in_memory"][r["chunk"]] for r in rows)}/{n}',
+      flush=True,
+    )
+
+
+def _example(tokenizer, haystack, index):
+  """A question, its golden number, and the chunks with the needle in one."""
+  rng = random.Random(f'{_SEED.value}/{index}')
+  thing = rng.choice(_THINGS)
+  number = str(rng.randrange(1_000_000, 10_000_000))
+  needle = tokenizer.encode(
+    f' The special magic number of the {thing} is {number}.'
+  )
+  where = rng.randrange(_CHUNKS.value)
+  length = _CHUNK_TOKENS.value
+  start = rng.randrange(len(haystack) - _CHUNKS.value * length)
+  chunks = []
+  for c in range(_CHUNKS.value):
+    at = start + c * length
+    chunk = haystack[at : at + length]
+    if c == where:
+      depth = rng.randrange(length - len(needle))
+      chunk = (chunk[:depth] + needle + chunk[depth:])[:length]
+    chunks.append(chunk)
+  question = f'What is the special magic number of the {thing}?'
+  return {
+    'question': question,
+    'number': number,
+    'chunk': where,
+    'chunks': chunks,
+  }
+
+
+def _measure(model, template, examples):
+  """One row per example: is the number in each memory and in the answer?"""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from memagent_jax.agent import prompts, rollout
+  from memagent_jax.sampling import decode
+
+  tokenizer, size = model.tokenizer, _BATCH.value
+  agent = rollout.make_agent(
+    model,
+    template,
+    rollout.ReadingConfig(
+      chunk_tokens=_CHUNK_TOKENS.value,
+      memory_tokens=_MEMORY_TOKENS.value,
+      answer_tokens=_ANSWER_TOKENS.value,
+      question_tokens=64,
+    ),
+  )
+  keys = decode.row_keys(
+    0, jnp.arange(size, dtype=jnp.uint32), jnp.zeros(size, jnp.int32)
+  )
+
+  def texts(tokens):
+    return [
+      tokenizer.decode(np.asarray(row)[:length])
+      for row, length in zip(tokens.ids_NxW, tokens.length_N, strict=True)
+    ]
+
+  rows = []
+  for start in range(0, len(examples), size):
+    # A last batch that is not full is filled with its first example.
+    batch = examples[start : start + size]
+    full = batch + batch[:1] * (size - len(batch))
+    question = tokens_lib.pad_rows(
+      [tokenizer.encode(e['question']) for e in full], agent.question_tokens
+    )
+    slots = [
+      tokens_lib.pad_rows([e['chunks'][c] for e in full], agent.chunk_tokens)
+      for c in range(_CHUNKS.value)
+    ]
+    memory, turns = rollout.read(
+      agent,
+      model.params,
+      question,
+      rollout.first_memory(agent, size),
+      jax.tree.map(lambda *x: jnp.stack(x), *slots),
+      keys,
+      jnp.zeros(size, jnp.int32),
+    )
+    response = rollout.answer(agent, model.params, question, memory, keys)
+    answers = texts(prompts.Tokens(response.ids_NxR, response.length_N))
+    memories = [
+      texts(jax.tree.map(lambda x, c=c: x[c], turns.memory))
+      for c in range(_CHUNKS.value)
+    ]
+    for n, example in enumerate(batch):
+      rows.append(
+        {
+          'number': example['number'],
+          'chunk': example['chunk'],
+          'in_memory': [example['number'] in m[n] for m in memories],
+          'in_answer': example['number'] in answers[n],
+          'last_memory': memories[-1][n],
+          'answer': answers[n],
+        }
+      )
+    print(f'  {len(rows)} of {len(examples)}', flush=True)
+  return rows

@@ -1,0 +1,105 @@
+"""Runs a grid of evaluation; repeating the command goes on where it stopped.
+
+  python -m experiments.evaluate --gin_file=gin_configs/runs/eval_quick.gin \\
+    --workdir=runs/eval_quick
+  python -m experiments.evaluate ... --processes=2
+  python -m experiments.evaluate ... --shard=0/4        # on each of four machines
+  python -m experiments.evaluate ... --merge=OTHER_WORKDIR --merge=...
+
+Rows go to WORKDIR/rows.jsonl as batches are finished. `experiments.report` draws
+them, finished or not. What it is for and the hardware stand at the top of each
+gin file.
+"""
+
+from collections.abc import Sequence
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+from absl import flags
+
+from memagent_jax.commands import runs
+
+flags.adopt_module_key_flags(runs)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything goes.')
+_SEED = flags.DEFINE_integer(
+  'seed', None, "Seed of documents that are generated. [the gin file's]"
+)
+_SHARD = flags.DEFINE_string('shard', '0/1', 'This part of how many: i/n.')
+_PROCESSES = flags.DEFINE_integer(
+  'processes', 1, 'Processes on this machine; each has its own cores.'
+)
+_MERGE = flags.DEFINE_multi_string(
+  'merge', None, 'Join the rows of these workdirs with those here, and stop.'
+)
+_RETRY_FAILED = flags.DEFINE_bool(
+  'retry_failed', False, 'Compute failed rows again.'
+)
+# Of prctl(2): the signal that a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv):
+  if _SEED.value is not None:
+    runs.GIN_BINDINGS.value.append(f'SEED = {_SEED.value}')
+  if _PROCESSES.value > 1:
+    _run_processes()
+    given = {'merge': ()}
+  elif _MERGE.value:
+    given = {'merge': _MERGE.value}
+  else:
+    given = {'shard': _shard(), 'retry_failed': _RETRY_FAILED.value}
+  runs.main(argv, _WORKDIR.value, **given)
+  if given.get('shard', (0, 1)) == (0, 1):
+    _print_cells()
+
+
+def _print_cells() -> None:
+  """The score of every length, over all tasks and by task."""
+  from memagent_jax.evals import records
+  from memagent_jax.evals.report import series, tables
+
+  rows = records.read_rows(_WORKDIR.value)
+  for sampling, mine in series.samplings(rows).items():
+    found = series.points(mine) + series.points(mine, by_task=True)
+    for task in dict.fromkeys(point.task for point in found):
+      print(f'{task}, {sampling}: right answers, % [95 % interval]')
+      points = [point for point in found if point.task == task]
+      print(tables.text(tables.accuracy_table(points)))
+
+
+def _shard() -> tuple[int, int]:
+  try:
+    index, count = map(int, _SHARD.value.split('/'))
+  except ValueError:
+    sys.exit(f'error: --shard is {_SHARD.value!r}; expected i/n, such as 0/4.')
+  return index, count
+
+
+def _run_processes() -> None:
+  """Starts this command once per process, on different cores; waits for all."""
+  cores = sorted(os.sched_getaffinity(0))
+  count = _PROCESSES.value
+  if count > len(cores):
+    sys.exit(f'error: --processes is {count}; this machine has {len(cores)}.')
+  command = [sys.executable, '-m', 'experiments.evaluate', *sys.argv[1:]]
+  children = [
+    subprocess.Popen(
+      [*command, '--processes=1', f'--shard={i}/{count}'],
+      preexec_fn=lambda i=i: _settle(cores[i::count]),
+    )
+    for i in range(count)
+  ]
+  codes = [child.wait() for child in children]
+  if any(codes):
+    sys.exit(
+      f'error: processes ended with {codes}; repeat the command to go on.'
+    )
+
+
+def _settle(cores: Sequence[int]) -> None:
+  """Keeps this process to its cores, and from outliving its parent."""
+  os.sched_setaffinity(0, cores)
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

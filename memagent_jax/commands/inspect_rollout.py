@@ -1,0 +1,186 @@
+"""Shows one trajectory of a reinforcement run turn by turn, as training sees it.
+
+  python -m experiments.inspect_rollout \\
+    --gin_file=gin_configs/runs/tiny_grpo.gin --model=runs/tiny_grpo/model
+
+Samples the first batch of the run's documents and prints prompts, memories, the
+ratio of a token's probability between trainer and sampler (1 but for rounding),
+reward and advantage; with --full the ratio of every token, and texts in full
+length. Hardware: any; `--gin_bindings="rollouts.Rollouts.documents_per_step =
+1"` samples no more than it shows.
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+from memagent_jax.commands import runs
+
+flags.adopt_module_key_flags(runs)
+_MODEL = flags.DEFINE_string(
+  'model', None, "Name or directory of a model, instead of the run's own."
+)
+_DOCUMENT_INDEX = flags.DEFINE_integer(
+  'document_index', 0, 'Document of the batch.'
+)
+_ROLLOUT = flags.DEFINE_integer('rollout', 0, 'Rollout of the document.')
+_FULL = flags.DEFINE_bool(
+  'full', False, 'Show texts in full length, and the ratio of every token.'
+)
+
+_WIDTH = 100
+# Characters of a shortened text: of its head, and of its tail.
+_HEAD_CHARS, _TAIL_CHARS = 320, 160
+# A gap shorter than this is not worth it.
+_LEAST_GAP_CHARS = 80
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if not runs.GIN_FILE.value:
+    raise app.UsageError('--gin_file is needed.')
+  logging.set_verbosity(logging.WARNING)
+  with runs.clear_errors():
+    runs.parse()
+    _show(_inspect())
+
+
+def _inspect():
+  """The trajectory that the flags name."""
+  from memagent_jax.models.weights import pretrained
+  from memagent_jax.rl import inspection
+  from memagent_jax.rl import rollouts as rollouts_lib
+
+  make = runs.bound('source')
+  if _MODEL.value is None:
+    model = runs.bound('model')
+  else:
+    model = pretrained.load_model(_MODEL.value)
+  source = make(model)
+  if not isinstance(source, rollouts_lib.Rollouts):
+    raise ValueError(
+      f"the run's source is {type(source).__name__}, which samples nothing; "
+      'expected rollouts.Rollouts, as in gin_configs/runs/tiny_grpo.gin.'
+    )
+  documents, rollouts = source.batch_shape
+  print(
+    f'sampling {documents} documents, {rollouts} rollouts each', file=sys.stderr
+  )
+  return inspection.inspect(
+    source, model, _DOCUMENT_INDEX.value, _ROLLOUT.value
+  )
+
+
+def _show(found) -> None:
+  """Prints an Inspection."""
+  from rich.console import Console
+  from rich.rule import Rule
+  from rich.text import Text
+
+  console = Console()
+  if not console.is_terminal or console.width > _WIDTH:
+    console = Console(width=_WIDTH)
+
+  def heading(text, style='bold'):
+    console.print(Rule(Text(text, style), align='left'))
+
+  heading(f'document {found.id}, rollout {_ROLLOUT.value}')
+  _print_fields(console, {'question': _shown(found.question)})
+  for number, turn in enumerate(found.turns, 1):
+    kind = 'answer' if turn.memory_after is None else 'memory'
+    heading(
+      f'turn {number} of {len(found.turns)}: {kind}, {turn.prompt_tokens:,} '
+      f'tokens read, {len(turn.tokens):,} written, finish {turn.finish_reason}'
+    )
+    fields = {'prompt': _shown(turn.prompt)}
+    if kind == 'answer':
+      fields |= {'memory': turn.memory_before, 'answer': found.answer}
+    else:
+      fields |= {
+        'memory before': turn.memory_before,
+        'memory after': turn.memory_after,
+      }
+    fields = {name: _shown(text) for name, text in fields.items()}
+    if turn.thought_tokens:
+      fields['thinking'] = f'{turn.thought_tokens:,} tokens left out'
+    fields['ratio'] = _ratio(turn)
+    if _FULL.value:
+      fields['of tokens'] = '  '.join(
+        f'{_shown(token)!r} {ratio:.6f}'
+        for token, ratio in zip(turn.tokens, turn.ratio_R, strict=True)
+      )
+    if not turn.weight:
+      fields['weight'] = '0: the turn is not trained on'
+    _print_fields(console, fields)
+  heading('verdict')
+  _print_fields(console, _verdict(found))
+
+
+def _print_fields(console, fields) -> None:
+  """Names and texts as two columns."""
+  from rich.table import Table
+  from rich.text import Text
+
+  table = Table.grid(padding=(0, 2))
+  table.add_column(width=13, style='cyan')
+  table.add_column(overflow='fold')
+  for name, text in fields.items():
+    table.add_row(name, Text(text))
+  console.print(table)
+
+
+def _ratio(turn) -> str:
+  """The ratio's range, and the token that is furthest from 1."""
+  import numpy as np
+
+  ratio_R = turn.ratio_R
+  worst = int(np.abs(ratio_R - 1).argmax())
+  return (
+    f'{_range(ratio_R)}; worst: token {worst + 1}, {turn.tokens[worst]!r}, off '
+    f'by {ratio_R[worst] - 1:+.1e}'
+  )
+
+
+def _range(ratio_R) -> str:
+  low, mean, high = ratio_R.min(), ratio_R.mean(), ratio_R.max()
+  return f'min {low:.6f}, mean {mean:.6f}, max {high:.6f}'
+
+
+def _verdict(found) -> dict[str, str]:
+  turns = len(found.turns)
+  rewards = found.group_rewards
+  fields = {
+    'answer': _shown(found.answer),
+    'right answers': ', '.join(map(repr, found.right_answers)),
+    'reward': f'{found.reward:.3f} by {found.reward_name}',
+    'metric': f'{found.metric:.3f} by {found.metric_name}',
+    'group': _numbers(rewards),
+  }
+  if found.group_scores != rewards:
+    fields['less overlong'] = _numbers(found.group_scores)
+  advantage = f'{found.advantage:+.4f} for every token of its {turns} turns'
+  if len(set(rewards)) == 1:
+    advantage += '; the rewards of the group are all alike'
+  fields['advantage'] = advantage
+  ratios = found.ratios
+  fields['ratio'] = f'{_range(ratios)} of {len(ratios):,} tokens'
+  return fields
+
+
+def _numbers(values) -> str:
+  """The group's numbers, the trajectory's own in brackets, and their mean."""
+  shown = [f'{value:.2f}' for value in values]
+  shown[_ROLLOUT.value] = f'[{shown[_ROLLOUT.value]}]'
+  return f'{" ".join(shown)}, mean {sum(values) / len(values):.3f}'
+
+
+def _shown(text: str) -> str:
+  """Text that a terminal can show, its middle left out without --full."""
+  left_out = len(text) - _HEAD_CHARS - _TAIL_CHARS
+  if left_out > _LEAST_GAP_CHARS and not _FULL.value:
+    gap = f' [... {left_out:,} characters ...] '
+    text = text[:_HEAD_CHARS] + gap + text[-_TAIL_CHARS:]
+  return ''.join(
+    c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in text
+  )

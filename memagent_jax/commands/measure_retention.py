@@ -1,0 +1,19 @@
+"""How often a turn loses what a memory holds, over hundreds of thousands of turns.
+
+  python -m experiments.measure_retention \\
+    --gin_file=gin_configs/runs/tiny_retention.gin --workdir=runs/tiny_retention
+
+Counts go to WORKDIR/turns.jsonl; repeating the command goes on.
+Hardware, time and expected numbers stand at the top of the gin file.
+"""
+
+from absl import flags
+
+from memagent_jax.commands import runs
+
+flags.adopt_module_key_flags(runs)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything goes.')
+
+
+def main(argv):
+  runs.main(argv, _WORKDIR.value)

@@ -1,0 +1,174 @@
+"""What commands that start from a gin file share: flags, errors, and `run`."""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import copy
+import os
+from pathlib import Path
+import re
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+import gin
+
+GIN_FILE = flags.DEFINE_multi_string(
+  'gin_file', None, 'Run to start, such as gin_configs/runs/tiny_grpo.gin.'
+)
+GIN_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'Changes to it, such as "trainer.train.num_steps = 10".'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  False,
+  'This is one process of several that are one run; who they are is found out on '
+  'TPU pods, Slurm and GKE, and is told by the next three flags elsewhere.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, the same for all.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many there are.'
+)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
+# What gin adds to the message of an error inside of a configurable.
+_GIN_CALL = '\n  In call to configurable '
+
+
+@gin.configurable
+def run(start: Callable = gin.REQUIRED, **given):
+  """Calls `start`, a function of the library whose arguments the file binds."""
+  return start(**given)
+
+
+def main(argv: Sequence[str], workdir: str | None, **given: Any) -> None:
+  """Starts what the flags name, or ends the process with what is wrong.
+
+  Args:
+    argv: of the command; nothing may be left of it beside its name.
+    workdir: where everything goes.
+    **given: further arguments of the run's function.
+  """
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if not GIN_FILE.value or workdir is None:
+    raise app.UsageError('--gin_file and --workdir are needed.')
+  logging.set_verbosity(logging.WARNING)
+  with clear_errors():
+    _join_processes()
+    run(workdir=workdir, config_text=parse(), **given)
+
+
+def _join_processes() -> None:
+  """Makes one run of several processes, before any of them looks for devices."""
+  told = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if not _DISTRIBUTED.value:
+    if any(value is not None for value in told):
+      raise ValueError(
+        '--coordinator, --num_processes and --process_id are of --distributed; '
+        'give it as well.'
+      )
+    return
+  if any(value is None for value in told) and any(
+    value is not None for value in told
+  ):
+    raise ValueError(
+      f'--coordinator, --num_processes and --process_id are {told}; expected all '
+      'three, or none where they are found out.'
+    )
+  import jax
+
+  jax.distributed.initialize(*told)
+
+
+def parse() -> str:
+  """Reads what the flags name; returns the text that identifies the run.
+
+  Raises:
+    ValueError: what is wrong with the files or the bindings.
+  """
+  parse_files(GIN_FILE.value, GIN_BINDINGS.value)
+  if 'start' not in gin.get_bindings(run, resolve_references=False):
+    raise ValueError(
+      f'{", ".join(GIN_FILE.value)}: nothing to start; expected a file that '
+      'binds runs.run.start, as those of gin_configs/runs.'
+    )
+  return _config_text()
+
+
+def parse_files(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
+  """Reads gin files, and bindings after them.
+
+  Raises:
+    ValueError: what is wrong with them.
+  """
+  root = Path(__file__).parents[2]
+  if Path.cwd() != root:
+    raise ValueError(
+      f'started in {Path.cwd()}; gin files name texts and models relative to '
+      f'{root}: start there.'
+    )
+  # TensorFlow, of which tf.data is used, reports every missing accelerator.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  try:
+    gin.parse_config_files_and_bindings(files, bindings)
+  except Exception as e:  # gin raises errors of many types, all about the files
+    raise ValueError(' '.join(str(e).split())) from e
+
+
+def bound(argument: str, *path: str) -> Any:
+  """What the files bind to an argument of the function that `run` starts.
+
+  As gin would pass it: `@name` is a function, `@name()` what it returns.
+
+  Args:
+    argument: its name.
+    *path: arguments that are functions, each bound to one of the function before:
+      the value is then that of the last.
+
+  Raises:
+    ValueError: nothing is bound to it.
+  """
+  found = gin.query_parameter('memagent_jax.commands.runs.run.start')
+  for name in (*path, argument):
+    bindings = gin.get_bindings(
+      '/'.join([*found.scopes, found.selector]), resolve_references=False
+    )
+    if name not in bindings:
+      raise ValueError(
+        f'the run starts {found}, to which no {name} is bound; got '
+        f'{", ".join(bindings) or "nothing"}.'
+      )
+    found = bindings[name]
+  return copy.deepcopy(found)
+
+
+def _config_text() -> str:
+  """All bindings; the same text in every process that reads the same files."""
+  # gin keeps imports in a set: of a module that is imported under two names, the
+  # text would have one by chance.
+  imports = gin.config._IMPORTS
+  gin.config._IMPORTS = sorted(imports, key=lambda line: line.format())
+  try:
+    return gin.config_str()
+  finally:
+    gin.config._IMPORTS = imports
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+  """Ends the process with one line where something that a user gave is wrong."""
+  try:
+    yield
+  except (ValueError, OSError) as e:
+    sys.exit(f'error: {_message(e)}')
+  except (RuntimeError, TypeError) as e:
+    # Of an argument that no file binds; every other one is a defect of ours.
+    if not re.match(r'Required bindings|\S+ missing \d+ required', str(e)):
+      raise
+    sys.exit(f'error: {_message(e)}')
+
+
+def _message(error: Exception) -> str:
+  """Without the lines that gin adds."""
+  return str(error).split(_GIN_CALL)[0]

@@ -1,0 +1,29 @@
+"""Runs a training that a gin file describes; resumes by repeating the command.
+
+  python -m experiments.train --gin_file=gin_configs/runs/tiny_warmup.gin \\
+    --workdir=runs/tiny_warmup
+
+Hardware, time and expected numbers stand at the top of each gin file.
+"""
+
+from absl import flags
+import gin
+
+from memagent_jax.commands import runs
+
+flags.adopt_module_key_flags(runs)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything goes.')
+_LIVE = flags.DEFINE_bool(
+  'live', False, 'Show the reward as it climbs instead of a line a step.'
+)
+
+
+def main(argv):
+  given = {'operative_config': gin.operative_config_str}
+  if not _LIVE.value:
+    runs.main(argv, _WORKDIR.value, **given)
+    return
+  from memagent_jax.commands.live import LiveReward
+
+  with LiveReward() as display:
+    runs.main(argv, _WORKDIR.value, on_step=display, **given)

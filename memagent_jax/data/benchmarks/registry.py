@@ -1,0 +1,235 @@
+"""Every task by its name: the texts it needs, and its examples of any size.
+
+    Texts -> obtain(task) -> files -> Benchmark(task, files) -> Example
+
+Sizes are tokens for RULER's tasks, paragraphs for those made of paragraphs, and
+nothing for a file of one's own documents.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+
+from memagent_jax.data.benchmarks import (
+  haystack,
+  needle_documents,
+  paragraphs,
+  question_sets,
+  ruler,
+)
+from memagent_jax.data.benchmarks.fit_length import Encoder, count_tokens
+from memagent_jax.data.examples import Example
+from memagent_jax.data.files import own_documents
+from memagent_jax.io import downloads
+
+# Source of the paragraphs, and how many a question has of its own.
+_PARAGRAPH_TASKS: Mapping[str, tuple[str, int]] = {
+  'ruler_hqa': ('hotpotqa_dev', 200),
+  'hotpotqa': ('hotpotqa_dev', 10),
+  # The form MemAgent trains on, about 28K tokens: arXiv 2507.02259, section 4.
+  'hotpotqa_train': ('hotpotqa_train', 200),
+  'squad': ('squad_dev', 1),
+}
+OWN = 'own'
+TASKS = (*ruler.TASKS, *_PARAGRAPH_TASKS, OWN)
+_READERS = {
+  'essay': haystack.essays,
+  'squad': question_sets.read_squad,
+  'hotpotqa': question_sets.read_hotpotqa,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+  """Files that tasks are made from."""
+
+  # Files or folders of the prose that hides needles.
+  essays: tuple[str, ...] = ()
+  # Files of the data sets; None: fetched, or taken from the cache.
+  squad: str | None = None
+  hotpotqa: str | None = None
+  # One's own documents, as `own_documents.FIELDS` says.
+  own: str | None = None
+
+  def __post_init__(self):
+    object.__setattr__(self, 'essays', tuple(self.essays))
+
+
+def check(task: str) -> None:
+  """Raises ValueError for an unknown task; it lists the known ones."""
+  if task not in TASKS:
+    raise ValueError(
+      f'task {task!r} is unknown; choose from {", ".join(TASKS)}.'
+    )
+
+
+def unit(task: str) -> str:
+  """What a size counts: `tokens`, `paragraphs`, or `documents` as they are."""
+  if task in ruler.TASKS:
+    return 'tokens'
+  return 'documents' if task == OWN else 'paragraphs'
+
+
+def obtain(
+  task: str, texts: Texts, cache: str | os.PathLike
+) -> dict[str, list[str]]:
+  """Local files of a task by part, fetched where they are missing.
+
+  Raises:
+    ValueError: an unknown task, a text that is not there, or no network.
+  """
+  check(task)
+
+  def fetched(name: str, given: str | None) -> list[str]:
+    return [str(path) for path in downloads.obtain(name, given, cache)]
+
+  if task in ruler.NEEDLE_TASKS:
+    if ruler.NEEDLE_TASKS[task].haystack != 'essay':
+      return {}
+    if not texts.essays:
+      raise ValueError(f'task {task} needs essays; give a file or a folder.')
+    return {'essay': list(texts.essays)}
+  if task == OWN:
+    if texts.own is None:
+      raise ValueError(f'task {task} needs a JSONL file of documents.')
+    return {OWN: [texts.own]}
+  if task in _PARAGRAPH_TASKS:
+    source, _ = _PARAGRAPH_TASKS[task]
+  else:
+    source = {'qa_1': 'squad2_dev', 'qa_2': 'hotpotqa_dev'}.get(task, '')
+  part = 'squad' if source.startswith('squad') else 'hotpotqa'
+  return {part: fetched(source, getattr(texts, part))} if source else {}
+
+
+class Benchmark:
+  """The examples of one task, each a pure function of its number and size."""
+
+  def __init__(self, task: str, files: Mapping[str, Sequence[str]]):
+    """Reads the task's texts.
+
+    Args:
+      task: one of TASKS.
+      files: of `obtain`.
+
+    Raises:
+      ValueError: a file that is not there, or is not what it should be.
+    """
+    check(task)
+    self._task = task
+    self._own = [
+      e for path in files.get(OWN, ()) for e in own_documents.read(path)
+    ]
+    self._corpus = ruler.Corpus(
+      **{
+        part: _READERS[part](*paths)
+        for part, paths in files.items()
+        if part != OWN
+      }
+    )
+
+  @property
+  def count(self) -> int | None:
+    """Examples that differ; None: as many as are asked for."""
+    if self._task == OWN:
+      return len(self._own)
+    if self._task in _PARAGRAPH_TASKS:
+      return len(self._questions().questions)
+    return None
+
+  def example(
+    self,
+    index: int,
+    size: int | None,
+    *,
+    encoder: Encoder,
+    encoder_name: str,
+    seed: int = 0,
+    template_tokens: int = 0,
+    answer_tokens: int | None = None,
+  ) -> Example:
+    """Example number `index`.
+
+    Args:
+      index: 0, 1, ...; at `count` they begin again.
+      size: as `unit` says; None: a question's own paragraphs.
+      encoder: tokenizer to count with.
+      encoder_name: goes into the row.
+      seed: of the whole set.
+      template_tokens: of RULER's tasks, as `ruler.example`.
+      answer_tokens: of RULER's tasks, as `ruler.example`.
+
+    Raises:
+      ValueError: a size that cannot be made.
+    """
+    counted = {'encoder': encoder, 'encoder_name': encoder_name}
+    if self._task == OWN:
+      example = self._own[index % len(self._own)]
+      return dataclasses.replace(
+        example,
+        tokens=count_tokens(encoder, example),
+        tokenizer=encoder_name,
+      )
+    if self._task in _PARAGRAPH_TASKS:
+      _, usual = _PARAGRAPH_TASKS[self._task]
+      return paragraphs.hqa_example(
+        self._questions(),
+        index,
+        num_paragraphs=usual if size is None else size,
+        seed=seed,
+        task=self._task,
+        **counted,
+      )
+    if size is None:
+      raise ValueError(f'task {self._task} needs a number of tokens.')
+    return ruler.example(
+      self._task,
+      index,
+      tokens=size,
+      corpus=self._corpus,
+      seed=seed,
+      template_tokens=template_tokens,
+      answer_tokens=answer_tokens,
+      **counted,
+    )
+
+  def example_of_chunks(
+    self,
+    index: int,
+    chunks: int,
+    *,
+    tokenizer,
+    chunk_tokens: int,
+    chunk_cut: str = 'sentence',
+    seed: int = 0,
+  ) -> Example:
+    """Example number `index` of a needle task, in so many chunks of a tokenizer.
+
+    Args:
+      index: 0, 1, ...
+      chunks: as `needle_documents.example`.
+      tokenizer: of the model that reads.
+      chunk_tokens: budget of a chunk.
+      chunk_cut: where chunks end.
+      seed: of the whole set.
+
+    Raises:
+      ValueError: another task, or chunks that cannot be made.
+    """
+    if self._task not in ruler.NEEDLE_TASKS:
+      raise ValueError(
+        f'task {self._task} has no sizes in chunks; choose from '
+        f'{", ".join(ruler.NEEDLE_TASKS)}.'
+      )
+    return needle_documents.example(
+      self._task,
+      index,
+      tokenizer=tokenizer,
+      chunks=chunks,
+      chunk_tokens=chunk_tokens,
+      chunk_cut=chunk_cut,
+      corpus=self._corpus,
+      seed=seed,
+    )
+
+  def _questions(self) -> question_sets.QuestionSet:
+    return self._corpus.squad or self._corpus.hotpotqa

@@ -1,0 +1,342 @@
+"""RULER's thirteen tasks at any length.
+
+    example(task, index, ...) -> rng by name -> render(size) -> fit -> Example
+
+Source: Hsieh et al. 2024, arXiv 2404.06654, and its published configuration.
+The sentences that hide the evidence have the benchmark's form; questions are
+ours. Deviations: words and numbers end their statement with a full stop, a depth
+is any real number (not one of 40), essays are whichever text is at hand, and
+common words of `cwe` are thinned below 4,096 tokens as they would not fit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+import math
+import random
+
+from memagent_jax.data.benchmarks import haystack, paragraphs, words
+from memagent_jax.data.benchmarks.fit_length import Draft, Encoder, fit
+from memagent_jax.data.benchmarks.haystack import Filler
+from memagent_jax.data.benchmarks.question_sets import QuestionSet
+from memagent_jax.data.examples import Example, seeded
+
+
+@dataclasses.dataclass(frozen=True)
+class Needles:
+  """One needle-in-a-haystack task: what is hidden where."""
+
+  # `noise`, `essay`, or `needles`: distractors only.
+  haystack: str
+  # `word` or `uuid`.
+  key: str
+  # `number` or `uuid`.
+  value: str
+  # Keys in the haystack, of which `num_queries` are asked for.
+  num_keys: int = 1
+  num_values: int = 1
+  num_queries: int = 1
+
+
+NEEDLE_TASKS: Mapping[str, Needles] = {
+  'niah_single_1': Needles('noise', 'word', 'number'),
+  'niah_single_2': Needles('essay', 'word', 'number'),
+  'niah_single_3': Needles('essay', 'word', 'uuid'),
+  'niah_multikey_1': Needles('essay', 'word', 'number', num_keys=4),
+  'niah_multikey_2': Needles('needles', 'word', 'number'),
+  'niah_multikey_3': Needles('needles', 'uuid', 'uuid'),
+  'niah_multivalue': Needles('essay', 'word', 'number', num_values=4),
+  'niah_multiquery': Needles(
+    'essay', 'word', 'number', num_keys=4, num_queries=4
+  ),
+}
+# Tokens an answer may have, as published.
+_ANSWER_TOKENS = {'vt': 30, 'cwe': 120, 'fwe': 50, 'qa_1': 32, 'qa_2': 32}
+_NEEDLE_ANSWER_TOKENS = 128
+TASKS = (*NEEDLE_TASKS, 'vt', 'cwe', 'fwe', 'qa_1', 'qa_2')
+
+_MAKERS = {'word': words.word_key, 'number': words.number}
+_MAKERS['uuid'] = words.random_uuid
+_NUM_HOPS = 4
+_NUM_COMMON = 10
+# Repeats of a common and of an uncommon word; the second pair is for short
+# samples, where 300 common words would be all there is.
+_REPEATS, _SHORT_REPEATS, _SHORT_TOKENS = (30, 3), (10, 1), 4096
+# Echoes of a needle in its filler: how many are needles of near misses, and how long
+# the other pieces are.
+_NEAR_MISSES, _ECHO_CHARACTERS = 0.2, (2, 14)
+_CODED_LETTERS = 6
+_CODED_VOCABULARY = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """The texts that samples are made from; a part that a task lacks is an error."""
+
+  essay: Filler | None = None
+  squad: QuestionSet | None = None
+  hotpotqa: QuestionSet | None = None
+
+  def need(self, part: str, task: str):
+    """The part, or a ValueError that says which task misses it."""
+    found = getattr(self, part)
+    if found is None:
+      raise ValueError(f'task {task} needs {part}; give its file or folder.')
+    return found
+
+
+def example(
+  task: str,
+  index: int,
+  *,
+  tokens: int,
+  encoder: Encoder,
+  encoder_name: str,
+  corpus: Corpus,
+  seed: int = 0,
+  template_tokens: int = 0,
+  answer_tokens: int | None = None,
+  few_symbols_share: float = 0.0,
+  echoes: float = 0.0,
+) -> Example:
+  """Sample number `index` of a task; a pure function of its arguments.
+
+  Args:
+    task: one of TASKS.
+    index: 0, 1, ...: any sample alone, in any order, gives the same text.
+    tokens: target; document, question, template and answer budget together are
+      98 to 100 % of it.
+    encoder: tokenizer to count with.
+    encoder_name: goes into the row.
+    corpus: essay and question sets.
+    seed: of the whole set.
+    template_tokens: room for the wording around document and question.
+    answer_tokens: room for the answer; None: the task's published budget.
+    few_symbols_share: of the samples of a needle task, to learn from: their
+      values are of few symbols, harder to copy than the benchmark's.
+    echoes: pieces of the needle asked for, or needles whose key has one of its
+      words, in 1,000 tokens of a needle task whose filler is text, to learn from.
+
+  Raises:
+    ValueError: an unknown task, a missing part of the corpus, or a target that
+      cannot be met.
+  """
+  if task not in TASKS:
+    raise ValueError(
+      f'task {task!r} is unknown; choose from {", ".join(TASKS)}.'
+    )
+  if answer_tokens is None:
+    answer_tokens = _ANSWER_TOKENS.get(task, _NEEDLE_ANSWER_TOKENS)
+  render = _renderer(
+    task, index, seed, tokens, corpus, few_symbols_share, echoes
+  )
+
+  def fresh(size: int) -> Draft:
+    # Every size starts from the same state, so the evidence stays the same.
+    return render(size, seeded(task, seed, index))
+
+  draft, counted = fit(fresh, encoder, tokens, template_tokens + answer_tokens)
+  single = task.startswith('qa_') or len(draft.answers) == 1
+  return Example(
+    id=f'{task}/{tokens}/{seed}/{index}',
+    task=task,
+    document=draft.document,
+    question=draft.question,
+    answers=draft.answers,
+    reward='boxed_em' if single else 'boxed_all',
+    metric='ruler_part' if task.startswith('qa_') else 'ruler_all',
+    tokens=counted,
+    tokenizer=encoder_name,
+    gold_spans=draft.gold_spans,
+    source=draft.source,
+  )
+
+
+Renderer = Callable[[int, random.Random], Draft]
+
+
+def _renderer(
+  task, index, seed, tokens, corpus, few_symbols_share, echoes
+) -> Renderer:
+  if task in NEEDLE_TASKS:
+    spec = NEEDLE_TASKS[task]
+    filler = haystack.noise()
+    if spec.haystack == 'essay':
+      filler = corpus.need('essay', task)
+    make_value = _MAKERS[spec.value]
+    hard = seeded('few symbols', task, seed, index).random()
+    if hard < few_symbols_share:
+      make_value = functools.partial(_few_symbols, make_value)
+    return functools.partial(
+      _needles, spec, make_value, round(echoes * tokens / 1000), filler
+    )
+  if task == 'vt':
+    return _variable_tracking
+  if task == 'cwe':
+    repeats = _SHORT_REPEATS if tokens < _SHORT_TOKENS else _REPEATS
+    return functools.partial(_common_words, repeats)
+  if task == 'fwe':
+    return _frequent_words
+  part = 'squad' if task == 'qa_1' else 'hotpotqa'
+  questions = corpus.need(part, task)
+  return functools.partial(paragraphs.fitted, questions, index, seed)
+
+
+def needle(kind: str, key: str, value: str) -> str:
+  """The sentence that hides a value of a kind, `number` or `uuid`."""
+  return f'One of the special magic {kind}s for {key} is: {value}.'
+
+
+def needle_question(kind: str, key: str) -> str:
+  """The question for the one value of a key."""
+  return f'What is the special magic {kind} for {key} mentioned in the text?'
+
+
+def needles_question(
+  kind: str, keys: Sequence[str], values_per_key: int = 1
+) -> str:
+  """The question for all values of one or more keys."""
+  if len(keys) == values_per_key == 1:
+    return needle_question(kind, keys[0])
+  names = ', '.join(keys[:-1]) + ', and ' if len(keys) > 1 else ''
+  return (
+    f'What are all the special magic {kind}s for {names}{keys[-1]} mentioned in '
+    'the text?'
+  )
+
+
+def _few_symbols(make: Callable[[random.Random], str], rng) -> str:
+  return words.few_symbols(make(rng), rng)
+
+
+def _needles(spec, make_value, echoes, filler, size, rng) -> Draft:
+  keys = words.distinct(_MAKERS[spec.key], spec.num_keys, rng)
+  values = {
+    key: words.distinct(make_value, spec.num_values, rng) for key in keys
+  }
+  asked = rng.sample(keys, spec.num_queries)
+  statements = [
+    (rng.random(), needle(spec.value, key, value), key in asked)
+    for key in keys
+    for value in values[key]
+  ]
+  text, source = '', filler.name
+  if spec.haystack == 'needles':
+    others, rest = _distractors(spec, make_value, size, set(keys), rng)
+    document, spans = _among(others, statements, rest)
+    source = f'{len(others)} distractor needles'
+  else:
+    pieces = [
+      _echo(spec.value, asked[0], values[asked[0]][0], rng)
+      for _ in range(echoes)
+    ]
+    text, source = filler.cut(size, rng)
+    document, spans = haystack.hide(_with_echoes(pieces, text, rng), statements)
+  answers = tuple(value for key in asked for value in values[key])
+  question = needles_question(spec.value, asked, spec.num_values)
+  return Draft(document, question, answers, spans, source)
+
+
+def _with_echoes(echoes, text, rng) -> str:
+  """The text with the echoes among its words."""
+  if not echoes:
+    return text
+  parts = text.split(' ')
+  for echo in echoes:
+    parts.insert(rng.randrange(len(parts) + 1), echo)
+  return ' '.join(parts)
+
+
+def _echo(kind, key, value, rng) -> str:
+  """A piece of a needle, its value never whole; or the needle of another key."""
+  if rng.random() < _NEAR_MISSES:
+    other = words.other_near_miss(key, rng)
+    return needle(kind, other, _MAKERS[kind](rng))
+  whole = f'{key} is: {value}.'
+  while True:
+    length = rng.randint(*_ECHO_CHARACTERS)
+    start = rng.randrange(len(whole) - length + 1)
+    piece = whole[start : start + length].strip()
+    if piece and value not in piece:
+      return piece
+
+
+def _distractors(spec, make_value, size, taken, rng) -> tuple[list[str], int]:
+  """Needles with other keys that fill `size` characters, and what is left."""
+  found = []
+  while True:
+    key = _MAKERS[spec.key](rng)
+    if key in taken:
+      continue
+    text = needle(spec.value, key, make_value(rng))
+    if len(text) + 1 > size:
+      return found, size
+    taken.add(key)
+    found.append(text)
+    size -= len(text) + 1
+
+
+def _among(others, statements, rest):
+  """The statements among the distractors; noise where no whole needle fits."""
+  pieces = [(text, False) for text in others]
+  for depth, text, is_gold in statements:
+    pieces.insert(math.floor(depth * (len(pieces) + 1)), (text, is_gold))
+  # Digits have more tokens than words: twice the characters stand for a needle.
+  tail = haystack.cut_at_word(' '.join([haystack.NOISE] * 4), 2 * rest)
+  return haystack.join([*pieces, (tail, False)])
+
+
+def _variable_tracking(size, rng) -> Draft:
+  names = words.distinct(
+    lambda r: words.letters(r, 5).upper(), _NUM_HOPS + 1, rng
+  )
+  value = str(rng.randrange(10_000, 100_000))
+  chain = [f'VAR {names[0]} = {value}.']
+  chain += [
+    f'VAR {name} = VAR {before}.' for before, name in itertools.pairwise(names)
+  ]
+  depths = sorted(rng.random() for _ in chain)
+  statements = [(d, s, True) for d, s in zip(depths, chain, strict=True)]
+  text, source = haystack.noise().cut(size, rng)
+  document, spans = haystack.hide(text, statements)
+  question = (
+    f'Which {len(names)} variables have the value {value} in the text, assigned '
+    'directly or through other variables?'
+  )
+  return Draft(document, question, tuple(names), spans, source)
+
+
+def _common_words(repeats, size, rng) -> Draft:
+  """A numbered list; `size` is the number of uncommon words."""
+  chosen, source = words.plain_words(rng, _NUM_COMMON + size)
+  common, uncommon = chosen[:_NUM_COMMON], chosen[_NUM_COMMON:]
+  entries = common * repeats[0] + uncommon * repeats[1]
+  rng.shuffle(entries)
+  # Evidence is everywhere: no spans.
+  document = ' '.join(f'{i}. {word}' for i, word in enumerate(entries, 1))
+  question = (
+    f'What are the {_NUM_COMMON} most common words in the numbered list?'
+  )
+  return Draft(document, question, tuple(common), (), source)
+
+
+def _frequent_words(size, rng) -> Draft:
+  """Coded words by Zipf's law with exponent 2; `size` is about their number."""
+  coded = words.distinct(
+    lambda r: words.letters(r, _CODED_LETTERS), _CODED_VOCABULARY, rng
+  )
+  vocabulary = ['...', *coded]  # the most frequent is noise, as published
+  # Large enough that ranks 2, 3, 4 and 5 differ in their counts.
+  total = size + 100
+  zeta = math.pi**2 / 6
+  entries = []
+  for rank, word in enumerate(vocabulary, 1):
+    entries += [word] * int(total / (rank * rank * zeta))
+  rng.shuffle(entries)
+  answers = tuple(vocabulary[1:4])
+  question = (
+    "The text is coded; '...' is noise and does not count. Which three coded "
+    'words appear most often?'
+  )
+  return Draft(' '.join(entries), question, answers, (), 'coded words')

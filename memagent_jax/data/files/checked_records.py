@@ -1,0 +1,133 @@
+"""Lines of a JSONL file against a schema, and all that is wrong with each.
+
+    json_records -> Row(fields, problems) -> own_documents, demonstration_files
+
+A field that is null counts as absent. A name that the schema lacks is a problem,
+and so is an id that an earlier line has.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import os
+from pathlib import Path
+import re
+from typing import Any
+
+from memagent_jax.data.files import json_records
+
+_SURROGATE = re.compile('[\ud800-\udfff]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One thing that is wrong, or doubtful, in a file."""
+
+  path: str
+  # From 1; 0 where it is the file as a whole.
+  line: int
+  field: str
+  got: str
+  expected: str
+
+  def __str__(self) -> str:
+    place = f'{self.path}:{self.line}' if self.line else self.path
+    return f'{place}: {self.field}: got {self.got}; expected {self.expected}.'
+
+
+@dataclasses.dataclass
+class Row:
+  """One line; whoever reads it adds the problems that it finds."""
+
+  path: Path
+  # From 1; 0 where it is the file as a whole.
+  line: int
+  schema: Mapping[str, str]
+  # Without those that are null; `id` is always there. None: no object.
+  fields: dict[str, Any] | None = None
+  problems: list[Problem] = dataclasses.field(default_factory=list)
+
+  def problem(self, field: str, got: str, expected: str | None = None) -> None:
+    """Adds a problem; None expects what the schema says of the field."""
+    if expected is None:
+      expected = self.schema[field]
+    problem = Problem(str(self.path), self.line, field, got, expected)
+    self.problems.append(problem)
+
+  def check(self, field: str, holds: Callable[[object], bool]) -> None:
+    """Adds a problem if the field's value (None: absent) is a wrong one."""
+    value = self.fields.get(field)
+    if not holds(value):
+      self.problem(field, json_records.brief(value))
+
+
+def read(
+  path: str | os.PathLike,
+  schema: Mapping[str, str],
+  *,
+  noun: str,
+  max_line_bytes: int,
+  too_long: str = '',
+) -> Iterator[Row]:
+  """The lines of a file that are not blank; a file without any is one problem.
+
+  Args:
+    path: a JSONL file.
+    schema: names and what is expected there; `id` among them.
+    noun: what a line is.
+    max_line_bytes: longest line.
+    too_long: what to do with a longer one.
+  """
+  path = Path(path)
+  if not path.is_file():
+    row = Row(path, 0, schema)
+    row.problem('file', 'no such file', 'a JSONL file')
+    yield row
+    return
+  lines_by_id: dict[str, int] = {}
+  number = 0
+  for number, size, line in json_records.read_lines(path, max_line_bytes):
+    row = Row(path, number, schema)
+    if size > max_line_bytes:
+      expected = f'at most {max_line_bytes:,} bytes{too_long}'
+      row.problem('line', f'{size:,} bytes', expected)
+    else:
+      _parse(row, line, lines_by_id)
+    yield row
+  if not number:
+    row = Row(path, 0, schema)
+    row.problem('file', 'no line', f'one {noun} a line')
+    yield row
+
+
+def is_text(value: object) -> bool:
+  """Whether a value is text that is not blank and can be encoded."""
+  return is_any_text(value) and value != '' and not value.isspace()
+
+
+def is_any_text(value: object) -> bool:
+  """Whether a value is text that can be encoded; it may be blank."""
+  # A lone surrogate, which JSON can write as an escape, cannot be encoded.
+  return isinstance(value, str) and not _SURROGATE.search(value)
+
+
+def _parse(row: Row, line: bytearray, lines_by_id: dict[str, int]) -> None:
+  try:
+    value = json_records.parse_line(line)
+  except ValueError as e:
+    row.problem('line', str(e), 'one JSON object in UTF-8')
+    return
+  if not isinstance(value, dict):
+    row.problem('line', json_records.brief(value), 'one JSON object')
+    return
+  names = ', '.join(row.schema)
+  for name in value:
+    if name not in row.schema:
+      row.problem(json_records.brief(name), 'an unknown field', f'only {names}')
+  row.fields = {k: v for k, v in value.items() if v is not None}
+  row.fields.setdefault('id', f'{row.path.stem}/{row.line}')
+  row.check('id', is_text)
+  if is_text(row.fields['id']):
+    first = lines_by_id.setdefault(row.fields['id'], row.line)
+    if first != row.line:
+      name = json_records.brief(row.fields['id'])
+      row.problem('id', f'{name}, which line {first} has too')

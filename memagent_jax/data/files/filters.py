@@ -1,0 +1,109 @@
+"""Leaves out questions that a model answers without the document.
+
+    examples + {"id": ..., "answers": [...]} -> drop_answerable -> examples
+
+Such a question teaches little: its reward hardly depends on the memory.
+Source: MemAgent, arXiv 2507.02259, and its `taskutils/memory_data/filter*.py`:
+two samples each of two models, a question is dropped if one of them is right.
+There a right answer anywhere in the response counts, as in `ruler_part`.
+"""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import os
+from pathlib import Path
+
+from memagent_jax import rewards
+from memagent_jax.data.examples import Example
+from memagent_jax.data.files import json_records
+
+RULES = ('any', 'all')
+
+
+@dataclasses.dataclass
+class Counts:
+  """Examples so far."""
+
+  kept: int = 0
+  dropped: int = 0
+  # Of those kept: nobody tried to answer them.
+  without_answers: int = 0
+
+
+def drop_answerable(
+  examples: Iterable[Example],
+  answers_path: str | os.PathLike,
+  counts: Counts,
+  *,
+  rule: str = 'any',
+  metric: str = 'em',
+) -> Iterator[Example]:
+  """The examples that the model did not answer from what it knows.
+
+  Args:
+    examples: with the ids that the file of answers has.
+    answers_path: JSONL, `{"id": ..., "answers": [...]}`: samples made without
+      the document. A second line of an id adds samples, say another model's.
+    counts: counted up as examples come out.
+    rule: `any` drops an example if one sample is right, as the paper does (best
+      of two); `all` only if every one is.
+    metric: a scorer of `rewards`; a sample is right where it gives 1.
+
+  Raises:
+    ValueError: an unknown rule or metric, a wrong line in the file (with file
+      and line), or, after the last example, that none of them has answers.
+  """
+  if rule not in RULES:
+    raise ValueError(f'rule is {rule!r}; expected one of {", ".join(RULES)}.')
+  judge = any if rule == 'any' else all
+  samples_by_id = _read_answers(Path(answers_path))
+  example, matched = None, 0
+  for example in examples:
+    samples = samples_by_id.get(example.id)
+    matched += samples is not None
+    if samples is not None and judge(
+      rewards.score(metric, sample, example.answers).value >= 1
+      for sample in samples
+    ):
+      counts.dropped += 1
+      continue
+    counts.kept += 1
+    counts.without_answers += samples is None
+    yield example
+  if example is not None and not matched:
+    raise ValueError(
+      f'{answers_path}: has answers to {next(iter(samples_by_id), None)!r} and '
+      f'others, but to no example; their ids are like {example.id!r}.'
+    )
+
+
+def _read_answers(path: Path) -> dict[str, list[str]]:
+  """Samples by example id."""
+  if not path.is_file():
+    raise ValueError(f'{path}: no such file; expected answers as JSONL.')
+  samples_by_id: dict[str, list[str]] = {}
+  for number, size, line in json_records.read_lines(path):
+    try:
+      if size > json_records.MAX_ROW_BYTES:
+        raise ValueError(f'{size:,} bytes')
+      row = json_records.parse_line(line)
+      if not _is_answers(row):
+        raise ValueError(json_records.brief(row))
+    except ValueError as e:
+      raise ValueError(
+        f'{path}:{number}: got {e}; expected '
+        '{"id": text, "answers": [text, ...]}, one or more answers.'
+      ) from None
+    samples_by_id.setdefault(row['id'], []).extend(row['answers'])
+  return samples_by_id
+
+
+def _is_answers(row: object) -> bool:
+  return (
+    isinstance(row, dict)
+    and set(row) == {'id', 'answers'}
+    and isinstance(row['id'], str)
+    and isinstance(row['answers'], list)
+    and bool(row['answers'])
+    and all(isinstance(answer, str) for answer in row['answers'])
+  )

@@ -1,0 +1,233 @@
+"""MemAgent's published data files: training, evaluation and RULER rows.
+
+    hotpotqa_train.parquet | eval_200.json | eval_vt_8192.json -> Example
+
+Source: the data set BytedTsinghua-SIA/hotpotqa and the scripts in
+`taskutils/memory_data` that wrote it. Files of more than 6,400 paragraphs hold
+paragraph numbers instead of text; `hotpotqa_paragraphs` gives the texts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import os
+from pathlib import Path
+import re
+
+from memagent_jax.data.examples import Example
+from memagent_jax.data.files import json_records, record_files
+
+# Fields that a row of each kind must have; others are allowed.
+SCHEMAS: Mapping[str, tuple[str, ...]] = {
+  'training': ('prompt', 'context', 'reward_model'),
+  'evaluation': ('input', 'context', 'answers'),
+  'RULER evaluation': ('input', 'context', 'outputs'),
+}
+# Columns of Parquet files that are read (their nested scores are not needed).
+_COLUMNS = frozenset(n for names in SCHEMAS.values() for n in names) | {
+  'extra_info',
+  'index',
+}
+# Distinct paragraphs of HotpotQA's dev set, distractor setting, as the longest
+# published evaluation counts them.
+DEV_PARAGRAPHS = 66_635
+_RULER_FILE = re.compile(r'eval_(.+)_\d+')
+
+
+def read(
+  path: str | os.PathLike,
+  *,
+  paragraphs: Sequence[str] | None = None,
+  max_row_bytes: int = json_records.MAX_ROW_BYTES,
+) -> Iterator[Example]:
+  """The examples of a published file, in its order.
+
+  A row is in memory at a time; of Parquet, eight rows and a page.
+
+  Args:
+    path: Parquet, a JSON array, or JSON lines; told apart by content.
+    paragraphs: what `hotpotqa_paragraphs` gave, for rows of paragraph numbers.
+    max_row_bytes: longest line of JSON lines; of a JSON array, the longest row
+      in characters.
+
+  Raises:
+    ValueError: a file or a row that is not as published: file, row, field, got.
+  """
+  path = Path(path)
+  number = 0
+  for number, row in enumerate(
+    record_files.read_rows(path, _COLUMNS, max_row_bytes), 1
+  ):
+    yield from_row(row, number, path, paragraphs)
+  if not number:
+    raise ValueError(f'{path}: no rows; expected one or more.')
+
+
+def from_row(
+  row: object,
+  number: int,
+  path: str | os.PathLike,
+  paragraphs: Sequence[str] | None = None,
+) -> Example:
+  """One row, however it was loaded, as the Example that `read` makes of it.
+
+  Args:
+    row: a mapping with the fields of one of SCHEMAS; lists may be arrays.
+    number: of the row in its file, from 1; part of the id.
+    path: of the file; goes into the id, the source and messages, and names the
+      task of RULER rows.
+    paragraphs: as in `read`.
+
+  Raises:
+    ValueError: a field missing or not as published: file, row, field, got.
+  """
+  path = Path(path)
+  where = f'{path}: row {number}'
+  kind = _kind(row, where)
+  index = row.get('index')
+  if kind == 'training':
+    question = _last_user_message(row['prompt'], where)
+    answers = _field(row['reward_model'], 'ground_truth', 'reward_model', where)
+    extra = row.get('extra_info')
+    index = extra.get('index') if isinstance(extra, Mapping) else None
+  else:
+    question = _text(row['input'], 'input', where)
+    answers = row['answers' if kind == 'evaluation' else 'outputs']
+  answers = _answers(answers, where)
+  task, reward, metric = 'hotpotqa_published', 'boxed_em', 'sub_em_strict'
+  if kind == 'RULER evaluation':
+    task, reward, metric = _ruler(path, answers)
+  return Example(
+    id=f'{path.stem}/{number}' + ('' if index is None else f'/{index}'),
+    task=task,
+    document=_document(row['context'], paragraphs, where),
+    question=question,
+    answers=answers,
+    reward=reward,
+    metric=metric,
+    source=path.name,
+  )
+
+
+def hotpotqa_paragraphs(
+  path: str | os.PathLike, *, count: int = DEV_PARAGRAPHS
+) -> list[str]:
+  """The paragraphs that numbers in published files stand for.
+
+  All distinct `title, line end, text` of HotpotQA's dev set in the distractor
+  setting (`hotpot_dev_distractor_v1.json`), sorted by code point.
+
+  Raises:
+    ValueError: not HotpotQA's form, or not `count` distinct paragraphs, so that
+      the numbers would stand for others.
+  """
+  path = Path(path)
+  found = set()
+  for number, row in enumerate(record_files.read_rows(path), 1):
+    try:
+      for title, sentences in row['context']:
+        found.add(f'{title}\n{"".join(sentences)}')
+    except (KeyError, TypeError, ValueError):
+      raise ValueError(
+        f'{path}: row {number}: context: expected HotpotQA paragraphs, '
+        '[[title, [sentence, ...]], ...].'
+      ) from None
+  if len(found) != count:
+    raise ValueError(
+      f'{path}: got {len(found):,} distinct paragraphs; expected {count:,}. '
+      'Take the whole hotpot_dev_distractor_v1.json.'
+    )
+  return sorted(found)
+
+
+def _kind(row, where: str) -> str:
+  """The schema that fits the row."""
+  fields = set(row) if isinstance(row, Mapping) else set()
+  missing = {
+    kind: [name for name in names if name not in fields]
+    for kind, names in SCHEMAS.items()
+  }
+  kind = min(missing, key=lambda kind: len(missing[kind]))
+  if not missing[kind]:
+    return kind
+  got = type(row).__name__
+  if isinstance(row, Mapping):
+    got = f'the fields {", ".join(sorted(map(str, fields)))[:200] or "none"}'
+  known = '; '.join(f'{k}: {", ".join(v)}' for k, v in SCHEMAS.items())
+  raise ValueError(
+    f'{where}: {", ".join(missing[kind])}: missing; got {got}. '
+    f'Fields of a row: {known}.'
+  )
+
+
+def _ruler(path: Path, answers: Sequence[str]) -> tuple[str, str, str]:
+  """Task, reward and metric: of `qa` any answer is right, else all are asked."""
+  match = _RULER_FILE.fullmatch(path.stem)
+  name = match.group(1) if match else 'ruler'
+  task = f'{name}_published'
+  if name.startswith('qa_'):
+    return task, 'boxed_em', 'ruler_part'
+  return task, 'boxed_em' if len(answers) == 1 else 'boxed_all', 'ruler_all'
+
+
+def _last_user_message(prompt, where: str) -> str:
+  if isinstance(prompt, str):
+    return _text(prompt, 'prompt', where)
+  for message in reversed(_list(prompt, 'prompt', where)):
+    if _field(message, 'role', 'prompt', where) == 'user':
+      content = _field(message, 'content', 'prompt', where)
+      return _text(content, 'prompt', where)
+  raise ValueError(f'{where}: prompt: got no message with the role user.')
+
+
+def _answers(value, where: str) -> tuple[str, ...]:
+  values = [value] if isinstance(value, str) else _list(value, 'answers', where)
+  if not values:
+    raise ValueError(f'{where}: answers: got none; expected one or more.')
+  # Several people may have given the same answer.
+  return tuple(dict.fromkeys(_text(v, 'answers', where) for v in values))
+
+
+def _document(context, paragraphs: Sequence[str] | None, where: str) -> str:
+  if isinstance(context, str):
+    return _text(context, 'context', where)
+  numbers = _list(context, 'context', where)
+  if paragraphs is None:
+    raise ValueError(
+      f'{where}: context: got {len(numbers):,} paragraph numbers instead of '
+      'text; give `paragraphs`, from hotpotqa_paragraphs(...).'
+    )
+  for number in numbers:
+    if type(number) is not int or not 0 <= number < len(paragraphs):
+      raise ValueError(
+        f'{where}: context: got paragraph {json_records.brief(number)}; expected 0 to '
+        f'{len(paragraphs) - 1:,}.'
+      )
+  return '\n\n'.join(
+    f'Document {place}:\n{paragraphs[number]}'
+    for place, number in enumerate(numbers, 1)
+  )
+
+
+def _field(value, name: str, field: str, where: str):
+  if not isinstance(value, Mapping) or name not in value:
+    raise ValueError(
+      f'{where}: {field}: got {json_records.brief(value)}; expected an object with {name}.'
+    )
+  return value[name]
+
+
+def _list(value, field: str, where: str) -> list:
+  if hasattr(value, 'tolist'):  # an array, as pandas reads a list of Parquet
+    value = value.tolist()
+  if not isinstance(value, (list, tuple)):
+    raise ValueError(
+      f'{where}: {field}: got {json_records.brief(value)}; expected a list.'
+    )
+  return list(value)
+
+
+def _text(value, field: str, where: str) -> str:
+  if not isinstance(value, str) or not value or value.isspace():
+    raise ValueError(
+      f'{where}: {field}: got {json_records.brief(value)}; expected a text, not blank.'
+    )
+  return value

@@ -1,0 +1,139 @@
+"""How much better a text is predicted from the memory of what came before it.
+
+    novel -> chunks -> rollout.read -> memories
+      -> log p(chunk | memory before it) and log p(chunk | empty memory)
+
+The read term of the factorisation p(c_k | m_{k-1}) p(m_k | c_k, m_{k-1}).
+Source: MemAgent, arXiv 2507.02259, section 3.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax import tokens as tokens_lib
+from memagent_jax.agent import prompts, rollout
+from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
+from memagent_jax.agent.rollout import AgentConfig, ReadingConfig
+from memagent_jax.data.benchmarks import haystack
+from memagent_jax.data.chunks import ChunkCutter
+from memagent_jax.evals.statistics import paired_bootstrap
+from memagent_jax.models.model import Model
+from memagent_jax.sampling import decode
+from memagent_jax.sampling.log_probs import log_probs_after
+from memagent_jax.structs import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodConfig:
+  """What is read, and how."""
+
+  # Files or folders of one text.
+  essays: tuple[str, ...]
+  # What the memory is kept for.
+  question: str = 'What has happened so far?'
+  template: Template = DEFAULT_TEMPLATE
+  reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
+  # Parts of the text, side by side: the first chunks of equal pieces of it.
+  rows: int = 8
+  # Chunks of each part; the first has no memory yet and is not counted.
+  chunks: int = 9
+
+  def __post_init__(self):
+    object.__setattr__(self, 'essays', tuple(self.essays))
+    if self.rows < 1 or self.chunks < 2:
+      raise ValueError(
+        f'rows is {self.rows} and chunks is {self.chunks}; expected at least 1 '
+        'and 2.'
+      )
+
+
+def measure(model: Model, config: LikelihoodConfig) -> dict:
+  """Mean log-probabilities of a chunk's tokens; JSON-able.
+
+  Returns:
+    `chunks` counted, `with_memory` and `without_memory`, means over chunks of
+    the mean over their tokens (nats), and `difference` of the two with the 95 %
+    interval of resampled chunks.
+
+  Raises:
+    ValueError: a text too short, or caps beyond the model's window.
+  """
+  agent = rollout.make_agent(model, config.template, config.reading)
+  chunks = _chunks(model, config)
+  question = tokens_lib.pad_rows(
+    [model.tokenizer.encode(config.question)] * config.rows,
+    config.reading.question_tokens,
+  )
+  empty = rollout.first_memory(agent, config.rows)
+  keys = decode.row_keys(
+    config.reading.seed,
+    jnp.arange(config.rows, dtype=jnp.uint32),
+    jnp.zeros(config.rows, jnp.int32),
+  )
+  _, turns = rollout.read(
+    agent,
+    model.params,
+    question,
+    empty,
+    chunks,
+    keys,
+    jnp.zeros((config.rows,), jnp.int32),
+  )
+  scores: dict[str, list[np.ndarray]] = {'with': [], 'without': []}
+  for c in range(1, config.chunks):
+    chunk = jax.tree.map(lambda x, c=c: x[c], chunks)
+    before = jax.tree.map(lambda x, c=c: x[c - 1], turns.memory)
+    for name, memory in (('with', before), ('without', empty)):
+      scores[name].append(
+        np.asarray(_score(agent, model.params, question, memory, chunk))
+      )
+  given, without = (np.concatenate(scores[k]) for k in ('with', 'without'))
+  return {
+    'chunks': len(given),
+    'with_memory': float(given.mean()),
+    'without_memory': float(without.mean()),
+    'difference': list(paired_bootstrap(without, given)),
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+  agent: AgentConfig, params, question: Tokens, memory: Tokens, chunk: Tokens
+) -> jax.Array:
+  """Mean log-probability of every row's chunk, float32 [N]."""
+  before = prompts.before_chunk(agent.prompts, question, memory)
+  logprob_NxK = log_probs_after(
+    agent.model, params, before, chunk, temperature=1.0
+  )
+  return logprob_NxK.sum(axis=1) / chunk.length_N
+
+
+def _chunks(model: Model, config: LikelihoodConfig) -> Tokens:
+  """Chunk slots [C, N, K] of all parts."""
+  text = haystack.essays(*config.essays).text
+  reading = config.reading
+  cutter = ChunkCutter(model.tokenizer, reading.chunk_tokens, reading.chunk_cut)
+  size = len(text) // config.rows
+  parts = []
+  for start in range(0, config.rows * size, max(size, 1)):
+    # No token has more characters on average than this.
+    piece = text[
+      start : start + min(size, 12 * reading.chunk_tokens * config.chunks)
+    ]
+    parts.append(cutter.split(model.tokenizer.encode(piece))[: config.chunks])
+  if len(parts) < config.rows or min(map(len, parts)) < config.chunks:
+    raise ValueError(
+      f'{", ".join(config.essays)}: {len(text):,} characters do not hold '
+      f'{config.rows} parts of {config.chunks} chunks of {reading.chunk_tokens} '
+      'tokens. Lower rows or chunks.'
+    )
+  slots: Sequence[Tokens] = [
+    tokens_lib.pad_rows([part[c] for part in parts], reading.chunk_tokens)
+    for c in range(config.chunks)
+  ]
+  return jax.tree.map(lambda *x: jnp.stack(x), *slots)

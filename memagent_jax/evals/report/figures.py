@@ -1,0 +1,414 @@
+"""The report's pictures, from points, rows and timings; matplotlib figures.
+
+Lengths are tokens of the axis' tokenizer, on a logarithmic axis.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+from matplotlib.figure import Figure
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+import numpy as np
+
+from memagent_jax.evals.report.series import Labels, Point, Series
+
+# The first eight are safe for colour-blind eyes (Okabe and Ito 2008).
+_COLOURS = (
+  *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'),
+  *(
+    '#555555',
+    '#000000',
+    '#7a5195',
+    '#8c510a',
+    '#a6761d',
+    '#66a61e',
+    '#e7298a',
+  ),
+)
+# Twelve beside thirteen colours: a pair of both repeats after 156 series.
+_MARKS = 'os^DvP*Xhdp<'
+_DEPTHS = 10
+# How far apart the first and the last series stand at one length, of the axis: side by
+# side their intervals can be told from each other.
+_SPREAD = 0.02
+_NOT_RUN_NOTE = 'hollow: not run, by arithmetic'
+
+
+def accuracy(
+  found: Sequence[Point],
+  labels: Labels,
+  *,
+  title: str,
+  trained_tokens: int | None = None,
+  not_run: Mapping[Series, Sequence[float]] | None = None,
+) -> Figure:
+  """Percent of right answers against length, a line a series.
+
+  At each length the series stand side by side, a little apart.
+
+  Args:
+    found: points of one task, or over all.
+    labels: of the series.
+    title: of the plot.
+    trained_tokens: longest document of training; lengths up to it are shaded.
+    not_run: lengths at which a series was not run.
+  """
+  figure, axes = plt.subplots(figsize=(8, 4.4), layout='constrained')
+  _accuracy(axes, found, labels, not_run or {})
+  if trained_tokens is not None and found:
+    least, _ = axes.get_xlim()
+    if trained_tokens > least:
+      axes.axvspan(
+        least,
+        trained_tokens,
+        color='#888888',
+        alpha=0.13,
+        linewidth=0,
+        label='lengths trained on',
+      )
+      axes.set_xlim(left=least)
+  axes.set_xlabel('document, tokens')
+  axes.set_ylabel('right answers, %')
+  axes.set_title(title, loc='left', fontsize=11)
+  figure.set_figwidth(figure.get_figwidth() + _entry_inches(labels.values()))
+  figure.legend(frameon=False, fontsize=9, loc='outside right upper')
+  return figure
+
+
+def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
+  """One small plot a task."""
+  tasks = list(dict.fromkeys(point.task for point in found))
+  columns = 2 if len(tasks) == 4 else min(len(tasks), 3)
+  rows = -(-len(tasks) // columns)
+  figure, grid = plt.subplots(
+    rows,
+    columns,
+    figsize=(3.1 * columns + 0.6, 2.5 * rows + 0.5),
+    sharey=True,
+    squeeze=False,
+    layout='constrained',
+  )
+  for axes in grid.flat[len(tasks) :]:
+    axes.set_visible(False)
+  for axes, task in zip(grid.flat, tasks, strict=False):
+    _accuracy(
+      axes, [p for p in found if p.task == task], labels, {}, small=True
+    )
+    axes.set_title(task, loc='left', fontsize=9)
+    axes.tick_params(labelsize=8)
+  for axes in grid[:, 0]:
+    axes.set_ylabel('right answers, %', fontsize=8)
+  names = {}
+  for axes in grid.flat[: len(tasks)]:
+    for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+      names.setdefault(name, handle)
+  _legend_below(figure, names)
+  return figure
+
+
+def _accuracy(axes, found, labels, not_run, small=False) -> None:
+  series = list(dict.fromkeys(point.series for point in found))
+  order = list(labels)
+  ends: list[tuple[float, float]] = []
+  lengths = [p.tokens for p in found]
+  spread = 0.0
+  if len(series) > 1:
+    spread = _SPREAD * np.log2(max(lengths) / min(lengths))
+  places = np.linspace(-0.5, 0.5, len(series))
+  for s, place in zip(series, places, strict=True):
+    mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
+    score = [100 * p.score for p in mine]
+    tokens = [p.tokens for p in mine]
+    style = _style(order.index(s))
+    axes.errorbar(
+      [t * 2 ** (spread * place) for t in tokens],
+      score,
+      yerr=[
+        # Rounding can take a score of 0 or 1 outside its interval.
+        [100 * max(0.0, p.score - p.low) for p in mine],
+        [100 * max(0.0, p.high - p.score) for p in mine],
+      ],
+      **style,
+      markersize=3.5 if small else 5,
+      linewidth=1.8,
+      elinewidth=0.8,
+      capsize=2,
+      label=labels[s],
+      # The first series is drawn above the others.
+      zorder=3 - order.index(s) / len(order),
+    )
+    if any(t > tokens[-1] for t in not_run.get(s, ())):
+      ends.append((tokens[-1], score[-1]))
+  while ends:
+    # Curves that end at one length have one label, above the highest.
+    last = max(t for t, _ in ends)
+    together = [end for end in ends if end[0] > last / 1.2]
+    ends = [end for end in ends if end not in together]
+    count = f'{len(together)} ' if len(together) > 1 else ''
+    axes.annotate(
+      f'{count}not run beyond',
+      (last, max(score for _, score in together)),
+      xytext=(8, 6),
+      textcoords='offset points',
+      fontsize=8,
+      color='#444444',
+    )
+  _length_axis(axes, lengths, most=7 if small else 14)
+  axes.set_ylim(-2, 103)
+
+
+def depth_by_length(
+  rows: Sequence[Mapping], series: Series, label: str
+) -> Figure | None:
+  """Right answers by depth of the evidence and length; None without depths."""
+  mine = [
+    row
+    for row in rows
+    if Series(row['model'], row['method']) == series
+    and row['depth'] is not None
+  ]
+  sizes = sorted({row['size'] for row in mine})
+  if not sizes:
+    return None
+  total = np.zeros((_DEPTHS, len(sizes)))
+  right = np.zeros_like(total)
+  tokens: dict[int, list[int]] = {size: [] for size in sizes}
+  for row in mine:
+    place = min(int(row['depth'] * _DEPTHS), _DEPTHS - 1)
+    column = sizes.index(row['size'])
+    total[place, column] += 1
+    right[place, column] += row['score']
+    tokens[row['size']].append(row['tokens'])
+  share = np.where(total > 0, right / np.maximum(total, 1), np.nan)
+  figure, axes = plt.subplots(
+    figsize=(1.6 + 0.62 * len(sizes), 3.4), layout='constrained'
+  )
+  colours = plt.get_cmap('RdYlBu').with_extremes(bad='#eeeeee')
+  image = axes.imshow(
+    100 * share, cmap=colours, vmin=0, vmax=100, aspect='auto'
+  )
+  for (place, column), count in np.ndenumerate(total):
+    if count:
+      value = share[place, column]
+      axes.text(
+        column,
+        place,
+        f'{100 * value:.0f}',
+        ha='center',
+        va='center',
+        fontsize=7.5,
+        color='#ffffff' if value > 0.85 or value < 0.12 else '#222222',
+      )
+  axes.set_xticks(
+    range(len(sizes)),
+    [_short(float(np.median(tokens[size]))) for size in sizes],
+    fontsize=8,
+  )
+  axes.set_yticks(
+    range(_DEPTHS),
+    [
+      f'{100 * d // _DEPTHS}-{100 * (d + 1) // _DEPTHS}' for d in range(_DEPTHS)
+    ],
+    fontsize=8,
+  )
+  axes.set_xlabel('document, tokens', fontsize=9)
+  axes.set_ylabel('depth of the evidence, %', fontsize=9)
+  axes.set_title(label, loc='left', fontsize=10)
+  figure.colorbar(image, label='right answers, %', shrink=0.85)
+  return figure
+
+
+def cost(
+  found: Sequence[Point],
+  labels: Labels,
+  seconds: Mapping[tuple[Series, int], float],
+  not_run: Iterable[tuple[Series, float, float]],
+) -> Figure:
+  """Seconds, tokens and FLOPs of a document against its length.
+
+  Args:
+    found: points over all tasks.
+    labels: of the series.
+    seconds: of a document, by series and size.
+    not_run: (series, tokens, FLOPs) of documents that nobody ran.
+  """
+  figure, grid = plt.subplots(1, 3, figsize=(10.5, 3.6), layout='constrained')
+  order, priced = list(labels), list(not_run)
+  for s in dict.fromkeys(point.series for point in found):
+    mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
+    style = _style(order.index(s)) | {'markersize': 4, 'linewidth': 1.6}
+    timed = [p for p in mine if (s, p.size) in seconds]
+    grid[0].plot(
+      [p.tokens for p in timed],
+      [seconds[s, p.size] for p in timed],
+      **style,
+      label=labels[s],
+    )
+    tokens = [p.tokens for p in mine]
+    grid[1].plot(tokens, [max(p.read_tokens, 1) for p in mine], **style)
+    grid[2].plot(tokens, [p.flops for p in mine], **style)
+    beyond = sorted((t, f) for other, t, f in priced if other == s)
+    if beyond:
+      grid[2].plot(
+        *zip(*beyond, strict=True),
+        **style | {'linestyle': ':', 'markerfacecolor': 'white'},
+      )
+  for axes, name, shown in zip(
+    grid,
+    (
+      'seconds a document',
+      'document tokens the model sees',
+      'FLOPs a document',
+    ),
+    ('{:g}'.format, _short, '{:.0e}'.format),
+    strict=True,
+  ):
+    axes.set_yscale('log')
+    least, most = axes.get_ylim()
+    # A locator with threes has no ticks at all where the decades are many.
+    subs = (1.0, 3.0) if most / least < 1e6 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(
+      FuncFormatter(lambda value, _, shown=shown: shown(value))
+    )
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=8)
+    axes.set_title(name, loc='left', fontsize=10)
+    axes.set_xlabel('document, tokens', fontsize=9)
+    lengths = [p.tokens for p in found]
+    if axes is grid[2]:
+      lengths += [t for _, t, _ in priced]
+      if priced:
+        axes.text(
+          0.02,
+          0.97,
+          _NOT_RUN_NOTE,
+          fontsize=8,
+          transform=axes.transAxes,
+          va='top',
+        )
+    _length_axis(axes, lengths, most=5)
+  handles, names = grid[0].get_legend_handles_labels()
+  _legend_below(figure, dict(zip(names, handles, strict=True)))
+  return figure
+
+
+def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
+  """Seconds of a chunk and peak memory against length; None without timings.
+
+  Memory of a device is the most that its process had so far.
+  """
+  panels = {
+    'milliseconds a chunk and row': (_chunk_milliseconds, np.median),
+    'peak memory of the process, MB': (
+      lambda line: line['peak_host_bytes'] / 2**20,
+      max,
+    ),
+    'peak memory of a device so far, MB': (
+      lambda line: (
+        line['peak_device_bytes'] and line['peak_device_bytes'] / 2**20
+      ),
+      max,
+    ),
+  }
+  measured = {}
+  for name, (value, reduce) in panels.items():
+    values: dict[Series, dict[int, list[float]]] = {}
+    for line in sorted(timings, key=lambda line: line['tokens']):
+      s = Series(line['model'], line['method'])
+      if s in labels and (measure := value(line)) is not None:
+        by_length = values.setdefault(s, {})
+        by_length.setdefault(line['tokens'], []).append(measure)
+    if values:
+      measured[name] = {
+        s: {t: float(reduce(found)) for t, found in by_length.items()}
+        for s, by_length in values.items()
+      }
+  if not measured:
+    return None
+  figure, grid = plt.subplots(
+    1,
+    len(measured),
+    figsize=(0.6 + 3.7 * len(measured), 3.4),
+    squeeze=False,
+    layout='constrained',
+  )
+  order, names = list(labels), {}
+  for axes, (name, values) in zip(grid.flat, measured.items(), strict=True):
+    for s, by_length in values.items():
+      style = _style(order.index(s)) | {'markersize': 4, 'linewidth': 1.6}
+      (names[labels[s]],) = axes.plot(
+        list(by_length), list(by_length.values()), **style
+      )
+    axes.set_ylim(bottom=0)
+    axes.set_title(name, loc='left', fontsize=10)
+    axes.set_xlabel('document, tokens', fontsize=9)
+    lengths = [t for by_length in values.values() for t in by_length]
+    _length_axis(axes, lengths, most=6)
+  _legend_below(figure, names)
+  return figure
+
+
+def _legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
+  """One legend of all plots: the handle of every name."""
+  columns = int(figure.get_figwidth() / _entry_inches(handles))
+  columns = max(min(len(handles), columns), 1)
+  # The plots keep their height.
+  more_lines = -(-len(handles) // columns) - 1
+  figure.set_figheight(figure.get_figheight() + 0.19 * more_lines)
+  figure.legend(
+    handles.values(),
+    handles.keys(),
+    frameon=False,
+    fontsize=9,
+    loc='outside lower center',
+    ncols=columns,
+  )
+
+
+def _entry_inches(names: Iterable[str]) -> float:
+  """Width of a legend's column: a handle and its letters."""
+  return 0.6 + 0.07 * max(map(len, names))
+
+
+def _chunk_milliseconds(line: Mapping) -> float | None:
+  if not line['chunked'] or line['chunk_seconds'] is None:
+    return None
+  return 1000 * line['chunk_seconds'] / line['rows']
+
+
+def _style(number: int) -> dict:
+  return {
+    'color': _COLOURS[number % len(_COLOURS)],
+    'marker': _MARKS[number % len(_MARKS)],
+  }
+
+
+def _length_axis(axes, tokens: Sequence[float], most: int) -> None:
+  """A logarithmic axis with ticks at lengths that there are."""
+  axes.set_xscale('log', base=2)
+  ticks: list[float] = []
+  for t in sorted(set(tokens)):
+    # Lengths of different tasks differ a little.
+    if not ticks or t > 1.35 * ticks[-1]:
+      ticks.append(t)
+  if ticks:
+    # The longest has one in any case.
+    ticks = ticks[::-1][:: -(-len(ticks) // most)]
+  axes.set_xticks(ticks, [_short(t) for t in ticks])
+  axes.minorticks_off()
+  axes.grid(axis='y', color='#dddddd', linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.spines[['top', 'right']].set_visible(False)
+
+
+def _short(tokens: float) -> str:
+  if tokens >= 950_000:
+    return f'{tokens / 1e6:.1f}M'
+  if tokens >= 9500:
+    return f'{tokens / 1000:.0f}K'
+  return f'{tokens / 1000:.1f}K' if tokens >= 950 else f'{tokens:.0f}'

@@ -1,0 +1,336 @@
+"""How often a right memory survives a chunk: the error that short documents hide.
+
+    keys -> one turn each over a needle -> right memories
+      -> each beside many needle-free chunks: does the turn write the value again?
+
+A turn is checked by teacher forcing: where every token of the memory has more
+than half of the probability, greedy decoding writes the same memory again. The
+few turns without that certainty are gathered and decoded.
+
+How well founded the memory is that a turn made (`rollout.support`) is recorded, of
+turns that take a needle up and of those that lose it: what lies between is of use as
+`ReadingConfig.least_ratio`.
+
+Turns of one key are alike: a memory that is hard to copy is lost again and again.
+So keys that were lost are counted as well as turns, and the bound of the error is
+that of so many turns fewer as losses come together.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import math
+import os
+from pathlib import Path
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax import sharding
+from memagent_jax import tokens as tokens_lib
+from memagent_jax.agent import prompts as prompts_lib
+from memagent_jax.agent import rollout, trajectories
+from memagent_jax.agent.prompts import Template
+from memagent_jax.agent.rollout import AgentConfig, ReadingConfig
+from memagent_jax.data.benchmarks import haystack, ruler, words
+from memagent_jax.data.chunks import ChunkCutter
+from memagent_jax.data.examples import seeded
+from memagent_jax.evals.statistics import upper_bound
+from memagent_jax.io import jsonl, workdirs
+from memagent_jax.models.model import Model
+from memagent_jax.sampling import decode
+from memagent_jax.sharding import MeshConfig
+from memagent_jax.structs import Tokens
+
+_CERTAIN = math.log(0.5)
+TURNS = 'turns.jsonl'
+# lost_squared: squares of a key's lost turns, added up.
+_COUNTS = ('turns', 'lost', 'changed', 'keys', 'lost_keys', 'lost_squared')
+
+
+@dataclasses.dataclass(frozen=True)
+class RetentionConfig:
+  """What is read beside right memories."""
+
+  # Turns to check at least; text repeats when it runs out, beside other keys.
+  turns: int = 200_000
+  # Turns side by side: keys of one batch.
+  rows: int = 128
+  # Chunks that one memory is put beside.
+  chunks_per_key: int = 16
+  # Share of values that are UUIDs; the others have seven digits.
+  uuid_share: float = 0.25
+  # Share of chunks with a needle whose key has one word of the key asked for.
+  near_miss_share: float = 0.0
+  # Of keys, values and near misses.
+  seed: int = 0
+
+
+@sharding.under_mesh
+def measure(
+  *,
+  workdir: str | os.PathLike,
+  model: Model,
+  template: Template,
+  reading: ReadingConfig,
+  essays: Sequence[str],
+  config: RetentionConfig,
+  mesh: MeshConfig | None = None,
+  config_text: str = '',
+) -> dict[str, float]:
+  """Counts turns that lose a right memory; appends `turns.jsonl`, resumable.
+
+  Args:
+    workdir: of this measurement.
+    model: reads greedily.
+    template: wording of the turns.
+    reading: caps, and what is taken; its temperature is not used.
+    essays: files or folders of text, cut into chunks as documents are.
+    config: how much is read beside what.
+    mesh: devices that share the rows; None: the default device alone.
+    config_text: a workdir of another one is refused.
+
+  Returns:
+    `turns`, `lost` (the value is gone), `changed` (kept in other words), `keys`,
+    `lost_keys` (in one turn at least), and `bound`, the upper end of the one-sided
+    95 % interval of a turn's error; the same for each kind of value, as
+    `KIND/turns` and so on.
+
+  Raises:
+    ValueError: a workdir of another measurement, or a model that takes up no
+      needle.
+  """
+  workdirs.claim(workdir, config_text)
+  path = Path(workdir) / TURNS
+  batches = list(jsonl.read(path)) if path.exists() else []
+  beside = _Beside(model, template, reading, essays, config)
+  while True:
+    total = _totals(batches)
+    if batches:
+      print(
+        '{turns:,} turns  {lost} lost  {changed} in other words  {lost_keys} of '
+        '{keys:,} keys lost  error at most {bound:.1e} (95 %)'.format(**total),
+        flush=True,
+      )
+      if total['turns'] >= config.turns:
+        return total
+    batches.append(beside.batch(len(batches)))
+    jsonl.append(path, batches[-1:])
+
+
+def _totals(batches: Sequence[Mapping]) -> dict[str, float]:
+  """Counts of all batches and their bounds, over all kinds and by kind."""
+  kinds = sorted({kind for batch in batches for kind in batch['counts']})
+  total: dict[str, float] = {}
+  for prefix, mine in [('', kinds), *((f'{k}/', [k]) for k in kinds)]:
+    for name in _COUNTS:
+      total[prefix + name] = sum(
+        batch['counts'][kind][name]
+        for batch in batches
+        for kind in mine
+        if kind in batch['counts']
+      )
+    turns, lost = total[prefix + 'turns'], total[prefix + 'lost']
+    if turns:
+      # The design effect of keys as clusters, for rare losses; without any of them
+      # a key is one turn.
+      together = turns / total[prefix + 'keys']
+      if lost:
+        together = total[prefix + 'lost_squared'] / lost
+      total[prefix + 'bound'] = upper_bound(lost / together, turns / together)
+  return total
+
+
+class _Beside:
+  """Batches of right memories beside chunks."""
+
+  def __init__(self, model, template, reading, essays, config):
+    greedy = dataclasses.replace(reading, temperature=0.0)
+    self._agent = rollout.make_agent(model, template, greedy)
+    self._params = sharding.everywhere(model.params)
+    self._tokenizer = model.tokenizer
+    cutter = ChunkCutter(
+      model.tokenizer, reading.chunk_tokens, reading.chunk_cut
+    )
+    text = haystack.essays(*essays).text
+    self._chunks = cutter.split(model.tokenizer.encode(text))
+    self._config = config
+
+  def batch(self, number: int) -> dict:
+    """One batch of keys, each beside `chunks_per_key` chunks.
+
+    `counts` by kind of value; `taken` by kind, the log ratio of each right memory
+    to the empty one before it; and `losses`: of each key that was lost, how often,
+    what a turn made of its memory, and the support of such turns: log ratios, and
+    whether an empty memory had become the same.
+    """
+    config, agent = self._config, self._agent
+    rng = seeded('retention', config.seed, number)
+    keys = [_Key.draw(rng, config.uuid_share) for _ in range(config.rows)]
+    encode = self._tokenizer.encode
+    question = jax.device_get(
+      tokens_lib.pad_rows(
+        [encode(ruler.needle_question(key.kind, key.name)) for key in keys],
+        agent.question_tokens,
+      )
+    )
+    hidden = [
+      self._hide(key.kind, key.name, key.value, rng.choice(self._chunks), rng)
+      for key in keys
+    ]
+    first_memory = jax.device_get(rollout.first_memory(agent, config.rows))
+    memory, (taken_N, _) = self._turn(question, first_memory, hidden)
+    memory_texts = trajectories.texts(self._tokenizer, memory)
+    right_N = _has_value(keys, memory_texts)
+    if not right_N.any():
+      raise ValueError(
+        f'none of {config.rows} memories has the value of the needle that was '
+        'just read: this model has nothing to lose.'
+      )
+    unsure: list[tuple[int, list[int]]] = []
+    first = number * config.rows * config.chunks_per_key
+    for step in range(config.chunks_per_key):
+      chunks = []
+      for n, key in enumerate(keys):
+        place = first + n * config.chunks_per_key + step
+        chunk = self._chunks[place % len(self._chunks)]
+        if rng.random() < config.near_miss_share:
+          other = words.other_near_miss(key.name, rng)
+          chunk = self._hide(key.kind, other, key.make(rng), chunk, rng)
+        chunks.append(chunk)
+      least_N = _least_log_prob(
+        agent,
+        self._params,
+        *sharding.rows(
+          (
+            question,
+            memory,
+            tokens_lib.pad_rows(chunks, agent.chunk_tokens),
+          )
+        ),
+      )
+      unsure_N = right_N & (np.asarray(least_N) <= _CERTAIN)
+      unsure += [(int(n), chunks[n]) for n in np.flatnonzero(unsure_N)]
+    lost_N, changed_N = np.zeros((2, config.rows), int)
+    became: dict[int, list[tuple[str, float, bool]]] = {}
+    for n, text, *support in self._after(question, memory, unsure):
+      if text == memory_texts[n]:
+        continue
+      if keys[n].value in text:
+        changed_N[n] += 1
+      else:
+        lost_N[n] += 1
+        became.setdefault(n, []).append((text, *support))
+    kinds = np.asarray([key.kind for key in keys])
+    turns_N = right_N * config.chunks_per_key
+    per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0, lost_N**2)
+    of_kind = {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
+    return {
+      'counts': {
+        kind: {
+          name: int(values[mine_N].sum())
+          for name, values in zip(_COUNTS, per_key, strict=True)
+        }
+        for kind, mine_N in of_kind.items()
+      },
+      'taken': {
+        kind: [round(ratio, 2) for ratio in taken_N[right_N & mine_N].tolist()]
+        for kind, mine_N in of_kind.items()
+      },
+      'losses': [
+        {
+          'lost': int(lost_N[n]),
+          'memory': memory_texts[n],
+          'became': turns[0][0],
+          'log_ratios': [round(log_ratio, 2) for _, log_ratio, _ in turns],
+          'given': [given for _, _, given in turns],
+        }
+        for n, turns in sorted(became.items())
+      ],
+    }
+
+  def _hide(self, kind, name, value, chunk, rng) -> list[int]:
+    """The chunk with a needle in it, cut to its budget."""
+    needle = self._tokenizer.encode(' ' + ruler.needle(kind, name, value))
+    around = chunk[: self._agent.chunk_tokens - len(needle)]
+    at = rng.randrange(len(around) + 1)
+    return [*around[:at], *needle, *around[at:]]
+
+  def _after(
+    self,
+    question: Tokens,
+    memory: Tokens,
+    pairs: Sequence[tuple[int, list[int]]],
+  ) -> Iterator[tuple[int, str, float, bool]]:
+    """Of each pair: the key's number, the text of its memory after the chunk, and
+    the support of that memory.
+    """
+    rows = self._config.rows
+    for start in range(0, len(pairs), rows):
+      part = pairs[start : start + rows]
+      # The last batch is filled with its first pair.
+      full = part + part[:1] * (rows - len(part))
+      numbers = np.asarray([n for n, _ in full])
+      mine = jax.tree.map(lambda x, n=numbers: x[n], (question, memory))
+      after, support = self._turn(*mine, [chunk for _, chunk in full])
+      texts = trajectories.texts(self._tokenizer, after)
+      support = (of_N.tolist() for of_N in support)
+      yield from zip((n for n, _ in part), texts, *support, strict=False)
+
+  def _turn(
+    self, question: Tokens, memory: Tokens, chunks
+  ) -> tuple[Tokens, tuple[np.ndarray, np.ndarray]]:
+    """After one chunk, on the host: the memories, and their support."""
+    rows = len(chunks)
+    chunk = tokens_lib.pad_rows(chunks, self._agent.chunk_tokens)
+    zeros = sharding.rows(np.zeros(rows, np.int32))
+    question, memory = sharding.rows((question, memory))
+    after, _ = rollout.read(
+      self._agent,
+      self._params,
+      question,
+      memory,
+      sharding.rows(jax.tree.map(lambda x: x[None], chunk), axis=1),
+      decode.row_keys(0, zeros.astype(jnp.uint32), zeros),
+      zeros,
+    )
+    support = _support(
+      self._agent, self._params, question, memory, sharding.rows(chunk), after
+    )
+    return jax.device_get((after, support))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+  kind: str
+  name: str
+  value: str
+  make: Callable[[random.Random], str]
+
+  @classmethod
+  def draw(cls, rng: random.Random, uuid_share: float) -> '_Key':
+    kind, make = 'number', words.number
+    if rng.random() < uuid_share:
+      kind, make = 'uuid', words.random_uuid
+    return cls(kind, words.word_key(rng), make(rng), make)
+
+
+def _has_value(keys: Sequence[_Key], texts: Sequence[str]) -> np.ndarray:
+  return np.asarray(
+    [key.value in text for key, text in zip(keys, texts, strict=True)]
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _least_log_prob(
+  agent: AgentConfig, params, question: Tokens, memory: Tokens, chunk: Tokens
+) -> jax.Array:
+  """float32 [N]: of the least likely token of writing the memory again."""
+  prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)
+  # Slots behind the end hold 0, which is larger than any log-prob.
+  return rollout.memory_log_probs(agent, params, prompt, memory).min(axis=1)
+
+
+_support = jax.jit(rollout.support, static_argnums=0)

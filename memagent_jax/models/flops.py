@@ -1,0 +1,83 @@
+"""What a model costs, by arithmetic: FLOPs of a turn, a text, an update.
+
+A multiplication and an addition are two; norms, rotations and the softmax, which
+are a few in a thousand, are left out. So is what an implementation computes and
+masks.
+"""
+
+from memagent_jax.models.configs import (
+  DualChunkAttention,
+  ModelConfig,
+  SinkAttention,
+)
+
+
+def turn_flops(
+  config: ModelConfig, prompt_tokens: int, response_tokens: int
+) -> float:
+  """FLOPs of a prefill and of decoding a response, the head included.
+
+  Args:
+    config: the model; sliding windows cost less, dual chunks do not.
+    prompt_tokens: of the prompt.
+    response_tokens: sampled; the last one is never read.
+  """
+  read = prompt_tokens + max(response_tokens - 1, 0)
+  return forward_flops(config, read, max(response_tokens, 1))
+
+
+def forward_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
+  """FLOPs of reading a causal text, with the head on some of its tokens.
+
+  Args:
+    config: as in `turn_flops`.
+    tokens: of the text.
+    head_tokens: whose scores over the vocabulary are wanted.
+  """
+  c = config
+  heads = c.head_dim * (
+    2 * c.num_heads + 2 * c.num_kv_heads
+  )  # q and o, k and v
+  layer = c.embed_dim * heads + 3 * c.embed_dim * c.mlp_dim
+  head = 2 * c.embed_dim * c.vocab_size * head_tokens
+  return float(
+    c.num_layers * (2 * layer * tokens + _attention_flops(c, tokens)) + head
+  )
+
+
+def update_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
+  """FLOPs of a forward pass and the gradient of it.
+
+  Backward takes twice a forward pass: half of it for what came in, half for the
+  kernels, which is left out where adapters learn (and so are these, a hundredth).
+  Layers that are computed again take one more.
+
+  Args:
+    config: of the model, its `remat` and `lora` among it.
+    tokens: of the text.
+    head_tokens: as in `forward_flops`.
+  """
+  forward = forward_flops(config, tokens, head_tokens)
+  flops = (4 if config.remat else 3) * forward
+  if config.lora is not None:
+    flops -= forward - config.num_layers * _attention_flops(config, tokens)
+  return flops
+
+
+def _attention_flops(c: ModelConfig, tokens: int) -> float:
+  """Scores and the sum of the values: 2 products of head_dim a head and pair."""
+  return 4 * c.num_heads * c.head_dim * _pairs(c, tokens)
+
+
+def _pairs(config: ModelConfig, tokens: int) -> float:
+  """Query and key pairs of a causal text."""
+  all_pairs = tokens * (tokens + 1) / 2
+  if isinstance(config.attention, SinkAttention):
+    window = config.max_positions
+    beyond = max(tokens - window, 0)
+    # A triangle up to the window, then `window` keys a query.
+    return min(all_pairs, window * (window + 1) / 2 + beyond * window)
+  assert config.attention is None or isinstance(
+    config.attention, DualChunkAttention
+  )
+  return all_pairs

@@ -1,0 +1,17 @@
+"""A network with everything it takes to read: the value that every wing passes on."""
+
+import dataclasses
+from typing import Any
+
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model that is ready to read: what every command starts from."""
+
+  name: str  # as the user gave it
+  config: ModelConfig
+  params: Any  # unboxed tree of jax arrays
+  tokenizer: Tokenizer

@@ -1,0 +1,275 @@
+"""Hugging Face model directories to params, and back.
+
+    config.json ------------------> ModelConfig          read_config
+    *.safetensors -> tensors -----> params               load_params
+    params -> tensors ------------> a whole directory    save_model
+
+Tensors pass through the host one param at a time: beside the params themselves
+there is never more than one param's worth of them.
+"""
+
+from collections.abc import Callable, Iterator
+import json
+import math
+import os
+from pathlib import Path
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memagent_jax.models import configs
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.weights import safetensors_io, tensor_layout
+from memagent_jax.models.weights.safetensors_io import (
+  INDEX,
+  SINGLE,
+  read_json,
+  shorten,
+)
+from memagent_jax.models.weights.tensor_layout import Param
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+SHARD_BYTES = 4_000_000_000
+
+
+def read_config(directory: str | os.PathLike) -> ModelConfig:
+  """ModelConfig of a model directory.
+
+  Raises:
+    ValueError: no such directory, no readable config.json in it, or an
+      unsupported model; what is needed and supported is listed.
+  """
+  path = Path(directory) / 'config.json'
+  if not path.is_file():
+    found = 'no such file' if path.parent.is_dir() else 'no such directory'
+    raise ValueError(
+      f'{path}: {found}. A model directory holds config.json, {SINGLE} (or '
+      f'{INDEX} and its shards) and tokenizer.json; supported architectures: '
+      f'{", ".join(configs.ARCHITECTURES)}.'
+    )
+  return configs.from_hf_config(read_json(path), source=str(path))
+
+
+def params_from_tensors(
+  config: ModelConfig,
+  read: Callable[[str], np.ndarray],
+  shardings=None,
+  dtype: str = 'float32',
+):
+  """The params tree, unboxed, on device; one param's tensors are read at a time.
+
+  Args:
+    config: the model.
+    read: tensor name -> array of any float dtype; may be memory-mapped: what is
+      returned here never shares its memory.
+    shardings: tree of shardings as `sharding.param_shardings` makes it, or None
+      for the default device. Only the shards of this process are cut.
+    dtype: one of DTYPES.
+
+  Raises:
+    ValueError: a tensor of another shape than the config says.
+  """
+  check_dtype(dtype)
+  table = tensor_layout.param_table(config)
+  if shardings is None:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(
+      lambda _: device, table, is_leaf=lambda x: isinstance(x, Param)
+    )
+
+  def build(param: Param, sharding) -> jax.Array:
+    tensors = [read(name) for name in param.names]
+    for name, tensor in zip(param.names, tensors, strict=True):
+      _check_shape(name, tensor.shape, param.tensor_shape)
+    array = jax.make_array_from_callback(
+      param.shape,
+      sharding,
+      lambda index: param.cut(tensors, index, jnp.dtype(dtype)),
+    )
+    # A running transfer would keep its host copy while the next is made.
+    return array.block_until_ready()
+
+  return jax.tree.map(
+    build, table, shardings, is_leaf=lambda x: isinstance(x, Param)
+  )
+
+
+def check_dtype(dtype: str) -> None:
+  """Raises ValueError unless `dtype` is one that weights are kept in."""
+  if dtype not in DTYPES:
+    raise ValueError(f'dtype is {dtype!r}; supported: {", ".join(DTYPES)}.')
+
+
+def _check_shape(name: str, got: tuple, expected: tuple) -> None:
+  if tuple(got) != expected:
+    raise ValueError(
+      f'tensor {name}: got shape {list(got)}, expected {list(expected)}; '
+      'config.json and the weights do not belong together.'
+    )
+
+
+def tensors_from_params(
+  config: ModelConfig, params
+) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, tensor) pairs as `tensor_shapes` lists them: undoes the import."""
+  table = jax.tree.leaves(
+    tensor_layout.param_table(config), is_leaf=lambda x: isinstance(x, Param)
+  )
+  arrays = dict(zip(table, jax.tree.leaves(params), strict=True))
+  for param in tensor_layout.params_in_order(config):
+    yield from param.split(np.asarray(arrays[param]))
+
+
+def load_params(
+  directory: str | os.PathLike,
+  config: ModelConfig,
+  shardings=None,
+  dtype: str = 'float32',
+):
+  """The params tree of a directory's safetensors; see `params_from_tensors`.
+
+  Raises:
+    ValueError: see `open_tensors`.
+  """
+  return params_from_tensors(
+    config, open_tensors(directory, config), shardings, dtype
+  )
+
+
+def open_tensors(
+  directory: str | os.PathLike, config: ModelConfig
+) -> Callable[[str], np.ndarray]:
+  """Reader of a directory's tensors by name, memory-mapped one at a time.
+
+  Raises:
+    ValueError: a tensor is missing, unexpected or of the wrong shape; a file is
+      missing, truncated or damaged.
+  """
+  directory = Path(directory)
+  entries = safetensors_io.open_directory(directory)
+  expected = tensor_layout.tensor_shapes(config)
+  missing = [name for name in expected if name not in entries]
+  if missing:
+    raise ValueError(
+      f'{directory}: {len(missing)} tensors missing: {shorten(missing)}; '
+      f'{len(expected)} are expected, {len(entries)} are there.'
+    )
+  extra = [
+    name
+    for name in entries
+    if name not in expected and not _ignorable(name, config)
+  ]
+  if extra:
+    raise ValueError(
+      f'{directory}: {len(extra)} unexpected tensors: {shorten(extra)}; the '
+      'model has parts that this decoder does not compute.'
+    )
+  for name, shape in expected.items():
+    _check_shape(f'{name} in {entries[name].path}', entries[name].shape, shape)
+  return lambda name: entries[name].read()
+
+
+def _ignorable(name: str, config: ModelConfig) -> bool:
+  """Whether a tensor repeats what config or embedding already say."""
+  tied_head = name == 'lm_head.weight' and config.tie_embeddings
+  return tied_head or name.endswith('rotary_emb.inv_freq')
+
+
+def save_model(
+  directory: str | os.PathLike,
+  config: ModelConfig,
+  params,
+  tokenizer,
+  dtype: str = 'float32',
+  shard_bytes: int = SHARD_BYTES,
+) -> None:
+  """Writes a directory that transformers and `load_params` read; all or nothing.
+
+  Args:
+    directory: where to; must not exist, or be empty.
+    config: the model.
+    params: its unboxed params.
+    tokenizer: `tokenizer.Tokenizer`.
+    dtype: one of DTYPES, of the files.
+    shard_bytes: weights above this size are split into files of at most it
+      (a larger tensor gets a file of its own).
+
+  Raises:
+    ValueError: the directory is not empty, or an unsupported dtype.
+  """
+  check_dtype(dtype)
+  directory = Path(directory)
+  check_free(directory)
+  # Built beside its place and renamed: a killed export leaves nothing that
+  # looks like a model.
+  partial = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
+  partial.mkdir(parents=True)
+  try:
+    _write_weights(partial, config, params, dtype, shard_bytes)
+    _write_configs(partial, config, tokenizer, dtype)
+    tokenizer.save(partial)
+    os.replace(partial, directory)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+
+
+def check_free(directory: Path) -> None:
+  """Raises ValueError unless the directory is absent or empty."""
+  if directory.exists() and (
+    not directory.is_dir() or any(directory.iterdir())
+  ):
+    raise ValueError(
+      f'{directory}: exists and is not an empty directory; remove it or name '
+      'another.'
+    )
+
+
+def _write_weights(
+  directory: Path, config: ModelConfig, params, dtype: str, shard_bytes: int
+) -> None:
+  shapes = tensor_layout.tensor_shapes(config)
+  itemsize = jnp.dtype(dtype).itemsize
+  shards, used = [{}], 0
+  for name, shape in shapes.items():
+    size = math.prod(shape) * itemsize
+    if shards[-1] and used + size > shard_bytes:
+      shards.append({})
+      used = 0
+    shards[-1][name] = shape
+    used += size
+  tensors = tensors_from_params(config, params)
+  weight_map = {}
+  for i, shard in enumerate(shards):
+    file = SINGLE
+    if len(shards) > 1:
+      file = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+    # Each file takes its share of the one stream.
+    share = (next(tensors) for _ in range(len(shard)))
+    safetensors_io.write_file(directory / file, shard, share, dtype)
+    weight_map |= dict.fromkeys(shard, file)
+  if len(shards) > 1:
+    total = sum(math.prod(s) for s in shapes.values()) * itemsize
+    index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+    _write_json(directory / INDEX, index)
+
+
+def _write_configs(
+  directory: Path, config: ModelConfig, tokenizer, dtype: str
+) -> None:
+  """config.json and generation_config.json."""
+  eos = tokenizer.eos_ids
+  ids = {
+    'bos_token_id': tokenizer.bos_id,
+    'eos_token_id': eos[0] if len(eos) == 1 else list(eos) or None,
+    'pad_token_id': tokenizer.pad_id,
+  }
+  hf = configs.to_hf_config(config) | ids | {'torch_dtype': dtype}
+  _write_json(directory / 'config.json', hf)
+  _write_json(directory / 'generation_config.json', ids)
+
+
+def _write_json(path: Path, value: dict) -> None:
+  path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')

@@ -1,0 +1,57 @@
+"""Demonstrations of single turns as JSONL: read and checked.
+
+    {"question": ..., "memory": ..., "chunk": ..., "response": ...}
+      -> Demonstration -> demonstrations.py
+
+One object a line; `FIELDS` is the schema. Texts are taken as they are, white space
+included: they stand in the template as questions, memories and chunks do.
+"""
+
+from collections.abc import Iterator, Mapping
+import os
+
+from memagent_jax.data.examples import Demonstration
+from memagent_jax.data.files import checked_records, json_records
+from memagent_jax.data.files.checked_records import is_any_text, is_text
+
+# Name and what is expected there; the last two optional.
+FIELDS: Mapping[str, str] = {
+  'question': 'a text that is not blank',
+  'memory': "a text; the template's empty_memory before the first chunk",
+  'response': 'a text that is not blank',
+  'chunk': 'a text that is not blank, or null in an answer turn',
+  'id': 'a text that no other line has; without it, FILE/LINE is taken',
+}
+
+
+def read(
+  path: str | os.PathLike, *, max_line_bytes: int = json_records.MAX_ROW_BYTES
+) -> Iterator[tuple[int, Demonstration]]:
+  """Line number (from 1) and demonstration, in the order of the file.
+
+  Args:
+    path: a JSONL file as `FIELDS` says.
+    max_line_bytes: longest line.
+
+  Raises:
+    ValueError: at the first problem: file and line, field, got, expected.
+  """
+  for row in checked_records.read(
+    path, FIELDS, noun='demonstration', max_line_bytes=max_line_bytes
+  ):
+    if row.fields is not None:
+      row.check('question', is_text)
+      row.check('memory', is_any_text)
+      row.check('response', is_text)
+      row.check('chunk', lambda chunk: chunk is None or is_text(chunk))
+    if row.problems:
+      raise ValueError(str(row.problems[0]))
+    yield (
+      row.line,
+      Demonstration(
+        question=row.fields['question'],
+        memory=row.fields['memory'],
+        chunk=row.fields.get('chunk'),
+        response=row.fields['response'],
+      ),
+    )

@@ -1,0 +1,338 @@
+"""Where the rows of supervised warm-up come from, step by step.
+
+stage of the step -> skill -> demonstrations seeded by (seed, step) -.
+                  `-> file -> the next ones of the epoch's order ----+-> TurnRows
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from pathlib import Path
+import random
+
+import numpy as np
+
+from memagent_jax.agent import prompts as prompts_lib
+from memagent_jax.agent.prompts import Prompts, Template
+from memagent_jax.data.benchmarks import haystack
+from memagent_jax.data.benchmarks.haystack import Filler
+from memagent_jax.data.examples import Demonstration, seeded
+from memagent_jax.data.files.checked_records import Problem
+from memagent_jax.io import downloads
+from memagent_jax.sft import demonstration_files, skills
+from memagent_jax.sft.skills import SkillConfig
+from memagent_jax.train import sequences
+from memagent_jax.train.sequences import TurnRows
+
+# Demonstrations drawn for a row, at most, until one fits.
+_MAX_DRAWS = 100
+# Prompt ids and response ids.
+_Pair = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+  """One encoded demonstration of a file."""
+
+  number: int  # from 1
+  prompt: np.ndarray  # int32
+  response: np.ndarray  # int32
+
+
+@dataclasses.dataclass(frozen=True)
+class EchoConfig:
+  """Rows of random ids that repeat: where copying starts.
+
+  The first period is given, all that follows is learned.
+  """
+
+  # Different ids that occur, out of all but the control ids; at most all those.
+  symbols: int = 32
+  # Every row has other ids, not the same ones.
+  fresh: bool = False
+  # Ids until they repeat, drawn uniformly.
+  min_period: int = 8
+  max_period: int = 32
+
+  def __post_init__(self):
+    if not 1 <= self.min_period <= self.max_period:
+      raise ValueError(
+        f'periods from {self.min_period} to {self.max_period}; expected '
+        '1 <= min <= max.'
+      )
+    if self.symbols < 1:
+      raise ValueError(f'symbols is {self.symbols}; expected at least 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class FileConfig:
+  """The demonstrations of a file, epoch by epoch: each comes equally often.
+
+  All mixes of equal content go through the file together.
+  """
+
+  # JSONL as `data.demonstration_files.FIELDS` says.
+  path: str
+  # Every epoch has an order of its own; False: that of the file.
+  shuffle: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+  """Batches of one kind and one shape."""
+
+  content: SkillConfig | EchoConfig | FileConfig
+  rows: int = 64
+  # Slots of a row. Demonstrations that do not fit are drawn again; in a file
+  # they are an error.
+  row_tokens: int = 192
+  # Longest response, the ending control id included.
+  response_tokens: int = 48
+
+  def __post_init__(self):
+    if not 1 <= self.response_tokens < self.row_tokens:
+      raise ValueError(
+        f'response_tokens {self.response_tokens} must be at least 1 and below '
+        f'row_tokens {self.row_tokens}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A part of the curriculum: its batches, and how long it lasts."""
+
+  # First step after this stage.
+  until_step: int
+  # The batch of a step is one of these, in turn.
+  mixes: tuple[Mix, ...]
+
+  def __post_init__(self):
+    object.__setattr__(self, 'mixes', tuple(self.mixes))
+    if not self.mixes:
+      raise ValueError('a stage has no mixes; give it one or more.')
+
+
+class Curriculum:
+  """Rows of every step: a pure function of the step."""
+
+  def __init__(
+    self,
+    stages: tuple[Stage, ...],
+    template: Template,
+    tokenizer,
+    fillers: tuple[Filler, ...],
+    seed: int = 0,
+  ):
+    """Makes a curriculum.
+
+    Raises:
+      ValueError: no stages, stages that do not follow one another, or a file
+        with a demonstration that is wrong or does not fit.
+    """
+    ends = [stage.until_step for stage in stages]
+    if not ends or ends != sorted(set(ends)) or ends[0] < 1:
+      raise ValueError(
+        f'stages end at steps {ends}; expected one or more, rising.'
+      )
+    self.stages, self.seed = tuple(stages), seed
+    self._prompts = prompts_lib.compile_template(template, tokenizer)
+    self._tokenizer, self._fillers = tokenizer, tuple(fillers)
+    self._symbols = sorted(
+      set(range(tokenizer.vocab_size)) - set(tokenizer.control_ids)
+    )
+    seeded('symbols', seed).shuffle(self._symbols)
+    mixes = [
+      mix
+      for stage in self.stages
+      for mix in stage.mixes
+      if isinstance(mix.content, FileConfig)
+    ]
+    paths = {mix.content.path for mix in mixes}
+    self._files = {path: self._read(path) for path in paths}
+    # Rows follow from the step and from these.
+    self.file_hashes = {path: downloads.sha256(Path(path)) for path in paths}
+    for mix in mixes:
+      _check_fit(mix, self._files[mix.content.path])
+
+  @property
+  def num_steps(self) -> int:
+    """Steps of all stages together."""
+    return self.stages[-1].until_step
+
+  def stage(self, step: int) -> Stage:
+    """The stage that a step belongs to; the last one goes on for ever."""
+    for stage in self.stages:
+      if step < stage.until_step:
+        return stage
+    return self.stages[-1]
+
+  def mix(self, step: int) -> Mix:
+    """What the batch of a step is made of."""
+    mixes = self.stage(step).mixes
+    return mixes[step % len(mixes)]
+
+  def rows(self, step: int) -> TurnRows:
+    """The batch of a step."""
+    mix = self.mix(step)
+    if isinstance(mix.content, FileConfig):
+      pairs = self._of_file(mix, step)
+    else:
+      pairs = self._made(mix, seeded('demonstrations', self.seed, step))
+    return sequences.demonstration_rows(pairs, mix.row_tokens)
+
+  def _read(self, path: str) -> list[_Line]:
+    """The encoded demonstrations of a file."""
+    return [
+      _Line(
+        number,
+        *(
+          np.asarray(ids, np.int32)
+          for ids in encode(self._prompts, self._tokenizer, made)
+        ),
+      )
+      for number, made in demonstration_files.read(path)
+    ]
+
+  def _of_file(self, mix: Mix, step: int) -> list[_Pair]:
+    """The `mix.rows` demonstrations that come after those of earlier steps."""
+    lines = self._files[mix.content.path]
+    first = self._rows_before(mix.content, step)
+    pairs = []
+    for position in range(first, first + mix.rows):
+      epoch, i = divmod(position, len(lines))
+      if mix.content.shuffle:
+        i = _order(len(lines), self.seed, epoch)[i]
+      pairs.append((lines[i].prompt, lines[i].response))
+    return pairs
+
+  def _rows_before(self, content: FileConfig, step: int) -> int:
+    """Rows that all steps before this one take of a file."""
+    total = start = 0
+    for stage in self.stages:
+      last = stage is self.stages[-1]
+      end = step if last else min(step, stage.until_step)
+      count = len(stage.mixes)
+      for i, mix in enumerate(stage.mixes):
+        if mix.content == content:
+          # Steps from `start` on whose remainder is i.
+          steps = range(start + (i - start) % count, end, count)
+          total += len(steps) * mix.rows
+      start = stage.until_step
+    return total
+
+  def _made(self, mix: Mix, rng: random.Random) -> list[_Pair]:
+    """Random demonstrations that fit.
+
+    Raises:
+      ValueError: hardly any fits.
+    """
+    pairs = []
+    for _ in range(_MAX_DRAWS * mix.rows):
+      if isinstance(mix.content, EchoConfig):
+        prompt, response = self._echo(mix, rng)
+      else:
+        made = skills.demonstrate(mix.content, self._fillers, rng)
+        prompt, response = encode(self._prompts, self._tokenizer, made)
+      fits = len(prompt) + len(response) <= mix.row_tokens
+      if fits and 0 < len(response) <= mix.response_tokens:
+        pairs.append((prompt, response))
+      if len(pairs) == mix.rows:
+        return pairs
+    raise ValueError(
+      f'of {_MAX_DRAWS * mix.rows} demonstrations {len(pairs)} fit into '
+      f'{mix.row_tokens} tokens with a response of {mix.response_tokens}; raise '
+      f'row_tokens or response_tokens, or shorten {mix.content}.'
+    )
+
+  def _echo(self, mix: Mix, rng: random.Random) -> tuple[list[int], list[int]]:
+    echo = mix.content
+    period = rng.randint(echo.min_period, echo.max_period)
+    symbols = self._symbols[: echo.symbols]
+    if echo.fresh:
+      count = min(echo.symbols, len(self._symbols))
+      symbols = rng.sample(self._symbols, count)
+    ids = rng.choices(symbols, k=period)
+    row = (ids * (1 + mix.row_tokens // period))[: mix.row_tokens]
+    # The repeat's first id follows from nothing.
+    prompt = period + 1
+    return row[:prompt], row[prompt:][: mix.response_tokens]
+
+
+@functools.lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+  """The places of an epoch, drawn from (seed, epoch)."""
+  order = list(range(count))
+  seeded('epoch', seed, epoch).shuffle(order)
+  return tuple(order)
+
+
+def _check_fit(mix: Mix, lines: Sequence[_Line]) -> None:
+  """Raises ValueError for the first line that is longer than the mix's rows."""
+  for line in lines:
+    p, r = len(line.prompt), len(line.response)
+    for field, got, size, cap in (
+      ('response', f'{r} tokens, its end included', r, 'response_tokens'),
+      ('line', f'{p} + {r} = {p + r} tokens', p + r, 'row_tokens'),
+    ):
+      most = getattr(mix, cap)
+      if size > most:
+        expected = f'at most {most}, the {cap} of its mix'
+        problem = Problem(mix.content.path, line.number, field, got, expected)
+        raise ValueError(str(problem))
+
+
+def encode(
+  prompts: Prompts, tokenizer, demonstration: Demonstration
+) -> tuple[list[int], list[int]]:
+  """(prompt ids, response ids with the ending control id) of one turn.
+
+  Args:
+    prompts: the compiled template.
+    tokenizer: of the model.
+    demonstration: what to encode.
+  """
+  d = demonstration
+  fields = {'question': d.question, 'memory': d.memory, 'chunk': d.chunk}
+  ids = {name: tokenizer.encode(text) for name, text in fields.items() if text}
+  turn = prompts.answer_turn if d.chunk is None else prompts.memory_turn
+  prompt: list[int] = []
+  for piece in turn:
+    prompt += ids.get(piece, []) if isinstance(piece, str) else piece
+  return prompt, [*tokenizer.encode(d.response), tokenizer.eos_ids[0]]
+
+
+def fillers(essays: Sequence[str]) -> tuple[Filler, ...]:
+  """The repeated sentences of RULER, and the text of files or folders."""
+  texts = (haystack.essays(*essays),) if essays else ()
+  return (haystack.noise(), *texts)
+
+
+def accuracy(
+  respond: Callable[[list[list[int]]], list[list[int]]],
+  encode: Callable[[Demonstration], tuple[list[int], list[int]]],
+  config: SkillConfig,
+  fillers: Sequence[Filler],
+  count: int,
+  seed: int = 0,
+) -> float:
+  """Share of exactly right responses to `count` demonstrations.
+
+  Args:
+    respond: prompts -> responses with their ending control id, greedy.
+    encode: demonstration -> prompt and response.
+    config: what demonstrations to draw.
+    fillers: what to hide needles in.
+    count: how many; the same ones at every call.
+    seed: of the demonstrations.
+  """
+  rng = seeded('accuracy', seed)
+  drawn = [
+    skills.demonstrate(config, tuple(fillers), rng) for _ in range(count)
+  ]
+  pairs = [encode(made) for made in drawn]
+  responses = respond([prompt for prompt, _ in pairs])
+  right = [
+    response == wanted
+    for response, (_, wanted) in zip(responses, pairs, strict=True)
+  ]
+  return sum(right) / len(right)

@@ -1,0 +1,38 @@
+"""What supervised learning minimises: the imitation of given responses.
+
+(params, turns of a micro-batch) -> loss and metrics, as sums with weights
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.sampling.log_probs import response_log_probs
+from memagent_jax.structs import WeightedMean
+from memagent_jax.train.objective import LossAndMetrics
+from memagent_jax.train.sequences import TurnRows
+
+
+@dataclasses.dataclass(frozen=True)
+class Imitation:
+  """Negative log-likelihood of the responses: advantage 1, no ratio."""
+
+  model: ModelConfig
+  # R, the widest response.
+  response_tokens: int
+
+  def __call__(self, params: dict, rows: TurnRows) -> LossAndMetrics:
+    """The loss, and the same as `nll`."""
+    logprob_NxR, _ = response_log_probs(
+      self.model,
+      params,
+      rows.ids_NxS,
+      rows.prompt_length_N,
+      rows.response_length_N,
+      response_tokens=self.response_tokens,
+      temperature=0.0,
+    )
+    tokens = rows.response_length_N.sum().astype(jnp.float32)
+    loss = WeightedMean(-logprob_NxR.sum(), tokens)
+    return loss, {'nll': loss}

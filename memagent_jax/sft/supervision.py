@@ -1,0 +1,100 @@
+"""Supervised rows of a curriculum as experience.
+
+stages -> demonstrations.Curriculum -> rows of the step -> Experience
+"""
+
+from collections.abc import Mapping, Sequence
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
+from memagent_jax.models.model import Model
+from memagent_jax.sft import demonstrations
+from memagent_jax.sft.demonstrations import Curriculum, Stage
+from memagent_jax.sft.imitation import Imitation
+from memagent_jax.train import sequences, source
+from memagent_jax.train.source import Experience
+
+
+class Demonstrations:
+  """Supervised rows of a curriculum: advantage 1, no ratio."""
+
+  def __init__(
+    self,
+    model: Model,
+    *,
+    stages: Sequence[Stage],
+    template: Template = DEFAULT_TEMPLATE,
+    essays: Sequence[str] = (),
+    micro_tokens: int = 32_768,
+    seed: int = 0,
+  ):
+    """Makes a source.
+
+    Args:
+      model: learns from it.
+      stages: the curriculum.
+      template: wording of the turns; the default is that of `Reader`.
+      essays: files or folders of filler text; RULER's sentences come with them.
+      micro_tokens: slots of one micro-batch.
+      seed: of the demonstrations.
+
+    Raises:
+      ValueError: rows beyond the model's window.
+    """
+    self._model, self._micro_tokens = model, micro_tokens
+    self._curriculum = Curriculum(
+      stages,
+      template,
+      model.tokenizer,
+      demonstrations.fillers(essays),
+      seed,
+    )
+    self.num_steps = self._curriculum.num_steps
+    longest = max(mix.row_tokens for stage in stages for mix in stage.mixes)
+    if longest > model.config.max_positions:
+      raise ValueError(
+        f'row_tokens is {longest}; the window of the model is '
+        f'{model.config.max_positions}.'
+      )
+
+  def next(self, step: int, params: dict) -> Experience:
+    """The rows of a step; params play no part."""
+    del params
+    begun = time.perf_counter()
+    mix = self._curriculum.mix(step)
+    rows = jax.tree.map(np.asarray, self._curriculum.rows(step))
+    batches = sequences.micro_batches(
+      rows,
+      widths=(mix.row_tokens,),
+      micro_tokens=self._micro_tokens,
+      capacity=mix.rows,
+    )
+    return Experience(
+      objective=Imitation(self._model.config, mix.response_tokens),
+      mini_batches=[batches],
+      metrics={},
+      seconds={'rows': time.perf_counter() - begun},
+      trained_tokens=source.trained_tokens(rows),
+    )
+
+  def state(self) -> dict[str, Any]:
+    """SHA-256 by file: the rows follow from the step and the files."""
+    return dict(self._curriculum.file_hashes)
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Checks that the files are those of `state`.
+
+    Raises:
+      ValueError: a file has changed.
+    """
+    now = self._curriculum.file_hashes
+    for path, sha256 in state.items():
+      if now.get(path) != sha256:
+        raise ValueError(
+          f'{path}: SHA-256 is {now.get(path)}; the run began with {sha256}. '
+          'Put the old file back, or use another workdir.'
+        )

@@ -1,0 +1,328 @@
+"""Training, read from top to bottom: evaluate -> experience -> update -> log ->
+checkpoint.
+
+Reinforcement and supervised warm-up are one loop over two sources (`experience`).
+Everything it needs is an argument; gin binds the arguments in `experiments/train.py`
+and is not known here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import os
+from pathlib import Path
+import time
+
+from absl import logging
+import jax
+
+from memagent_jax import sharding
+from memagent_jax.io import workdirs
+from memagent_jax.models import lora as lora_lib
+from memagent_jax.models import transformer
+from memagent_jax.models.configs import LoraConfig
+from memagent_jax.models.model import Model
+from memagent_jax.models.weights import huggingface
+from memagent_jax.sharding import MeshConfig
+from memagent_jax.train import train_state
+from memagent_jax.train import update as update_lib
+from memagent_jax.train.checkpoint import Checkpoints
+from memagent_jax.train.metric_log import MetricLog
+from memagent_jax.train.preemption import Preemption
+from memagent_jax.train.source import Source
+from memagent_jax.train.train_state import OptimizerConfig, TrainState
+
+# Updates that may be skipped for not being finite before a run stops.
+_MAX_SKIPPED = 20
+# Steps in a row without any difference between rewards before a warning.
+_DULL_STEPS = 20
+_SHOWN = (
+  'reward/mean',
+  'reward/metric',
+  'groups/degenerate',
+  'loss',
+  'entropy',
+  'grad_norm',
+  'memory/length_p50',
+  'tokens_per_second',
+)
+
+# (params, step) -> metrics; what it writes beside them is its own business.
+Evaluator = Callable[[dict, int], Mapping[str, float]]
+
+
+@sharding.under_mesh
+def train(
+  *,
+  workdir: str | os.PathLike,
+  model: Model,
+  source: Callable[[Model], Source],
+  optimizer: OptimizerConfig,
+  evaluators: Sequence[Callable[[Model, Path], Evaluator]] = (),
+  num_steps: int | None = None,
+  compute_dtype: str = 'float32',
+  remat: bool = False,
+  lora: LoraConfig | None = None,
+  mesh: MeshConfig | None = None,
+  evaluate_every_steps: int = 50,
+  checkpoint_every_steps: int = 50,
+  stop_at_step: int | None = None,
+  stop_when: Mapping[str, float] | None = None,
+  config_text: str = '',
+  operative_config: Callable[[], str] = str,
+  on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> dict[str, float]:
+  """Trains a model on what its source gives; resumes where it stopped.
+
+  Args:
+    workdir: gets `config.gin`, `checkpoints/`, `metrics.jsonl`, TensorBoard
+      events, what the evaluators write, and at the end `model/`, a Hugging Face
+      directory.
+    model: to start from; its params are donated.
+    source: makes the source of experience for the model.
+    optimizer: of all steps.
+    evaluators: each makes, for the model and the workdir, what measures params
+      before the first step, then every so many steps, and after the last.
+    num_steps: steps of the run; None: as many as the source has.
+    compute_dtype: of activations and cache, float32 or bfloat16; params, losses
+      and optimizer stay float32.
+    remat: compute layers again for the gradient, see `ModelConfig`.
+    lora: train adapters beside the model's params, which stay as they are loaded;
+      they are merged into `model/` at the end. None: train all params.
+    mesh: devices that share the work; None: the default device alone.
+    evaluate_every_steps: between measurements.
+    checkpoint_every_steps: between checkpoints; the last step is kept too.
+    stop_at_step: end before this step and let a later call go on.
+    stop_when: end early once every named metric of a measurement is at least
+      this.
+    config_text: kept in the checkpoints; another one is refused on resuming.
+    operative_config: gives all settings in use, those by default too, once the
+      first step is done: kept beside it, and in `operative_config.gin`.
+    on_step: called with the number and the metrics of every step, instead of a
+      line on the terminal.
+
+  Returns:
+    the last measurement. SIGTERM ends a run after the step it comes in, with a
+    checkpoint.
+
+  Raises:
+    ValueError: a workdir of another run, no number of steps, intervals below 1,
+      or too many updates that were not finite.
+  """
+  if evaluate_every_steps < 1 or checkpoint_every_steps < 1:
+    raise ValueError(
+      f'evaluate_every_steps is {evaluate_every_steps} and '
+      f'checkpoint_every_steps is {checkpoint_every_steps}; expected 1 or more.'
+    )
+  workdir = Path(workdir)
+
+  # --- state ------------------------------------------------------------------
+  compute = dataclasses.replace(model.config, dtype=compute_dtype, remat=remat)
+  model = dataclasses.replace(model, config=compute)
+  if lora is not None:
+    model = lora_lib.add(model, lora)
+  layout = _Layout(model, optimizer, mesh)
+  model = dataclasses.replace(model, params=layout.place(model.params))
+  experience_source = source(model)
+  if num_steps is None:
+    num_steps = experience_source.num_steps
+  if num_steps is None:
+    raise ValueError('num_steps is None and the source has no end; give it.')
+  workdirs.claim(workdir, config_text)
+  checkpoints = Checkpoints(workdir / 'checkpoints')
+  state = train_state.init_state(optimizer, model.params, layout.state)
+  first_step, dull_steps, saved_step = 0, 0, None
+  restored = checkpoints.restore(state.replace(frozen={}))
+  if restored is not None:
+    state = restored.state.replace(frozen=state.frozen)
+    first_step = restored.step
+    saved_step = first_step
+    dull_steps = restored.extras['dull_steps']
+    experience_source.restore(restored.extras['source'])
+  measure = _Measure([make(model, workdir) for make in evaluators])
+  warned: set[str] = set()
+
+  def save(step: int) -> None:
+    nonlocal saved_step
+    if step != saved_step:
+      extras = {
+        'source': experience_source.state(),
+        'dull_steps': dull_steps,
+        'operative_config': operative_config(),
+      }
+      # What is frozen is in the model that the run starts from.
+      learned = state.replace(frozen={})
+      checkpoints.save(step, learned, extras, config_text)
+      saved_step = step
+
+  with (
+    checkpoints,
+    Preemption() as preemption,
+    MetricLog(
+      workdir,
+      first_step=first_step,
+      shown=_SHOWN if on_step is None else (),
+    ) as log,
+  ):
+    # The row of a step is about the params that its updates start from; a last
+    # row only measures.
+    for step in range(first_step, num_steps + 1):
+      if step == stop_at_step:
+        return measure.latest
+      metrics: dict[str, float] = {}
+      begun = time.perf_counter()
+
+      # --- evaluate -------------------------------------------------------------
+      reading_params = layout.for_rollouts(state.all_params)
+      if step == num_steps or step % evaluate_every_steps == 0:
+        metrics |= measure(reading_params, step)
+        reached = _reached(stop_when, measure.latest)
+        if reached:
+          save(step)
+        if reached or step == num_steps:
+          log.write(step, metrics)
+          break
+      measured = time.perf_counter()
+
+      # --- experience: rollout, verify, advantages; or demonstrations -----------
+      experience = experience_source.next(step, reading_params)
+      del reading_params
+      made = time.perf_counter()
+
+      # --- update ---------------------------------------------------------------
+      state, update_metrics = _apply(
+        layout.update, optimizer, state, experience
+      )
+      updated = time.perf_counter()
+      _stop_if_broken(int(state.skipped), step)
+
+      # --- log ------------------------------------------------------------------
+      metrics |= update_metrics | dict(experience.metrics)
+      metrics |= {f'seconds/{k}': v for k, v in experience.seconds.items()}
+      metrics |= {
+        'skipped_updates': float(state.skipped),
+        'learning_rate': float(
+          train_state.learning_rate(optimizer)(max(state.step - 1, 0))
+        ),
+        'trained_tokens': experience.trained_tokens,
+        'tokens_per_second': experience.trained_tokens / (updated - measured),
+        'seconds/evaluate': measured - begun,
+        'seconds/update': updated - made,
+        'seconds/step': updated - measured,
+      }
+      log.write(step, metrics)
+      if step == first_step and sharding.is_main():
+        workdirs.replace(
+          workdir / 'operative_config.gin', operative_config().encode()
+        )
+      if on_step is not None:
+        on_step(step, metrics)
+      dull = metrics.get('groups/degenerate') == 1.0
+      dull_steps = dull_steps + 1 if dull else 0
+      if dull_steps == _DULL_STEPS:
+        logging.warning(
+          'step %d: for %d steps no group of rollouts had an advantage, their '
+          'rewards being all alike, so nothing is learned: the task is too easy or '
+          'too hard, or the verifier does not see the answers.',
+          step,
+          dull_steps,
+        )
+      for warning in experience.warnings:
+        _warn_once(warned, step, warning)
+
+      # --- checkpoint -----------------------------------------------------------
+      preempted = preemption.reached(step)
+      if (
+        preempted
+        or step + 1 in (num_steps, stop_at_step)
+        or (step + 1) % checkpoint_every_steps == 0
+      ):
+        save(step + 1)
+      if preempted:
+        logging.warning('stopped by SIGTERM after step %d.', step)
+        return measure.latest
+  exported = workdir / 'model'
+  params = sharding.to_host(state.all_params)
+  if sharding.is_main() and not exported.exists():
+    plain, params = lora_lib.merged(model.config, params)
+    huggingface.save_model(exported, plain, params, model.tokenizer)
+  return measure.latest
+
+
+class _Layout:
+  """Where params and state are, and the programs that depend on it."""
+
+  def __init__(self, model: Model, optimizer: OptimizerConfig, mesh):
+    self.state, reading = None, None
+    if mesh is not None:
+      devices = jax.sharding.get_mesh()
+      boxes = transformer.abstract_params(model.config)
+      self.state = train_state.state_shardings(optimizer, boxes, devices)
+      reading = sharding.param_shardings(devices, boxes, sharding.ROLLOUTS)
+    self.update = update_lib.make_update(self.state)
+    self.for_rollouts = sharding.make_reshard(reading, model.config.dtype)
+
+  def place(self, params: dict) -> dict:
+    """Params as training has them."""
+    if self.state is None:
+      return params
+    return jax.device_put(params, self.state.all_params)
+
+
+class _Measure:
+  """All evaluators as one, which remembers what it measured."""
+
+  def __init__(self, evaluators: Sequence[Evaluator]):
+    self._evaluators = evaluators
+    self.latest: dict[str, float] = {}
+
+  def __call__(self, params: dict, step: int) -> dict[str, float]:
+    begun = time.perf_counter()
+    self.latest = {}
+    for evaluator in self._evaluators:
+      self.latest |= evaluator(params, step)
+    shown = '  '.join(f'{k} {v:.3f}' for k, v in self.latest.items())
+    if shown and sharding.is_main():
+      print(f'after {step} steps: {shown}', flush=True)
+    return self.latest | {'seconds/evaluate': time.perf_counter() - begun}
+
+
+def _apply(
+  update, optimizer: OptimizerConfig, state: TrainState, experience
+) -> tuple[TrainState, dict[str, float]]:
+  """One optimizer step a mini-batch; metrics are means over all of them."""
+  found = []
+  for batches in experience.mini_batches:
+    state, metrics = update(experience.objective, optimizer, state, batches)
+    found.append(metrics)
+  total = jax.tree.map(lambda *x: sum(x), *found)
+  is_mean = lambda x: hasattr(x, 'mean')  # noqa: E731
+  means = jax.tree.map(lambda m: float(m.mean()), total, is_leaf=is_mean)
+  if 'sampler_gap' in means:
+    # Before the first update sampler and trainer have the same params.
+    means['sampler_gap'] = float(found[0]['sampler_gap'].mean())
+  return state, means
+
+
+def _stop_if_broken(skipped: int, step: int) -> None:
+  if skipped > _MAX_SKIPPED:
+    raise ValueError(
+      f'step {step}: {skipped} updates were not finite and were skipped; lower '
+      'the learning rate, or look at the rows of the last steps.'
+    )
+
+
+def _warn_once(warned: set[str], step: int, warning: str) -> None:
+  # Numbers differ from step to step; what is wrong does not.
+  kind = ''.join(c for c in warning if not c.isdigit())
+  if kind not in warned:
+    warned.add(kind)
+    logging.warning('step %d: %s', step, warning)
+
+
+def _reached(
+  stop_when: Mapping[str, float] | None, measured: Mapping[str, float]
+) -> bool:
+  return bool(stop_when) and all(
+    measured.get(name, float('-inf')) >= least
+    for name, least in stop_when.items()
+  )

@@ -1,0 +1,339 @@
+"""Readings of a batch: the same turns whatever is read beside them, and by whom."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memagent_jax import tokens as tokens_lib
+from memagent_jax.agent import prompts, rollout, trajectories
+from memagent_jax.agent.reader import Reader
+from memagent_jax.data.batches import Batch
+from memagent_jax.rl import validation as validation_lib
+from memagent_jax.sampling import decode
+from memagent_jax.structs import EOS, LENGTH, SKIPPED, Documents, Response
+from memagent_jax.train import sequences
+from tests import tiny_runs
+
+
+@pytest.fixture(scope='module')
+def model(tiny_tokenizer):
+  return tiny_runs.model(tiny_tokenizer)
+
+
+@pytest.fixture(scope='module')
+def agent(model):
+  return tiny_runs.agent(model)
+
+
+@pytest.fixture(scope='module')
+def batch(tiny_tokenizer):
+  """Two documents, of one and of four chunks."""
+  return make_batch(tiny_tokenizer, (1, 4))
+
+
+def make_batch(tokenizer, chunks) -> Batch:
+  """Documents 0, 1, ... of so many chunks, in this order."""
+  examples = [tiny_runs.document(i, c) for i, c in enumerate(chunks)]
+  width, slots = tiny_runs.READING.chunk_tokens, max(chunks)
+  ids = [tokenizer.encode(e.document) for e in examples]
+  chunk = [
+    tokens_lib.pad_rows([row[c * width :][:width] for row in ids], width)
+    for c in range(slots)
+  ]
+  questions = [tokenizer.encode(e.question) for e in examples]
+  return Batch(
+    documents=Documents(
+      tokens_lib.pad_rows(questions, tiny_runs.READING.question_tokens),
+      jax.tree.map(lambda *x: jnp.stack(x), *chunk),
+    ),
+    ids=tuple(e.id for e in examples),
+    tasks=tuple(e.task for e in examples),
+    answers=tuple(e.answers for e in examples),
+    rewards=tuple(e.reward for e in examples),
+    metrics=tuple(e.metric for e in examples),
+    readings=(0,) * len(examples),
+  )
+
+
+def part(batch: Batch, order) -> Batch:
+  """The documents with these numbers."""
+  order = list(order)
+  named = {
+    name: tuple(getattr(batch, name)[b] for b in order)
+    for name in ('ids', 'tasks', 'answers', 'rewards', 'metrics', 'readings')
+  }
+  documents = Documents(
+    jax.tree.map(lambda x: x[jnp.asarray(order)], batch.documents.question),
+    jax.tree.map(lambda x: x[:, jnp.asarray(order)], batch.documents.chunk),
+  )
+  return Batch(documents=documents, **named)
+
+
+def ids_of(found, n):
+  """Sampled ids of every turn of trajectory n; [] where it was skipped."""
+  response = found.turns.response
+  turns = [
+    response.ids_NxR[c, n, : response.length_N[c, n]].tolist()
+    for c in range(len(response.length_N))
+  ]
+  answer = found.answer
+  return [*turns, answer.ids_NxR[n, : answer.length_N[n]].tolist()]
+
+
+@pytest.fixture(scope='module')
+def whole(agent, model, batch):
+  return trajectories.sample(agent, model.params, batch, rollouts=3, seed=2)
+
+
+def test_turns_are_those_of_the_documents(whole):
+  """Trajectory b * G + g reads document b, all its chunks and no more."""
+  read_CxN = whole.turns.response.finish_N != SKIPPED
+  assert read_CxN.sum(axis=0).tolist() == [1, 1, 1, 4, 4, 4]
+  assert whole.rollouts == 3
+  assert len({tuple(map(tuple, ids_of(whole, n))) for n in range(6)}) == 6
+
+
+def test_parts_change_nothing(agent, model, batch, whole):
+  again = trajectories.sample(
+    agent, model.params, batch, rollouts=3, seed=2, rows_at_once=2
+  )
+  assert [ids_of(again, n) for n in range(6)] == [
+    ids_of(whole, n) for n in range(6)
+  ]
+  assert jax.tree.map(np.shape, (again.documents, again.turns)) == jax.tree.map(
+    np.shape, (whole.documents, whole.turns)
+  )
+  with pytest.raises(ValueError, match=r'6 trajectories do not divide.* 4'):
+    trajectories.sample(
+      agent, model.params, batch, rollouts=3, seed=2, rows_at_once=4
+    )
+
+
+@pytest.mark.slow
+def test_windows_change_nothing(agent, model, batch, whole, monkeypatch):
+  # Three slots, then one.
+  monkeypatch.setattr(trajectories, 'WINDOW_CHUNKS', 3)
+  again = trajectories.sample(agent, model.params, batch, rollouts=3, seed=2)
+  assert [ids_of(again, n) for n in range(6)] == [
+    ids_of(whole, n) for n in range(6)
+  ]
+
+
+@pytest.mark.slow
+def test_samples_follow_from_seed_example_and_rollout(
+  agent, model, batch, whole
+):
+  """And the reading: not a row's place, nor what is sampled beside it."""
+  expected = [ids_of(whole, n) for n in range(6)]
+  swapped = trajectories.sample(
+    agent, model.params, part(batch, (1, 0)), rollouts=3, seed=2
+  )
+  assert [ids_of(swapped, n) for n in range(6)] == expected[3:] + expected[:3]
+  # The second document for the second time: as its rollouts 3, 4 and 5.
+  again = dataclasses.replace(batch, readings=(0, 1))
+  later = trajectories.sample(agent, model.params, again, rollouts=3, seed=2)
+  more = trajectories.sample(agent, model.params, batch, rollouts=6, seed=2)
+  assert [ids_of(later, n) for n in range(6)] == expected[:3] + [
+    ids_of(more, n) for n in (9, 10, 11)
+  ]
+  other = trajectories.sample(agent, model.params, batch, rollouts=3, seed=5)
+  assert all(a != b for a, b in zip(ids_of(other, 3), expected[3], strict=True))
+
+
+# --- Verdicts -----------------------------------------------------------------
+
+
+def answers_of(tokenizer, texts, finish) -> Response:
+  """Answers of these texts; those that ended have their control id."""
+  rows = [
+    [*tokenizer.encode(text), *([tokenizer.eos_ids[0]] * (f == EOS))]
+    for text, f in zip(texts, finish, strict=True)
+  ]
+  tokens = tokens_lib.pad_rows(rows, 30)
+  return Response(
+    ids_NxR=np.asarray(tokens.ids_NxW),
+    logprob_NxR=np.zeros((len(rows), 30), np.float32),
+    length_N=np.asarray(tokens.length_N),
+    finish_N=np.asarray(finish, np.int32),
+  )
+
+
+def test_verdicts_are_of_the_documents_own_scorers(
+  whole, batch, tiny_tokenizer
+):
+  texts = [
+    *('\\boxed{42}', 'It is 42.', '\\boxed{41}'),
+    *('\\boxed{}', '42', '\\boxed{42'),
+  ]
+  finish = [EOS, EOS, LENGTH, EOS, LENGTH, LENGTH]
+  found = dataclasses.replace(
+    whole, answer=answers_of(tiny_tokenizer, texts, finish)
+  )
+  batch = dataclasses.replace(
+    batch,
+    answers=(('42', 'forty-two'), ('42',)),
+    rewards=('boxed_em', 'em'),
+    metrics=('sub_em_strict', 'boxed_em'),
+  )
+  verdicts = trajectories.judge(tiny_tokenizer, batch, found)
+  # The second document is rewarded for what stands there without a box, too.
+  assert verdicts.reward_BxG.tolist() == [[1, 0, 0], [0, 1, 0]]
+  assert verdicts.metric_BxG.tolist() == [[1, 1, 0], [0, 0, 0]]
+  assert list(verdicts.answers) == texts
+  assert sum(verdicts.outcomes.values()) == 6
+  assert verdicts.outcomes['correct'] == 2
+  assert verdicts.outcomes['no_box'] == 1
+
+
+# --- One prompt, and ids from turn to turn ------------------------------------
+
+
+def prompts_of(tokenizer):
+  return prompts.compile_template(tiny_runs.TEMPLATE, tokenizer)
+
+
+@pytest.mark.slow
+def test_memory_moves_as_ids_that_encoding_would_change(
+  agent, model, batch, tiny_tokenizer
+):
+  """Of a model that writes `h`, `e`, `l`, `l`, which the tokenizer would merge."""
+  letters = [tiny_tokenizer.encode(c)[0] for c in 'hel']
+  embedding = np.array(model.params['embedding'])
+  others = np.setdiff1d(np.arange(len(embedding)), letters)
+  # Tied: these are the head's rows, too.
+  embedding[others] *= 0.1
+  embedding[letters] *= 3.0
+  params = {**model.params, 'embedding': jnp.asarray(embedding)}
+  found = trajectories.sample(agent, params, batch, rollouts=3, seed=2)
+  rows, _ = sequences.trajectory_rows(
+    agent, found.documents, found.first_memory, found.turns, found.answer
+  )
+  changed = 0
+  for n in range(3, 6):
+    sampled = ids_of(found, n)
+    for t in range(4):
+      finish = found.turns.response.finish_N[t, n]
+      memory = sampled[t][: len(sampled[t]) - (finish == EOS)]
+      text = tiny_tokenizer.decode(memory)
+      changed += tiny_tokenizer.encode(text) != memory
+      # The prompt of the next turn, the answer's behind that of the last.
+      row = (t + 1) * 6 + n
+      prompt = np.asarray(rows.ids_NxS)[row][: int(rows.prompt_length_N[row])]
+      start = len(prompts_of(tiny_tokenizer).memory_turn[0])
+      start += int(found.documents.question.length_N[n])
+      joint = prompts_of(tiny_tokenizer).memory_turn[2]
+      if t == 3:
+        joint = prompts_of(tiny_tokenizer).answer_turn[2]
+      start += len(joint)
+      assert prompt[start : start + len(memory)].tolist() == memory
+  assert changed > 4
+
+
+@pytest.fixture
+def prompts_seen(monkeypatch):
+  """Grows by the prompt of every turn that is sampled, as ids."""
+  seen, generate = [], decode.generate
+
+  def record(ids_NxW, length_N, active_N):
+    for ids, length, active in zip(ids_NxW, length_N, active_N, strict=True):
+      if active:
+        seen.append(tuple(ids[:length].tolist()))
+
+  def watched(config, params, prompt, *args, active_N=None, **kwargs):
+    on = jnp.ones(prompt.length_N.shape, bool) if active_N is None else active_N
+    jax.debug.callback(record, prompt.ids_NxW, prompt.length_N, on)
+    return generate(config, params, prompt, *args, active_N=active_N, **kwargs)
+
+  def forget():
+    rollout.read.clear_cache()
+    rollout.answer.clear_cache()
+
+  monkeypatch.setattr(decode, 'generate', watched)
+  forget()
+
+  def take():
+    jax.effects_barrier()
+    taken = sorted(seen)
+    seen.clear()
+    return taken
+
+  yield take
+  # Programs that were compiled with the recorder.
+  forget()
+
+
+def by_hand(tokenizer, turns, document):
+  """Prompts of a reading, joined on the host from the memories' ids."""
+  rows = [[*prompts_of(tokenizer).empty_memory]]
+  rows += [turn.memory_ids for turn in turns]
+  fields = {'question': tokenizer.encode(document.question)}
+  made = []
+  for memory, turn in zip(rows, [*turns, None], strict=True):
+    fields['memory'], pieces = memory, prompts_of(tokenizer).answer_turn
+    if turn is not None:
+      fields['chunk'] = tokenizer.encode(turn.chunk)
+      pieces = prompts_of(tokenizer).memory_turn
+    made.append(
+      tuple(i for p in pieces for i in (fields[p] if isinstance(p, str) else p))
+    )
+  return made
+
+
+def without_end(response, n):
+  length = response.length_N[n] - (response.finish_N[n] == EOS)
+  return response.ids_NxR[n, :length].tolist()
+
+
+@pytest.mark.slow
+def test_reader_training_and_evaluation_see_the_same_ids(
+  model, tiny_tokenizer, prompts_seen, tmp_path
+):
+  """A document's id is its question, so that all of them sample alike."""
+  document = tiny_runs.document(0, 3)
+  assert document.id == document.question
+  reader = Reader(
+    model, document.question, tiny_runs.READING, tiny_runs.TEMPLATE
+  )
+  turns = reader.feed(document.document) + reader.finish()
+  (answer,) = reader.answer()
+  expected = by_hand(tiny_tokenizer, turns, document)
+  assert len(expected) == 4
+  assert prompts_seen() == sorted(expected)
+  # What the answer turn asks for has one pair of braces.
+  text = tiny_tokenizer.decode(expected[-1])
+  assert '\\boxed{}?' in text
+
+  validation = validation_lib.Validation(
+    model,
+    tmp_path,
+    documents=tiny_runs.documents((3,), count=2),
+    template=tiny_runs.TEMPLATE,
+    reading=tiny_runs.READING,
+    count=2,
+    rows=2,
+  )
+  validation(model.params, 0)
+  both = prompts_seen()
+  # The other half is another document's.
+  assert len(both) == 8 and set(expected) <= set(both)
+
+  # Of two rollouts, the first has the reader's key.
+  source = tiny_runs.rollouts(
+    model, chunks=(3,), count=1, documents_per_step=1, rollouts=2
+  )
+  batch, found = source.sample(model.params)
+  both = prompts_seen()
+  assert len(both) == 8 and set(expected) <= set(both)
+  verdicts = trajectories.judge(tiny_tokenizer, batch, found)
+  rows = source.rows(found, verdicts).turns
+  sampled = ids_of(found, 0)
+  # Four chunk slots, of which the last is empty, and the answer; two rollouts.
+  for t, prompt in zip((0, 1, 2, 4), expected, strict=True):
+    row, p = rows.ids_NxS[2 * t].tolist(), int(rows.prompt_length_N[2 * t])
+    assert tuple(row[:p]) == prompt
+    assert row[p:][: int(rows.response_length_N[2 * t])] == sampled[t]
+  assert sampled[3] == [] and int(rows.response_length_N[6]) == 0
+  assert without_end(found.answer, 0) == answer.answer_ids

@@ -1,0 +1,200 @@
+"""The commands `evaluate` and `report`, as a user starts them."""
+
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GRID = """
+from __gin__ import dynamic_registration
+import memagent_jax.commands.runs as runs
+import memagent_jax.data.benchmarks as benchmarks
+import memagent_jax.evals.grid as grid
+import memagent_jax.evals.runner as runner
+import memagent_jax.evals.methods.memory_agent as memory_agent
+import memagent_jax.evals.methods.one_turn as one_turn
+import memagent_jax.agent.prompts as prompts
+import memagent_jax.agent.rollout as rollout
+
+SEED = 0
+
+runs.run.start = @runner.evaluate
+runner.evaluate.models = {'tiny': 'MODEL'}
+runner.evaluate.methods = {
+    'memory': @memory_agent.Memory(),
+    'recent': @one_turn.OneTurn(),
+}
+runner.evaluate.rows = 4
+runner.evaluate.blocks = [@grid.Block()]
+runner.evaluate.documents = @runner.Documents()
+runner.Documents.texts = @registry.Texts()
+runner.Documents.counted_with = 'MODEL'
+runner.Documents.answer_tokens = 8
+runner.evaluate.save_every_seconds = 0.0
+memory_agent.Memory.window_chunks = 2
+memory_agent.Memory.template = @prompts.Template()
+prompts.Template.memory_turn = '{question}|{memory}|{chunk}:'
+prompts.Template.answer_turn = '{question}|{memory}:'
+prompts.Template.empty_memory = '-'
+memory_agent.Memory.reading = @rollout.ReadingConfig()
+rollout.ReadingConfig.chunk_tokens = 100
+rollout.ReadingConfig.memory_tokens = 12
+rollout.ReadingConfig.answer_tokens = 8
+rollout.ReadingConfig.question_tokens = 100
+one_turn.OneTurn.context = 'recent'
+one_turn.OneTurn.answer_tokens = 8
+grid.Block.models = ['tiny']
+grid.Block.methods = ['memory', 'recent']
+grid.Block.tasks = ['niah_single_1', 'vt']
+grid.Block.sizes = [600, 1200, 6000]
+grid.Block.examples = 3
+grid.Block.seeds = [%SEED]
+"""
+
+
+@pytest.fixture
+def grid_file(tmp_path, tiny_model_dir):
+  path = tmp_path / 'grid.gin'
+  path.write_text(GRID.replace('MODEL', str(tiny_model_dir)), encoding='utf-8')
+  return path
+
+
+def command(grid_file, workdir, *flags):
+  return [
+    *(sys.executable, '-m', 'experiments.evaluate', f'--gin_file={grid_file}'),
+    *(f'--workdir={workdir}', *flags),
+  ]
+
+
+def evaluate(grid_file, workdir, *flags, ok=True):
+  done = subprocess.run(
+    command(grid_file, workdir, *flags),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert (done.returncode == 0) == ok, done.stderr
+  return done.stdout if ok else done.stderr
+
+
+def killed(grid_file, workdir, *flags, at_bytes):
+  """Starts the grid, and kills it when its files have grown by so much."""
+
+  def written():
+    return sum(
+      path.stat().st_size for path in workdir.rglob('*.json*') if path.is_file()
+    )
+
+  before = written()
+  with subprocess.Popen(
+    command(grid_file, workdir, *flags),
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  ) as process:
+    while process.poll() is None:
+      try:
+        grown = written() - before
+      except FileNotFoundError:  # replaced just now
+        continue
+      if grown > at_bytes:
+        os.kill(process.pid, signal.SIGKILL)
+      time.sleep(0.005)
+  return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_grid_killed_three_times_equals_one_that_was_not(grid_file, tmp_path):
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  printed = evaluate(grid_file, whole)
+  assert '36 of 36 rows' in printed and 'niah_single_1, greedy' in printed
+  # In the first batch, behind it, and later.
+  kills = [killed(grid_file, cut, at_bytes=n) for n in (500, 4000, 6000)]
+  assert kills == [True, True, True]
+  evaluate(grid_file, cut)
+  assert (cut / 'rows.jsonl').read_bytes() == (
+    whole / 'rows.jsonl'
+  ).read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_and_shards_make_the_same_rows(grid_file, tmp_path):
+  whole, both = tmp_path / 'whole', tmp_path / 'both'
+  evaluate(grid_file, whole)
+  if len(os.sched_getaffinity(0)) > 1:
+    # Other numbers of cores may differ in a row's last bits, not in its tokens.
+    # Both go down with the process that started them.
+    assert killed(grid_file, both, '--processes=2', at_bytes=2000)
+    printed = evaluate(grid_file, both, '--processes=2')
+    assert '36 of 36 rows' in printed
+    assert (both / 'rows.jsonl').read_bytes() == (
+      whole / 'rows.jsonl'
+    ).read_bytes()
+  parts = [tmp_path / f'part{i}' for i in range(2)]
+  for i, part in enumerate(parts):
+    evaluate(grid_file, part, f'--shard={i}/2')
+  printed = evaluate(
+    grid_file, tmp_path / 'all', *(f'--merge={p}' for p in parts)
+  )
+  assert '36 of 36 rows' in printed
+  rows = (tmp_path / 'all' / 'rows.jsonl').read_bytes()
+  assert rows == (whole / 'rows.jsonl').read_bytes()
+
+
+@pytest.mark.slow
+def test_a_report_of_a_part_and_a_seed_of_ones_own(
+  grid_file, tmp_path, run_command
+):
+  workdir = tmp_path / 'run'
+  bindings = ('--gin_bindings=grid.Block.sizes = [600]', '--seed=5')
+  printed = evaluate(grid_file, workdir, *bindings)
+  assert '12 of 12 rows' in printed
+  assert '"seed": 5' in (workdir / 'rows.jsonl').read_text(encoding='utf-8')
+  done = run_command('report', f'--workdir={workdir}', '--title=Mine')
+  assert done.returncode == 0, done.stderr
+  page = (workdir / 'report' / 'report.html').read_text(encoding='utf-8')
+  assert '<h1>Mine</h1>' in page and 'recent' in done.stdout
+  # The same folder for another grid.
+  error = evaluate(grid_file, workdir, ok=False)
+  (line,) = [x for x in error.splitlines() if x.startswith('error:')]
+  assert 'belongs to a run of another config' in line
+  assert error.endswith('\nUse another workdir.\n')
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (["--gin_bindings=grid.Block.tasks=['niah']"], 'choose from niah_single_1'),
+    (['--shard=2'], '--shard is'),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        (
+          ["--gin_bindings=grid.Block.methods=['rag']"],
+          'choose from memory, recent',
+        ),
+        (['--gin_bindings=grid.Block.size=[8]'], 'size'),
+        (['--shard=2/2'], 'shard 2/2: expected an index'),
+        (['--processes=999'], '--processes is 999; this machine has'),
+        (['--merge=nowhere'], 'nowhere: no grid ran here'),
+      )
+    ),
+  ],
+)
+@pytest.mark.slow
+def test_bad_flags_are_one_clear_line(grid_file, tmp_path, flags, message):
+  error = evaluate(grid_file, tmp_path / 'run', *flags, ok=False)
+  last = error.strip().splitlines()[-1]
+  assert last.startswith('error:') and message in last
+
+
+def test_a_report_of_nothing_says_so(tmp_path, run_command):
+  done = run_command('report', f'--workdir={tmp_path}')
+  assert done.returncode == 1 and 'no rows' in done.stderr

@@ -1,0 +1,46 @@
+"""Documents of an exact length, whatever a unit of filler is worth."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from memagent_jax.data.benchmarks.fit_length import ByteEncoder, Draft, fit
+
+
+def drafts(unit, base='evidence'):
+  """Renders `size` copies of a unit behind the evidence."""
+
+  def render(size):
+    return Draft(base + unit * size, 'Q?', ('a',), ((0, len(base)),), 'units')
+
+  return render
+
+
+@given(st.integers(1, 10), st.integers(600, 3_000_000), st.integers(0, 500))
+def test_any_target_is_met(unit_bytes, target, reserved):
+  draft, tokens = fit(drafts('x' * unit_bytes), ByteEncoder(), target, reserved)
+  assert tokens == len(draft.document) + len('Q?') + reserved
+  assert 0.98 * target <= tokens <= target
+
+
+def test_a_long_document_is_encoded_a_few_times_only():
+  sizes = []
+
+  class Encoder:
+    def encode(self, text):
+      sizes.append(len(text))
+      return [0] * (len(text) // 4)
+
+  fit(drafts('abcd efg'), Encoder(), 1_000_000, 0)
+  assert sum(size > 2_000_000 for size in sizes) <= 2
+  assert sum(sizes) < 2 * 4_000_000
+
+
+def test_no_room_names_what_takes_it():
+  with pytest.raises(ValueError, match=r'20 tokens leave no room: .* are 22'):
+    fit(drafts('x'), ByteEncoder(), 20, 12)
+
+
+def test_units_that_are_too_coarse_are_an_error_not_a_loop():
+  with pytest.raises(ValueError, match=r'nearest: \[10, 510\]'):
+    fit(drafts('x' * 500), ByteEncoder(), 300, 0)

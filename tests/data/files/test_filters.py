@@ -1,0 +1,117 @@
+"""Questions that need no document are dropped, and counted."""
+
+import json
+
+import pytest
+
+from memagent_jax.data.examples import Example
+from memagent_jax.data.files.filters import Counts, drop_answerable
+
+
+def _example(name, *answers):
+  return Example(name, 'own', 'document', 'question', answers or ('Skye',))
+
+
+def _answers(tmp_path, *rows):
+  path = tmp_path / 'answers.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  return path
+
+
+def _kept(examples, path, **kwargs):
+  counts = Counts()
+  kept = [e.id for e in drop_answerable(examples, path, counts, **kwargs)]
+  assert counts.kept == len(kept)
+  assert counts.kept + counts.dropped == len(examples)
+  return kept, counts
+
+
+_EXAMPLES = [_example(name) for name in ('none', 'one', 'both', 'unasked')]
+_ROWS = (
+  {'id': 'none', 'answers': ['Mull', '']},
+  {'id': 'one', 'answers': ['Mull', 'the skye.']},
+  {'id': 'both', 'answers': ['\\boxed{Skye}', 'Skye']},
+)
+
+
+def test_any_right_sample_drops(tmp_path):
+  kept, counts = _kept(_EXAMPLES, _answers(tmp_path, *_ROWS))
+  assert kept == ['none', 'unasked']
+  assert counts == Counts(kept=2, dropped=2, without_answers=1)
+
+
+def test_all_samples_must_be_right_if_asked_so(tmp_path):
+  kept, counts = _kept(_EXAMPLES, _answers(tmp_path, *_ROWS), rule='all')
+  assert kept == ['none', 'one', 'unasked']
+  assert counts == Counts(kept=3, dropped=1, without_answers=1)
+
+
+def test_a_second_line_adds_samples(tmp_path):
+  more = {'id': 'none', 'answers': ['Skye']}
+  path = _answers(tmp_path, *_ROWS, more)
+  assert _kept(_EXAMPLES, path)[0] == ['unasked']
+  assert _kept(_EXAMPLES, path, rule='all')[0] == ['none', 'one', 'unasked']
+
+
+def test_the_metric_decides_and_partly_right_is_not_right(tmp_path):
+  row = {'id': 'a', 'answers': ['It is Skye, I think.']}
+  path = _answers(tmp_path, row)
+  examples = [_example('a')]
+  assert _kept(examples, path, metric='em')[0] == ['a']
+  assert _kept(examples, path, metric='f1')[0] == ['a']
+  assert _kept(examples, path, metric='ruler_part')[0] == []
+  both = [_example('a', 'Skye', 'Mull')]
+  assert _kept(both, path, metric='ruler_all')[0] == ['a']
+
+
+def test_examples_stream(tmp_path):
+  def examples():
+    yield _example('none')
+    raise AssertionError('read ahead')
+
+  path = _answers(tmp_path, *_ROWS)
+  assert next(drop_answerable(examples(), path, Counts())).id == 'none'
+
+
+@pytest.mark.parametrize(
+  ('row', 'got'),
+  [
+    ({'id': 'a'}, "{'id': 'a'}"),
+    ({'id': 'a', 'answers': []}, "'answers': []"),
+    ({'id': 'a', 'answers': 'Skye'}, "'Skye'"),
+    ({'id': 'a', 'answers': [None]}, '[None]'),
+    ({'id': 3, 'answers': ['x']}, "'id': 3"),
+    ({'id': 'a', 'answers': ['x'], 'b': 1}, "'b': 1"),
+    ([], '[]'),
+  ],
+)
+def test_a_wrong_line_is_named(tmp_path, row, got):
+  path = _answers(tmp_path, _ROWS[0], row)
+  with pytest.raises(ValueError) as e:
+    _kept(_EXAMPLES, path)
+  assert str(e.value).startswith(f'{path}:2: got ')
+  assert got in str(e.value)
+  assert '{"id": text, "answers": [text, ...]}' in str(e.value)
+
+
+def test_other_mistakes_are_named(tmp_path):
+  path = _answers(tmp_path, *_ROWS)
+  with pytest.raises(ValueError, match="rule is 'most'; expected one of any"):
+    _kept(_EXAMPLES, path, rule='most')
+  with pytest.raises(ValueError, match="'best'"):
+    _kept(_EXAMPLES, path, metric='best')
+  with pytest.raises(ValueError, match='no such file'):
+    _kept(_EXAMPLES, tmp_path / 'none.jsonl')
+  (tmp_path / 'answers.jsonl').write_text('{}\n{"id": \n')
+  with pytest.raises(ValueError, match=r'answers\.jsonl:1: got \{\}'):
+    _kept(_EXAMPLES, path)
+
+
+def test_answers_to_other_examples_are_an_error(tmp_path):
+  path = _answers(tmp_path, *_ROWS)
+  with pytest.raises(ValueError, match=r"'none' and others.*like 'x/1'"):
+    _kept([_example('x/1')], path)
+  path = _answers(tmp_path)
+  with pytest.raises(ValueError, match='to no example'):
+    _kept([_example('x/1')], path)
+  assert _kept([], path) == ([], Counts())

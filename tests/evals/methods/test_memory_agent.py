@@ -1,0 +1,156 @@
+"""The agent as a method: the same readings as the Reader's, and resuming."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from memagent_jax import tokens as tokens_lib
+from memagent_jax.agent import rollout
+from memagent_jax.agent.reader import Reader
+from memagent_jax.evals.methods import memory_agent
+from memagent_jax.evals.methods.memory_agent import Memory
+from memagent_jax.evals.methods.progress import Progress
+from memagent_jax.models import flops
+from memagent_jax.structs import EOS, LENGTH, Response, Tokens, Turns
+from tests import tiny_runs
+
+METHOD = Memory(
+  tiny_runs.TEMPLATE,
+  dataclasses.replace(tiny_runs.READING, temperature=0.0, chunk_cut='sentence'),
+  window_chunks=2,
+)
+CHUNKS = (5, 1, 8, 0)
+
+
+@pytest.fixture(scope='module')
+def model(tiny_tokenizer):
+  return tiny_runs.model(tiny_tokenizer)
+
+
+def examples():
+  made = [tiny_runs.document(i, chunks or 1) for i, chunks in enumerate(CHUNKS)]
+  made[3] = dataclasses.replace(made[3], document='')
+  return made
+
+
+@pytest.mark.slow
+def test_documents_side_by_side_are_read_as_one_alone(model):
+  answered = METHOD.answer(model, examples(), Progress())
+  for example, result in zip(examples(), answered.results, strict=True):
+    reader = Reader(model, example.question, METHOD.reading, tiny_runs.TEMPLATE)
+    turns = reader.feed(example.document) + reader.finish()
+    (answer,) = reader.answer()
+    assert (result.answer, result.finish_reason) == (
+      answer.answer,
+      answer.finish_reason,
+    )
+    assert result.own_tokens == result.read_tokens == reader.tokens_read
+    for reason in ('eos', 'length'):
+      mine = [t for t in turns if t.finish_reason == reason]
+      assert result.turns[reason] == len(mine)
+    memories = ['none', *(t.memory for t in turns)]
+    changed = [
+      (t.chunk_index, t.chunk, t.memory)
+      for t, before in zip(turns, memories, strict=False)
+      if t.memory != before
+    ]
+    assert [
+      (line['chunk_index'], line['chunk'], line['memory'])
+      for line in result.trace
+    ] == changed
+
+
+@pytest.mark.slow
+def test_flops_are_those_of_the_turns(model):
+  (result,) = METHOD.answer(model, examples()[1:2], Progress()).results
+  reader = Reader(model, 'Who 1?', METHOD.reading, tiny_runs.TEMPLATE)
+  (turn,) = reader.feed(examples()[1].document) + reader.finish()
+  (answer,) = reader.answer()
+  agent = rollout.make_agent(model, tiny_runs.TEMPLATE, METHOD.reading)
+  encode = model.tokenizer.encode
+  shared = agent.prompts.memory_turn_tokens + len(encode('Who 1?'))
+  first = shared + len(encode('none')) + turn.chunk_tokens
+  last = (
+    agent.prompts.answer_turn_tokens
+    + len(encode('Who 1?'))
+    + len(turn.memory_ids)
+  )
+  sampled = len(answer.answer_ids) + (answer.finish_reason == 'eos')
+  assert result.flops == flops.turn_flops(
+    model.config, first, turn.response_tokens
+  ) + flops.turn_flops(model.config, last, sampled)
+
+
+def test_a_killed_reading_goes_on_where_it_was_saved(
+  model, tmp_path, monkeypatch
+):
+  expected = METHOD.answer(model, examples(), Progress()).results
+  path = tmp_path / 'progress.json'
+  read, calls = rollout.read, []
+
+  def killed(*args):
+    calls.append(np.asarray(args[6])[0])
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return read(*args)
+
+  monkeypatch.setattr(rollout, 'read', killed)
+  with pytest.raises(KeyboardInterrupt):
+    METHOD.answer(model, examples(), Progress(path, every_seconds=0.0))
+  progress = Progress(path)
+  assert progress.state['first'] == 4
+  assert METHOD.answer(model, examples(), progress).results == expected
+  # Chunks 0 to 3 were not read again.
+  assert calls[:3] == [0, 2, 4] and calls[3] == 4
+
+
+def test_health_says_what_the_memories_did(model):
+  """Turns made by hand: the answer comes, goes, and comes again."""
+  agent = rollout.make_agent(model, tiny_runs.TEMPLATE, METHOD.reading)
+  example = dataclasses.replace(tiny_runs.document(0, 6), answers=('Z', 'Q'))
+  row = memory_agent._Row(agent, model.tokenizer, METHOD.reading, example, 3)
+  texts = ['none', 'a Q', 'a Q', 'abcd', 'Z', '']
+  finish = [EOS, EOS, EOS, LENGTH, EOS, EOS]
+  ids = [model.tokenizer.encode(text) for text in texts]
+  kept = tokens_lib.pad_rows(ids, 9)
+  length = np.array([len(row) + 1 for row in ids])
+  turns = Turns(
+    Response(None, None, length[:, None], np.array(finish)[:, None]),
+    Tokens(
+      np.asarray(kept.ids_NxW)[:, None], np.asarray(kept.length_N)[:, None]
+    ),
+    None,
+  )
+  row.add(turns, 0, [[1] * 5] * 6, 0)
+  result = row.result('', 'eos', 1)
+  assert result.health == {
+    'saturated': 1 / 6,
+    'empty': 1 / 6,
+    'unchanged': 2 / 6,
+    'constant': False,
+    **{
+      f'length_p{q}': float(np.percentile(length - 1, q)) for q in (10, 50, 90)
+    },
+    'evidence_enters_turn': 1,
+    'evidence_leaves_turn': 3,
+    'evidence_kept': False,
+  }
+  assert [line['chunk_index'] for line in result.trace] == [1, 3, 4, 5]
+  assert result.turns == {'eos': 5, 'length': 1}
+  assert result.own_tokens == 30
+
+
+def test_chunks_of_short_documents_are_timed_but_for_the_first_call(model):
+  reading = dataclasses.replace(METHOD.reading, seed=77)
+  method = dataclasses.replace(METHOD, reading=reading, window_chunks=4)
+  document = [tiny_runs.document(0, 2)]
+  assert list(method.answer(model, document, Progress()).chunk_seconds) == []
+  (seconds,) = method.answer(model, document, Progress()).chunk_seconds
+  assert 0 < seconds < 5
+
+
+def test_a_question_over_its_cap_names_the_example(model):
+  example = dataclasses.replace(tiny_runs.document(0, 1), question='Who? ' * 9)
+  with pytest.raises(ValueError, match=r'^example Who 0\?: .* is 12'):
+    METHOD.answer(model, [example], Progress())

@@ -1,0 +1,37 @@
+"""Where a batch is: what is saved, when, and how long it took in all."""
+
+import time
+
+from memagent_jax.evals.methods.progress import Progress
+
+
+def test_a_killed_batch_goes_on_with_its_state_and_its_seconds(tmp_path):
+  path = tmp_path / 'batch.json'
+  killed = Progress(path, every_seconds=0.0)
+  assert killed.state is None and not path.exists()
+  time.sleep(0.3)
+  killed.update(0.5, lambda: {'chunk': 3})
+  # Lost, and done once more.
+  time.sleep(0.3)
+  progress = Progress(path)
+  assert progress.state == {'chunk': 3}
+  assert 0.3 <= progress.seconds < 0.6
+  time.sleep(0.1)
+  assert 0.4 <= progress.seconds < 0.7
+  progress.finish()
+  assert not path.exists()
+  assert Progress(path).state is None
+
+
+def test_nothing_is_saved_or_told_too_often(tmp_path):
+  told, made = [], []
+  progress = Progress(
+    tmp_path / 'x.json', lambda share, _: told.append(share), 0.2
+  )
+  state = lambda: made.append(0)  # noqa: E731
+  progress.update(0.1, state)
+  assert not made and not told
+  time.sleep(0.25)
+  progress.update(0.2, state)
+  progress.update(0.3, state)
+  assert told == [0.2] and len(made) == 1

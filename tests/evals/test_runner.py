@@ -1,0 +1,405 @@
+"""A grid that runs: rows, traces, timings; killed, sharded, merged, retried."""
+
+import dataclasses
+import functools
+import json
+import re
+import time
+
+import pytest
+
+from memagent_jax.agent import rollout
+from memagent_jax.agent.prompts import OneTurnTemplate
+from memagent_jax.data.benchmarks.registry import Texts
+from memagent_jax.evals import eta, records, runner
+from memagent_jax.evals.grid import Block
+from memagent_jax.evals.methods.memory_agent import Memory
+from memagent_jax.evals.methods.method import Answered, Result
+from memagent_jax.evals.methods.one_turn import OneTurn
+from memagent_jax.io import jsonl, workdirs
+from memagent_jax.models.weights import huggingface
+from tests import tiny_runs
+
+READING = dataclasses.replace(
+  tiny_runs.READING, temperature=0.0, question_tokens=90, chunk_tokens=64
+)
+METHODS = {
+  'memory': Memory(tiny_runs.TEMPLATE, READING, 2),
+  'none': OneTurn(
+    context='none',
+    template=OneTurnTemplate('{document}{question}', '{question}'),
+    answer_tokens=5,
+    document_tokens=2000,
+  ),
+}
+BLOCKS = (
+  Block(('tiny',), ('memory',), ('niah_single_1', 'vt'), (600, 900), 3),
+  Block(('tiny',), ('none',), ('vt',), (600, 3000), 2),
+)
+
+
+def evaluate(workdir, directory, **changes):
+  """Evaluates the grid; arguments change it. Lines of the report come back."""
+  lines = []
+  runner.evaluate(
+    **{
+      'workdir': workdir,
+      'models': {'tiny': directory},
+      'methods': METHODS,
+      'blocks': BLOCKS,
+      'documents': runner.Documents(
+        Texts(), directory, template_tokens=0, answer_tokens=5
+      ),
+      'rows': 4,
+      'config_text': 'this grid',
+      'save_every_seconds': 0.0,
+      'report': lines.append,
+    }
+    | changes
+  )
+  return lines
+
+
+@pytest.fixture(scope='module')
+def directory(tiny_tokenizer, tmp_path_factory):
+  path = tmp_path_factory.mktemp('model') / 'tiny'
+  model = tiny_runs.model(tiny_tokenizer)
+  huggingface.save_model(path, model.config, model.params, model.tokenizer)
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def run(directory):
+  return lambda workdir, **changes: evaluate(workdir, directory, **changes)
+
+
+@pytest.fixture(scope='module')
+def whole(run, tmp_path_factory):
+  """The workdir of a grid that nobody interrupted."""
+  workdir = tmp_path_factory.mktemp('whole')
+  run(workdir)
+  return workdir
+
+
+def rows_of(workdir):
+  return (workdir / 'rows.jsonl').read_bytes()
+
+
+def killed_at(monkeypatch, call):
+  """The process dies at this call of `rollout.read`; undo to live on."""
+  read, calls = rollout.read, []
+
+  def dying(*args):
+    calls.append(None)
+    if len(calls) == call:
+      raise KeyboardInterrupt
+    return read(*args)
+
+  monkeypatch.setattr(rollout, 'read', dying)
+
+
+# --- Rows ---------------------------------------------------------------------
+
+
+def test_every_row_is_there_once_in_the_grid_s_order(whole):
+  rows = list(jsonl.read(whole / 'rows.jsonl'))
+  assert [(r['method'], r['task'], r['size'], r['index']) for r in rows] == [
+    *(
+      ('memory', task, size, i)
+      for task in ('niah_single_1', 'vt')
+      for size in (600, 900)
+      for i in range(3)
+    ),
+    *(('none', 'vt', 600, i) for i in range(2)),
+  ]
+  first, last = rows[0], rows[-1]
+  assert first['id'] == 'niah_single_1/600/0/0'
+  assert 0.98 * 600 <= first['tokens'] <= 600
+  assert first['sampling'] == 'greedy' and first['score'] == 0.0
+  assert 0 <= first['depth'] <= 1 and first['error'] == ''
+  assert sum(first['turns'].values()) >= first['own_tokens'] / 64
+  assert first['own_tokens'] == first['read_tokens'] > 400
+  assert last['read_tokens'] == 0 < last['own_tokens']
+
+
+@pytest.mark.slow
+def test_eight_devices_read_what_one_reads(
+  run, directory, tmp_path, run_on_eight_devices
+):
+  run(tmp_path / 'one', rows=8)
+  run_on_eight_devices(f"""
+from memagent_jax.sharding import MeshConfig
+from tests.evals import test_runner
+
+workdir, directory = {str(tmp_path / 'eight')!r}, {directory!r}
+test_runner.evaluate(workdir, directory, rows=8, mesh=MeshConfig(4, 2, 1))
+""")
+  assert rows_of(tmp_path / 'eight') == rows_of(tmp_path / 'one')
+
+
+def test_traces_are_files_beside_the_rows(whole):
+  for row in jsonl.read(whole / 'rows.jsonl'):
+    if row['method'] == 'none':
+      assert row['trace'] == ''
+      continue
+    first, *lines = jsonl.read(whole / row['trace'])
+    assert first['answer'] == row['answer']
+    assert first['caps'] == {'chunk_tokens': 64, 'memory_tokens': 6}
+    changed = (1 - row['health']['unchanged']) * sum(row['turns'].values())
+    assert len(lines) == round(changed)
+
+
+def test_timings_say_what_a_batch_took(whole):
+  lines = records.read_timings(whole)
+  # Memory: 6 rows of each length in batches of 4; one of 2 rows without.
+  assert len(lines) == 5 and {line['rows'] for line in lines} == {4}
+  for line in lines:
+    assert line['seconds'] > 0 and line['flops'] > 0
+    assert line['peak_host_bytes'] > 1e8
+
+
+def test_what_is_not_run_is_priced(whole):
+  (line,) = records.read_not_run(whole)
+  assert (line['method'], line['size']) == ('none', 3000)
+  assert line['flops'] > 0
+
+
+def test_the_price_is_in_the_model_s_own_tokens(run, tmp_path):
+  block = dataclasses.replace(BLOCKS[1], methods=('full',))
+  full = dataclasses.replace(
+    METHODS['none'], context='full', prompt_tokens=9000
+  )
+  options = {'blocks': [block], 'methods': {'full': full}}
+  run(tmp_path / 'one', **options)
+  (line,) = records.read_not_run(tmp_path / 'one')
+  config = tiny_runs.CONFIG
+  (short, *_) = records.read_rows(tmp_path / 'one')
+  own = 3000 * short['own_tokens'] / short['tokens']
+  assert line['flops'] == pytest.approx(full.flops(config, own), rel=0.01)
+  assert line['tokens'] == 3000
+
+
+def test_scores_are_those_of_the_task_s_metric(run, tmp_path, monkeypatch):
+  def right(self, model, examples, progress):
+    texts = [', '.join(e.answers) for e in examples]
+    texts[1] = 'something else'
+    return Answered([Result(t, 'eos', 9, 9, {}, 1.0) for t in texts])
+
+  monkeypatch.setattr(Memory, 'answer', right)
+  lines = run(tmp_path, blocks=BLOCKS[:1])
+  scores = [row['score'] for row in jsonl.read(tmp_path / 'rows.jsonl')]
+  # Every batch has one wrong row in second place.
+  assert sorted(scores) == [0.0] * 4 + [1.0] * 8
+  assert '3 of 4 right' in lines[0] and lines[-1].startswith('12 of 12 rows')
+  assert lines[-1].endswith('0:00:00 in all')
+
+
+# --- Going on -----------------------------------------------------------------
+
+
+def test_a_grid_that_is_done_computes_nothing(run, whole, monkeypatch):
+  before = rows_of(whole)
+  monkeypatch.setattr(Memory, 'answer', None)
+  assert run(whole) == []
+  assert rows_of(whole) == before
+
+
+def test_a_grid_killed_three_times_has_the_same_rows(
+  run, whole, tmp_path, monkeypatch
+):
+  for call in (2, 4, 9):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+      killed_at(patch, call)
+      run(tmp_path)
+  # As a kill in the middle of a write leaves it.
+  path = tmp_path / 'rows.jsonl'
+  path.write_bytes(path.read_bytes() + b'{"model": "ti')
+  run(tmp_path)
+  assert rows_of(tmp_path) == rows_of(whole)
+  assert not list((tmp_path / 'progress').iterdir())
+
+
+def test_a_batch_in_flight_says_how_far_it_is(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(eta, '_TOLD_EVERY_SECONDS', 0.0)
+  first, *_ = lines = run(tmp_path, blocks=BLOCKS[:1])
+  assert re.match(
+    r'0 of 12 rows  tiny, memory, 900 tokens: \d+\.\d% read', first
+  )
+  shares = [float(m) for m in re.findall(r'([\d.]+)% read', '\n'.join(lines))]
+  assert 0 < shares[0] < shares[1] <= 100
+  assert first.endswith(' in all') and '; left: 0:' in first
+
+
+def test_seconds_are_those_of_killed_runs_too(run, tmp_path, monkeypatch):
+  read = rollout.read
+
+  def slow(*args):
+    time.sleep(0.5)
+    return read(*args)
+
+  monkeypatch.setattr(rollout, 'read', slow)
+  block = Block(('tiny',), ('memory',), ('vt',), (900,), 2)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    killed_at(patch, 5)
+    run(tmp_path, blocks=[block])
+  run(tmp_path, blocks=[block])
+  (line,) = records.read_timings(tmp_path)
+  calls = line['read_tokens'] / line['rows'] / 64 / 2
+  assert line['seconds'] > 0.5 * calls > 4 * 0.5
+  assert line['chunk_seconds'] > 0.25
+
+
+def test_a_full_disk_leaves_the_rows_that_were_written(
+  run, whole, tmp_path, monkeypatch
+):
+  append = jsonl.append
+
+  def full(path, rows):
+    if path.name == 'rows.jsonl' and path.exists():
+      raise OSError(28, 'No space left on device')
+    append(path, rows)
+
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
+    patch.setattr(jsonl, 'append', full)
+    run(tmp_path)
+  assert len(records.read_rows(tmp_path)) == 4
+  run(tmp_path)
+  assert rows_of(tmp_path) == rows_of(whole)
+
+
+# --- Shards -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('apart', [True, False])
+def test_shards_joined_are_the_whole(run, whole, tmp_path, apart):
+  one = tmp_path / 'one'
+  two = tmp_path / 'two' if apart else one
+  run(one, shard=(0, 2))
+  missing = run(one, merge=[])
+  assert int(missing[0].split()[-4]) < 14
+  run(two, shard=(1, 2))
+  (line,) = run(one, merge=[two] if apart else [])
+  assert line.endswith('14 of 14 rows')
+  assert rows_of(one) == rows_of(whole)
+  for row in jsonl.read(one / 'rows.jsonl'):
+    assert row['trace'] == '' or (one / row['trace']).is_file()
+  assert len(records.read_timings(one)) == 5
+  # Once more changes nothing.
+  run(one, merge=[two] if apart else [])
+  assert rows_of(one) == rows_of(whole)
+  assert len(records.read_timings(one)) == 5
+
+
+def test_joined_shards_have_what_the_first_alone_measured(run, tmp_path):
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  run(one, shard=(0, 2))
+  jsonl.append(one / records.LIKELIHOOD, [{'model': 'tiny', 'chunks': 3}])
+  run(two, shard=(1, 2), merge=[one])
+  assert records.read_likelihood(two) == [{'model': 'tiny', 'chunks': 3}]
+  assert records.read_not_run(two) == records.read_not_run(one) != []
+
+
+def test_a_shard_is_one_process_at_a_time(run, tmp_path):
+  with workdirs.alone(tmp_path / 'lock_0_of_2'):
+    with pytest.raises(ValueError, match='another process is at this work'):
+      run(tmp_path, shard=(0, 2))
+    run(tmp_path, shard=(1, 2))
+  run(tmp_path, shard=(0, 2))
+
+
+def test_a_shard_of_another_grid_is_refused(run, whole, tmp_path):
+  other = tmp_path / 'other'
+  other.mkdir()
+  with pytest.raises(ValueError, match='other: no grid ran here'):
+    run(tmp_path / 'one', merge=[other])
+  workdirs.claim(other, 'another grid')
+  with pytest.raises(ValueError, match='belongs to a run of another config'):
+    run(tmp_path / 'one', merge=[other])
+
+
+# --- Failures -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Flaky(OneTurn):
+  """Fails for documents in `failing`, a list that a test changes."""
+
+  failing: tuple = ()
+  independent_rows = True
+  needs_params = False
+
+  def answer(self, model, examples, progress):
+    SEEN.append([e.id for e in examples])
+    return Answered(
+      [
+        Result('', 'error', 0, 0, {}, 0.0, error='no server')
+        if e.id in FAILING
+        else Result(e.answers[0], 'eos', 9, 9, {}, 1.0)
+        for e in examples
+      ]
+    )
+
+
+SEEN: list = []
+FAILING: set = set()
+
+
+def test_failed_rows_count_as_wrong_and_are_retried_alone(run, tmp_path):
+  FAILING.update({'niah_single_1/600/0/1', 'niah_single_1/600/0/2'})
+  block = Block(('tiny',), ('flaky',), ('niah_single_1',), (600,), 6)
+  retry = functools.partial(
+    run, tmp_path, blocks=[block], methods={'flaky': Flaky()}
+  )
+  lines = retry()
+  assert '2 of 4 right, 2 failed' in lines[0]
+  rows = list(jsonl.read(tmp_path / 'rows.jsonl'))
+  assert [row['score'] for row in rows] == [1, 0, 0, 1, 1, 1]
+  assert [row['error'] for row in rows[:2]] == ['', 'no server']
+  # Without the flag a failure stays one.
+  SEEN.clear()
+  assert retry() == [] and not SEEN
+  FAILING.remove('niah_single_1/600/0/1')
+  retry(retry_failed=True)
+  assert SEEN == [['niah_single_1/600/0/1', 'niah_single_1/600/0/2']]
+  rows = list(jsonl.read(tmp_path / 'rows.jsonl'))
+  assert [row['score'] for row in rows] == [1, 1, 0, 1, 1, 1]
+
+
+def test_a_retried_row_takes_the_place_of_its_failure_wherever_it_is(
+  run, tmp_path
+):
+  FAILING.add('niah_single_1/600/0/3')
+  block = Block(('tiny',), ('flaky',), ('niah_single_1',), (600,), 6)
+  options = {'blocks': [block], 'methods': {'flaky': Flaky()}}
+  shard = tmp_path / 'shard'
+  run(shard, **options, shard=(0, 1))
+  run(tmp_path, **options, merge=[shard])
+  FAILING.clear()
+  # Two processes of one machine, as --processes starts them.
+  for i in range(2):
+    run(shard, **options, shard=(i, 2), retry_failed=True)
+  run(tmp_path, **options, merge=[shard])
+  rows = list(jsonl.read(tmp_path / 'rows.jsonl'))
+  assert [row['score'] for row in rows] == [1.0] * 6
+
+
+def test_another_grid_s_workdir_is_refused(run, whole):
+  with pytest.raises(ValueError, match='belongs to a run of another config'):
+    run(whole, config_text='another')
+
+
+def test_names_that_no_file_can_have_are_refused(run, tmp_path, directory):
+  with pytest.raises(ValueError, match="name 'a/b'"):
+    run(tmp_path, models={'a/b': directory})
+
+
+def test_more_examples_than_a_task_has(run, tmp_path, directory):
+  own = tmp_path / 'own.jsonl'
+  own.write_text(
+    json.dumps({'question': 'Who?', 'answers': ['Ann'], 'document': 'Ann.'}),
+    encoding='utf-8',
+  )
+  documents = runner.Documents(Texts(own=str(own)), directory)
+  block = Block(('tiny',), ('memory',), ('own',), examples=2)
+  with pytest.raises(ValueError, match=r'own has 1 examples; .* number 2'):
+    run(tmp_path / 'run', blocks=[block], documents=documents)
