@@ -52,7 +52,7 @@ def imported(path: Path) -> set[str]:
 
 
 def wing(module: str) -> str:
-  return (module.split('.') + ['__init__'])[1]
+  return (*module.split('.')[1:2], '__init__')[0]
 
 
 IMPORTS = {name: imported(path) for name, path in MODULES.items()}
