@@ -9,8 +9,8 @@ import importlib
 _EXPORTS = {
   'Answer': 'agent.reader',
   'Reader': 'agent.reader',
-  'ReadingConfig': 'agent.rollout',
-  'Turn': 'agent.reader',
+  'ReadingConfig': 'agent.config',
+  'Turn': 'agent.turns',
   'load_model': 'models.weights.pretrained',
 }
 __all__ = ['Answer', 'Reader', 'ReadingConfig', 'Turn', 'load_model']

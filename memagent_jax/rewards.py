@@ -12,6 +12,7 @@ turn's token cap does.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import re
 import string
 import unicodedata
@@ -40,6 +41,36 @@ class Score:
 
   value: float  # in [0, 1]
   outcome: str  # one of OUTCOMES
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryView:
+  """What a reward sees of one trajectory: text, as a person would read it."""
+
+  question: str
+  # Equivalent answers, or all that are required: `scorer` says which.
+  right_answers: Sequence[str]
+  # Text of the answer turn, and how it finished: `eos` or `length`.
+  answer: str
+  finish_reason: str
+  # The scorer that the example names, a key of SCORERS.
+  scorer: str
+  # Gives `memories`; they are decoded only for rewards that look at them.
+  read_memories: Callable[[], Sequence[str]]
+
+  @functools.cached_property
+  def memories(self) -> Sequence[str]:
+    """The memory after every turn, in the document's order."""
+    return self.read_memories()
+
+
+# What a trajectory is worth; a run binds one, see `rl.rollouts`.
+Reward = Callable[[TrajectoryView], Score]
+
+
+def data_reward(view: TrajectoryView) -> Score:
+  """The score of the answer by the scorer that the example names: the default."""
+  return score(view.scorer, view.answer, view.right_answers)
 
 
 def score(name: str, prediction: str, answers: Sequence[str]) -> Score:

@@ -14,6 +14,8 @@ Padding is known by length, never by token value: of row n of `ids_NxW` the
 first `length_N[n]` tokens are real, and what follows is arbitrary.
 """
 
+from typing import Any
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ class Tokens(struct.PyTreeNode):
 
 
 class Documents(struct.PyTreeNode):
-  """A batch of documents as C chunk slots; what `rollout.read` scans over.
+  """A batch of documents as C chunk slots; what a reading scans over.
 
   Slots behind a document's last chunk have length 0.
   """
@@ -50,17 +52,27 @@ class Response(struct.PyTreeNode):
   finish_N: jax.Array  # int32; EOS, LENGTH or SKIPPED
 
 
-class Turns(struct.PyTreeNode):
-  """The memory turns of a window of C chunk slots.
+class MemoryState(struct.PyTreeNode):
+  """What a reading carries from one turn to the next."""
 
-  Every field has a leading axis C. `memory` is what each turn left behind: the
-  response without its control id and without a thinking span, or the previous
-  memory where the row was skipped or the agent did not take the response's.
-  """
+  memory: Tokens  # [N, M]
+  # What the memory rule keeps of a row, arrays of [N, ...]; the paper's keeps
+  # nothing.
+  carried: Any = ()
+
+
+class Turns(struct.PyTreeNode):
+  """The memory turns of a window of C chunk slots; a leading axis C everywhere."""
 
   response: Response
-  memory: Tokens
-  thought_CxN: jax.Array  # int32; thinking tokens that were stripped
+  state: MemoryState  # what each turn left behind
+  thought_CxN: jax.Array  # int32, thinking tokens that were kept out
+  outcome_CxN: jax.Array  # int32, which of the rule's `outcomes` it was
+
+  @property
+  def memory(self) -> Tokens:
+    """The memory that each turn left behind: ids [C, N, M], lengths [C, N]."""
+    return self.state.memory
 
 
 class WeightedMean(struct.PyTreeNode):

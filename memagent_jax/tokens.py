@@ -1,4 +1,4 @@
-"""Operations on right-padded token rows: repeat, join, pad, drop.
+"""Operations on right-padded token rows: repeat, join, pad, compare, drop.
 
 A row's tokens stay in order and without gaps; what is padding follows from the
 lengths alone.
@@ -54,6 +54,29 @@ def pad_rows(rows: Sequence[Sequence[int]], width: int) -> Tokens:
     ids_NxW[n, : len(row)] = row
   lengths = np.asarray([len(row) for row in rows], np.int32)
   return Tokens(jnp.asarray(ids_NxW), jnp.asarray(lengths))
+
+
+def lists(tokens: Tokens) -> list[list[int]]:
+  """The ids of every row without its padding, on the host."""
+  ids_NxW, length_N = np.asarray(tokens.ids_NxW), np.asarray(tokens.length_N)
+  return [
+    row[:length].tolist() for row, length in zip(ids_NxW, length_N, strict=True)
+  ]
+
+
+def equal(x: Tokens, y: Tokens) -> jax.Array:
+  """bool [N]: whether two rows of one width hold the same tokens."""
+  real_NxW = jnp.arange(x.ids_NxW.shape[1]) < x.length_N[:, None]
+  differs_NxW = real_NxW & (x.ids_NxW != y.ids_NxW)
+  return (x.length_N == y.length_N) & ~differs_NxW.any(axis=1)
+
+
+def where(condition_N: jax.Array, x: Tokens, y: Tokens) -> Tokens:
+  """Rows of x where the condition holds, else of y."""
+  return Tokens(
+    jnp.where(condition_N[:, None], x.ids_NxW, y.ids_NxW),
+    jnp.where(condition_N, x.length_N, y.length_N),
+  )
 
 
 def drop_tokens(tokens: Tokens, gone_NxW: jax.Array) -> Tokens:

@@ -7,6 +7,7 @@ params at the end. Devices are virtual ones, as XLA_FLAGS says.
 """
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 import sys
@@ -15,7 +16,8 @@ import jax
 import numpy as np
 
 from memagent_jax import sharding
-from memagent_jax.agent import trajectories
+from memagent_jax.agent.engine import Lockstep
+from memagent_jax.agent.memory_rules import Guarded
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.model import Model
@@ -34,15 +36,12 @@ CONFIG = ModelConfig(
 DOCUMENTS, ROLLOUTS = 8, 3
 
 
-def source(model: Model):
+def source(model: Model, seen: list):
   # A mesh reads prompts in three blocks, one device all at once. About half of the
   # memories are less likely than the ones before and not taken.
   mesh = jax.sharding.get_abstract_mesh()
-  reading = dataclasses.replace(
-    tiny_runs.READING,
-    prefill_rows=0 if mesh.empty else 8,
-    least_ratio=1.0,
-  )
+  engine = Lockstep(prefill_prompts=0 if mesh.empty else 8)
+  reading = dataclasses.replace(tiny_runs.READING, rule=Guarded(1.0))
   return tiny_runs.rollouts(
     model,
     reading=reading,
@@ -50,6 +49,8 @@ def source(model: Model):
     documents_per_step=DOCUMENTS,
     rollouts=ROLLOUTS,
     micro_tokens=1024,
+    engine=tiny_runs.Watched(seen, engine),
+    reward=tiny_runs.length_reward,
   )
 
 
@@ -74,7 +75,7 @@ def first_gradient(mesh: MeshConfig | None) -> dict:
       params = jax.device_put(params, placed)
       kernel = params['layer_0']['attention']['q']['kernel']
       assert kernel.sharding.spec == jax.P('fsdp', 'tensor', None)
-    experience = source(model).next(0, params)
+    experience = source(model, []).next(0, params)
     ((batches),) = experience.mini_batches
     sums = jax.jit(update.gradient_sums, static_argnums=0)
     found, _, _ = sums(experience.objective, params, batches)
@@ -87,23 +88,15 @@ def main(out: str, shape: str, processes='1', index='0', port='0'):
   if int(processes) > 1:
     jax.distributed.initialize(f'127.0.0.1:{port}', int(processes), int(index))
   mesh = None if shape == 'none' else MeshConfig(*map(int, shape.split('x')))
-  trajectories.judge = tiny_runs.judge_by_length
-  found, sample = [], trajectories.sample
-
-  def watched(*args, **kwargs):
-    found.append(sample(*args, **kwargs))
-    return found[-1]
-
-  trajectories.sample = watched
+  seen: list = []
   result = {}
   for i, leaf in enumerate(jax.tree.leaves(first_gradient(mesh))):
     result[f'gradient_{i}'] = leaf
-  found.clear()
   workdir = Path(f'{out}.run')
   trainer.train(
     workdir=workdir,
     model=new_model(),
-    source=source,
+    source=functools.partial(source, seen=seen),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0),
     num_steps=2,
     mesh=mesh,
@@ -111,7 +104,7 @@ def main(out: str, shape: str, processes='1', index='0', port='0'):
   )
   if not sharding.is_main():
     return
-  for i, one in enumerate(found):
+  for i, one in enumerate(seen):
     result[f'ids_{i}'] = one.turns.response.ids_NxR
     result[f'lengths_{i}'] = one.turns.response.length_N
     result[f'logprobs_{i}'] = one.turns.response.logprob_NxR

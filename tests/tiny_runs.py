@@ -1,5 +1,7 @@
 """A tiny model and tiny documents, for tests of whole rollouts and runs."""
 
+from collections.abc import Callable
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -10,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memagent_jax.agent import rollout, trajectories
+from memagent_jax.agent import trajectories
+from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
+from memagent_jax.agent.engine import Lockstep
 from memagent_jax.agent.prompts import Template
-from memagent_jax.agent.rollout import AgentConfig, ReadingConfig
-from memagent_jax.agent.trajectories import Verdicts
+from memagent_jax.agent.session import Session
 from memagent_jax.data import example_source, tasks
-from memagent_jax.data.batches import Batch, BatchIterator
+from memagent_jax.data.batch import Batch
+from memagent_jax.data.batches import BatchIterator
 from memagent_jax.data.examples import Example
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.model import Model
+from memagent_jax.rewards import Score
 from memagent_jax.rl.grpo import GrpoConfig
 from memagent_jax.rl.rollouts import RolloutConfig, Rollouts
 
@@ -90,7 +95,7 @@ def documents(chunks, count: int = 64):
 
 def agent(of: Model) -> AgentConfig:
   """The agent of `rollouts`."""
-  return rollout.make_agent(of, TEMPLATE, READING)
+  return make_agent(of, TEMPLATE, READING)
 
 
 def batch(tokenizer, *, chunks: int, rows: int) -> Batch:
@@ -104,52 +109,95 @@ def rollouts(
   of: Model, *, chunks=(2,), count=64, reading=READING, grpo=GRPO, **changes
 ) -> Rollouts:
   """A source of 4 documents a step, 3 rollouts each."""
-  steps = changes.pop('documents_per_step', 4)
-  later = changes.pop('later_documents', ())
-  config = {'rollouts': 3, 'micro_tokens': 512} | changes
+  given = {
+    name: changes.pop(name)
+    for name in ('stages', 'engine', 'reward')
+    if name in changes
+  }
+  config = {
+    'documents_per_step': 4,
+    'rollouts': 3,
+    'micro_tokens': 512,
+  } | changes
   return Rollouts(
     of,
     documents=documents(chunks, count),
-    documents_per_step=steps,
     template=TEMPLATE,
     reading=reading,
     config=RolloutConfig(**config),
     objective=grpo,
-    later_documents=later,
+    **given,
   )
 
 
-def judge_as(monkeypatch, *rewards_BxG) -> None:
-  """Every batch gets the next of these rewards; the last one stays."""
-  script = itertools.chain(rewards_BxG, itertools.repeat(rewards_BxG[-1]))
+def scripted_reward(*rewards_BxG) -> Callable:
+  """A reward: every batch gets the next of these; the last one stays."""
+  values = itertools.chain(
+    *(np.ravel(r).tolist() for r in rewards_BxG),
+    itertools.cycle(np.ravel(rewards_BxG[-1]).tolist()),
+  )
 
-  def judge(tokenizer, batch, found):
-    reward_BxG = np.asarray(next(script), np.float32)
-    assert reward_BxG.shape == (len(batch.ids), found.rollouts)
-    texts = [''] * reward_BxG.size
-    return Verdicts(reward_BxG, reward_BxG, {}, texts)
+  def reward(view) -> Score:
+    del view
+    value = next(values)
+    return Score(value, 'correct' if value == 1.0 else 'wrong')
 
-  monkeypatch.setattr(trajectories, 'judge', judge)
+  return reward
 
 
-def judge_by_length(tokenizer, batch, found) -> Verdicts:
+def length_reward(view) -> Score:
   """Odd answers are right: rewards that differ, of a model that knows nothing."""
-  del tokenizer
-  length_BxG = found.answer.length_N.reshape(len(batch.ids), found.rollouts)
-  reward_BxG = (length_BxG % 2).astype(np.float32)
-  return Verdicts(reward_BxG, reward_BxG, {}, [''] * reward_BxG.size)
+  value = float(len(view.answer) % 2)
+  return Score(value, 'correct' if value else 'wrong')
 
 
-def watch_samples(monkeypatch) -> list:
-  """Grows by the Trajectories of every call of `trajectories.sample`."""
-  seen, sample = [], trajectories.sample
+@dataclasses.dataclass(frozen=True)
+class Watched:
+  """An engine that keeps the trajectories of every call."""
 
-  def watched(*args, **kwargs):
-    seen.append(sample(*args, **kwargs))
-    return seen[-1]
+  seen: list = dataclasses.field(default_factory=list, compare=False)
+  engine: Lockstep = dataclasses.field(default_factory=Lockstep)
 
-  monkeypatch.setattr(trajectories, 'sample', watched)
-  return seen
+  def open(self, *args, **kwargs):
+    return self.engine.open(*args, **kwargs)
+
+  def sample(self, *args, **kwargs):
+    self.seen.append(self.engine.sample(*args, **kwargs))
+    return self.seen[-1]
+
+
+class HookedSession(Session):
+  """A session whose every `read` calls a hook first, with the turn's number."""
+
+  def __init__(self, *args, hook, **kwargs):
+    super().__init__(*args, **kwargs)
+    self._hook = hook
+
+  def read(self, chunks):
+    self._hook(self.turns_read)
+    return super().read(chunks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooked:
+  """An engine that calls a hook before every call of the device."""
+
+  hook: Callable[[int], None]
+
+  def open(self, *args, **kwargs):
+    return HookedSession(*args, hook=self.hook, **kwargs)
+
+
+def dies_at(call: int) -> Hooked:
+  """An engine of a process that dies at this call of the device."""
+  calls = itertools.count(1)
+
+  def hook(turn):
+    del turn
+    if next(calls) == call:
+      raise KeyboardInterrupt
+
+  return Hooked(hook)
 
 
 @functools.cache

@@ -1,26 +1,110 @@
-"""How memories fare over the turns of a batch, and what is wrong with them.
+"""How memories fare, and what is wrong with them: computed here for every method.
 
-    Trajectories -> measure -> metrics `memory/...` -> alarms
+    turns of a trajectory -> MemoryHealth -> summary, for one record
+    trajectories of a batch -> measure -> metrics `memory/...` -> alarms
 
 A memory can grow to its cap and be cut there (saturation), stop changing or all
-become the same text (collapse), or never take up the evidence, or lose it.
+become the same text (collapse), or never take up the evidence, or lose it. An
+answer's text in a memory is taken for its evidence.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 
+import jax
 import numpy as np
 
-from memagent_jax.agent import trajectories as trajectories_lib
+from memagent_jax.agent.config import AgentConfig
 from memagent_jax.agent.trajectories import Trajectories
-from memagent_jax.structs import LENGTH, SKIPPED, Tokens
+from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.structs import FINISH_REASONS, LENGTH, SKIPPED
 
 _QUANTILES = (10, 50, 90)
 # Shares above which a batch is in trouble.
 _SATURATED, _EMPTY, _CONSTANT = 0.5, 0.5, 0.9
 
 
+@dataclasses.dataclass
+class MemoryHealth:
+  """What the memory of one trajectory did; JSON-able, whatever its length."""
+
+  # Turns by finish reason, and by what the memory rule made of them.
+  turns: dict[str, int] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys(FINISH_REASONS[:2], 0)
+  )
+  outcomes: dict[str, int] = dataclasses.field(default_factory=dict)
+  # Turns by the length of the memory that they left, in tokens.
+  lengths: dict[str, int] = dataclasses.field(default_factory=dict)
+  # Turns that left the memory as it was.
+  unchanged: int = 0
+  # Whether no turn after the first changed it.
+  constant: bool = True
+  # Turns, from 0, at which the evidence entered the memory and left it again.
+  enters: int | None = None
+  leaves: int | None = None
+  # Whether it is there now.
+  kept: bool = False
+
+  def add(
+    self,
+    *,
+    length: int,
+    finish: str,
+    outcome: str,
+    changed: bool,
+    has_evidence: bool,
+  ) -> None:
+    """Takes one turn into account.
+
+    Args:
+      length: tokens of the memory that it left.
+      finish: a finish reason that is not `skipped`.
+      outcome: what the memory rule made of it.
+      changed: whether that memory is another than before.
+      has_evidence: whether that memory has an answer's text.
+    """
+    number = self.turn_count
+    self.turns[finish] += 1
+    self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+    self.lengths[str(length)] = self.lengths.get(str(length), 0) + 1
+    self.unchanged += not changed
+    self.constant &= number == 0 or not changed
+    if has_evidence and self.enters is None:
+      self.enters = number
+    if self.kept and not has_evidence and self.leaves is None:
+      self.leaves = number
+    self.kept = has_evidence
+
+  @property
+  def turn_count(self) -> int:
+    """Turns so far."""
+    return sum(self.turns.values())
+
+  def summary(
+    self, outcomes: Sequence[str]
+  ) -> dict[str, float | int | bool | None]:
+    """Shares of turns, tokens, and the turns of the evidence, for a record.
+
+    Args:
+      outcomes: the memory rule's; the share of each but the first is named.
+    """
+    turns = max(self.turn_count, 1)
+    return {
+      'saturated': self.turns[FINISH_REASONS[LENGTH]] / turns,
+      'empty': self.lengths.get('0', 0) / turns,
+      'unchanged': self.unchanged / turns,
+      **{name: self.outcomes.get(name, 0) / turns for name in outcomes[1:]},
+      'constant': self.constant if turns > 1 else None,
+      **_length_quantiles([self]),
+      'evidence_enters_turn': self.enters,
+      'evidence_leaves_turn': self.leaves,
+      'evidence_kept': self.kept,
+    }
+
+
 def measure(
-  tokenizer,
+  tokenizer: Tokenizer,
+  agent: AgentConfig,
   answers: Sequence[Sequence[str]],
   trajectories: Trajectories,
 ) -> dict[str, float]:
@@ -28,105 +112,126 @@ def measure(
 
   Args:
     tokenizer: of the model.
-    answers: right answers of every document. An answer's text in a memory is
-      taken for its evidence.
+    agent: its rule names the outcomes.
+    answers: right answers of every document.
     trajectories: of these documents.
 
   Returns:
     `length_p10` and on (tokens), `saturated` (share of turns that were cut at
     the cap), `empty`, `unchanged` (share of turns that left the memory as it was),
+    the share of turns of every outcome but the rule's first,
     `constant` (share of trajectories whose memory never changed after its first
     turn, of those with two or more), `evidence_found` (share of trajectories),
     `evidence_kept` (of those, share that have it at the end),
     `evidence_enters_turn` and `evidence_leaves_turn` (means, from 0, over those
     where it does); all under `memory/`.
   """
-  turns = trajectories.turns
-  read_CxN = turns.response.finish_N != SKIPPED
-  length_CxN = turns.memory.length_N
-  lengths = length_CxN[read_CxN]
-  unchanged_CxN = _unchanged(trajectories)
-  metrics = length_quantiles(lengths) | {
-    'saturated': float(np.mean(turns.response.finish_N[read_CxN] == LENGTH)),
-    'empty': float(np.mean(lengths == 0)),
-    'unchanged': float(np.mean(unchanged_CxN[read_CxN])),
+  healths = [
+    of_trajectory(
+      tokenizer, agent, answers[n // trajectories.rollouts], trajectories, n
+    )
+    for n in range(trajectories.turns.response.finish_N.shape[1])
+  ]
+  turns = max(sum(h.turn_count for h in healths), 1)
+  metrics = _length_quantiles(healths) | {
+    'saturated': _total(h.turns[FINISH_REASONS[LENGTH]] for h in healths)
+    / turns,
+    'empty': _total(h.lengths.get('0', 0) for h in healths) / turns,
+    'unchanged': _total(h.unchanged for h in healths) / turns,
   }
-  later_CxN = read_CxN & (np.cumsum(read_CxN, axis=0) > 1)
-  several_N = later_CxN.any(axis=0)
-  if several_N.any():
-    still_N = (unchanged_CxN | ~later_CxN).all(axis=0)
-    metrics['constant'] = float(np.mean(still_N[several_N]))
-  metrics |= _evidence(tokenizer, answers, trajectories, read_CxN)
+  for outcome in agent.rule.outcomes[1:]:
+    metrics[outcome] = (
+      _total(h.outcomes.get(outcome, 0) for h in healths) / turns
+    )
+  several = [h.constant for h in healths if h.turn_count > 1]
+  if several:
+    metrics['constant'] = float(np.mean(several))
+  found = [h for h in healths if h.enters is not None]
+  metrics['evidence_found'] = len(found) / len(healths)
+  if found:
+    metrics['evidence_kept'] = float(np.mean([h.kept for h in found]))
+    metrics['evidence_enters_turn'] = float(np.mean([h.enters for h in found]))
+  lost = [h.leaves for h in found if h.leaves is not None]
+  if lost:
+    metrics['evidence_leaves_turn'] = float(np.mean(lost))
   return {f'memory/{name}': value for name, value in metrics.items()}
 
 
-def length_quantiles(lengths: np.ndarray) -> dict[str, float]:
-  """`length_p10`, `length_p50` and `length_p90` of memories; none of none."""
-  if not len(lengths):
-    return {}
-  return {f'length_p{q}': float(np.percentile(lengths, q)) for q in _QUANTILES}
+def of_trajectory(
+  tokenizer: Tokenizer,
+  agent: AgentConfig,
+  answers: Sequence[str],
+  trajectories: Trajectories,
+  n: int,
+) -> MemoryHealth:
+  """The health of trajectory n, whose right answers are given."""
+  first = jax.tree.map(lambda x: x[n], trajectories.first.memory)
+  turns = jax.tree.map(lambda x: x[:, n], trajectories.turns)
+  memory = turns.memory
+  health = MemoryHealth()
+  before = first.ids_NxW[: first.length_N].tolist()
+  has_evidence = _has(tokenizer, before, answers)
+  for c, finish in enumerate(turns.response.finish_N):
+    if finish == SKIPPED:
+      continue
+    ids = memory.ids_NxW[c, : memory.length_N[c]].tolist()
+    changed = ids != before
+    if changed:
+      has_evidence = _has(tokenizer, ids, answers)
+    health.add(
+      length=len(ids),
+      finish=FINISH_REASONS[int(finish)],
+      outcome=agent.rule.outcomes[int(turns.outcome_CxN[c])],
+      changed=changed,
+      has_evidence=has_evidence,
+    )
+    before = ids
+  return health
+
+
+def _has(
+  tokenizer: Tokenizer, ids: Sequence[int], answers: Sequence[str]
+) -> bool:
+  memory = tokenizer.decode(ids)
+  return any(answer in memory for answer in answers)
 
 
 def alarms(metrics: Mapping[str, float]) -> list[str]:
   """What is wrong with the memories that `measure` saw, a sentence each."""
-  found = []
+  sentences = []
 
   def share(name):
     return metrics.get(f'memory/{name}', 0.0)
 
   if share('saturated') > _SATURATED:
-    found.append(
+    sentences.append(
       f'{share("saturated"):.0%} of the memories were cut at their cap: what '
       'does not fit is lost. Raise memory_tokens or penalise length.'
     )
   if share('empty') > _EMPTY:
-    found.append(f'{share("empty"):.0%} of the memories are empty.')
+    sentences.append(f'{share("empty"):.0%} of the memories are empty.')
   if share('constant') > _CONSTANT:
-    found.append(
+    sentences.append(
       f'{share("constant"):.0%} of the trajectories never change their memory '
       'after the first chunk.'
     )
-  return found
+  return sentences
 
 
-def _unchanged(trajectories: Trajectories) -> np.ndarray:
-  """bool [C, N]: the turn left the memory as it found it."""
-  memory, first = trajectories.turns.memory, trajectories.first_memory
-  ids = np.concatenate([first.ids_NxW[None], memory.ids_NxW])
-  length = np.concatenate([first.length_N[None], memory.length_N])
-  real = np.arange(ids.shape[-1]) < length[1:, :, None]
-  same = (ids[1:] == ids[:-1]) | ~real
-  return same.all(axis=-1) & (length[1:] == length[:-1])
-
-
-def _evidence(tokenizer, answers, trajectories, read_CxN) -> dict[str, float]:
-  memory = trajectories.turns.memory
-  has_CxN = np.asarray(
+def _length_quantiles(healths: Sequence[MemoryHealth]) -> dict[str, float]:
+  """`length_p10`, `length_p50` and `length_p90` of all memories; tokens."""
+  lengths = np.concatenate(
     [
-      [
-        any(answer in text for answer in answers[n // trajectories.rollouts])
-        for n, text in enumerate(
-          trajectories_lib.texts(tokenizer, Tokens(ids, length))
-        )
-      ]
-      for ids, length in zip(memory.ids_NxW, memory.length_N, strict=True)
+      np.repeat([int(length) for length in h.lengths], list(h.lengths.values()))
+      for h in healths
+      if h.lengths
     ]
+    or [np.zeros(0)]
   )
-  has_CxN = has_CxN & read_CxN
-  found_N = has_CxN.any(axis=0)
-  result = {'evidence_found': float(found_N.mean())}
-  if not found_N.any():
-    return result
-  enters_N = has_CxN.argmax(axis=0)
-  turn_C = np.arange(len(has_CxN))[:, None]
-  lost_CxN = read_CxN & ~has_CxN & (turn_C > enters_N)
-  leaves_N = lost_CxN.any(axis=0) & found_N
-  last_N = len(read_CxN) - 1 - read_CxN[::-1].argmax(axis=0)
-  kept_N = has_CxN[last_N, np.arange(has_CxN.shape[1])]
-  result['evidence_kept'] = float(kept_N[found_N].mean())
-  result['evidence_enters_turn'] = float(enters_N[found_N].mean())
-  if leaves_N.any():
-    result['evidence_leaves_turn'] = float(
-      lost_CxN.argmax(axis=0)[leaves_N].mean()
-    )
-  return result
+  if not len(lengths):
+    return {}
+  return {f'length_p{q}': float(np.percentile(lengths, q)) for q in _QUANTILES}
+
+
+def _total(counts) -> float:
+  return float(sum(counts))

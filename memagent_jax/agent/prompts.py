@@ -1,8 +1,8 @@
-r"""The only copy of the templates, tokenised once, and their assembly on device.
+r"""The only copy of the templates, tokenised once, and their assembly.
 
 A template's two turns go through the model's chat format, are split at their
-fields and tokenised; `memory_prompt` and `answer_prompt` then join pieces and
-ids under jit. Nothing is decoded and encoded again: memory moves as ids.
+fields and tokenised; `assemble` then joins pieces and ids under jit, `assemble_ids`
+on the host. Nothing is decoded and encoded again: memory moves as ids.
 
     <|im_start|>user ... {question} ... {memory} ... {chunk} ... assistant
     `----- ids ----'     ids_NxQ        ids_NxM      ids_NxK     ids ----'
@@ -19,6 +19,7 @@ from pathlib import Path
 import re
 
 from memagent_jax import tokens as tokens_lib
+from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import Tokens
 
 _FIELD = re.compile(r'\{([A-Za-z_]\w*)\}')
@@ -35,7 +36,9 @@ TURNS: Mapping[str, tuple[str, ...]] = {
 class Template:
   """Wording of the two turns, and of the memory before the first chunk.
 
-  Raises ValueError where a turn lacks a field, repeats one or has another.
+  Raises ValueError where a turn lacks one of these fields, repeats it, or where the
+  answer turn has another. Which others a memory turn may have is the memory rule's
+  to say, when the template is compiled.
   """
 
   memory_turn: str  # with {question}, {memory} and {chunk}, once each
@@ -43,7 +46,7 @@ class Template:
   empty_memory: str  # plain text
 
   def __post_init__(self):
-    _check_turn('memory_turn', self.memory_turn)
+    _check_once('memory_turn', self.memory_turn, TURNS['memory_turn'])
     _check_turn('answer_turn', self.answer_turn)
     if not self.empty_memory.strip():
       raise ValueError('template: empty_memory is blank; expected some text.')
@@ -64,19 +67,27 @@ class OneTurnTemplate:
     _check_turn('question_turn', self.question_turn)
 
 
-def _check_turn(turn: str, text: str) -> None:
-  expected, got = TURNS[turn], _FIELD.findall(text)
-  for field in expected:
+def _check_turn(
+  turn: str, text: str, fields: Sequence[str] | None = None
+) -> None:
+  """Raises ValueError where a turn has not exactly its kind's fields, or these."""
+  fields = TURNS[turn] if fields is None else fields
+  _check_once(turn, text, fields)
+  unknown = sorted(set(_FIELD.findall(text)) - set(fields))
+  if unknown:
+    raise ValueError(
+      f'template: {turn} has unknown fields {unknown}; known: {list(fields)}.'
+    )
+
+
+def _check_once(turn: str, text: str, fields: Sequence[str]) -> None:
+  got = _FIELD.findall(text)
+  for field in fields:
     if got.count(field) != 1:
       raise ValueError(
         f'template: {turn} has {{{field}}} {got.count(field)} times; '
         'expected once.'
       )
-  unknown = sorted(set(got) - set(expected))
-  if unknown:
-    raise ValueError(
-      f'template: {turn} has unknown fields {unknown}; known: {list(expected)}.'
-    )
 
 
 def read_template(path: str | os.PathLike) -> Template:
@@ -157,44 +168,55 @@ def literal_tokens(pieces: Sequence[Piece]) -> int:
   return sum(len(p) for p in pieces if not isinstance(p, str))
 
 
-def compile_template(template: Template, tokenizer) -> Prompts:
+def compile_template(
+  template: Template,
+  tokenizer: Tokenizer,
+  fields: Sequence[str] = TURNS['memory_turn'],
+) -> Prompts:
   """The template inside the model's chat format, as pieces of token ids.
 
   Args:
     template: the wording.
-    tokenizer: a `models.tokenizer.Tokenizer`.
+    tokenizer: the model's.
+    fields: those of the memory turn, as its memory rule has them.
 
   Raises:
-    ValueError: the chat format loses or repeats a field.
+    ValueError: a memory turn with other fields, or a chat format that loses or
+      repeats one.
   """
+  _check_turn('memory_turn', template.memory_turn, fields)
   return Prompts(
-    memory_turn=compile_turn('memory_turn', template.memory_turn, tokenizer),
-    answer_turn=compile_turn('answer_turn', template.answer_turn, tokenizer),
+    memory_turn=compile_turn(template.memory_turn, tokenizer, fields),
+    answer_turn=compile_turn(
+      template.answer_turn, tokenizer, TURNS['answer_turn']
+    ),
     empty_memory=tuple(tokenizer.encode(template.empty_memory)),
     spaced_empty_memory=tuple(tokenizer.encode(' ' + template.empty_memory)),
   )
 
 
-def compile_turn(turn: str, text: str, tokenizer) -> tuple[Piece, ...]:
+def compile_turn(
+  text: str, tokenizer: Tokenizer, fields: Sequence[str]
+) -> tuple[Piece, ...]:
   """One turn inside the model's chat format, as pieces of token ids.
 
   Args:
-    turn: its kind, one of TURNS.
     text: the wording.
-    tokenizer: a `models.tokenizer.Tokenizer`.
+    tokenizer: the model's.
+    fields: those of the wording, such as `TURNS` has them.
 
   Raises:
     ValueError: the chat format loses or repeats a field.
   """
   # Fields pass through the chat format under names that no format touches.
-  for field in TURNS[turn]:
+  for field in fields:
     text = text.replace(f'{{{field}}}', f'@@memagent:{field}@@')
   chat = tokenizer.render([{'role': 'user', 'content': text}])
   parts = re.split(r'@@memagent:(\w+)@@', chat)
-  if sorted(parts[1::2]) != sorted(TURNS[turn]):
+  if sorted(parts[1::2]) != sorted(fields):
     raise ValueError(
-      f'template: the chat format turns the fields of {turn} into '
-      f'{parts[1::2]}; expected {list(TURNS[turn])}.'
+      f'template: the chat format turns the fields {list(fields)} into '
+      f'{parts[1::2]}.'
     )
   pieces: list[Piece] = []
   for i, part in enumerate(parts):
@@ -210,7 +232,7 @@ def memory_prompt(
 ) -> Tokens:
   """Prompt of a memory turn; its width is the sum of all caps."""
   fields = {'question': question, 'memory': memory, 'chunk': chunk}
-  return _assemble(prompts.memory_turn, fields)
+  return assemble(prompts.memory_turn, fields)
 
 
 def before_chunk(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
@@ -225,17 +247,26 @@ def before_chunk(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
       'template: memory_turn has its chunk before question or memory; expected '
       'it behind both.'
     )
-  return _assemble(pieces, {'question': question, 'memory': memory})
+  return assemble(pieces, {'question': question, 'memory': memory})
 
 
 def answer_prompt(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
   """Prompt of an answer turn; its width is the sum of all caps."""
-  return _assemble(
-    prompts.answer_turn, {'question': question, 'memory': memory}
-  )
+  return assemble(prompts.answer_turn, {'question': question, 'memory': memory})
 
 
-def _assemble(pieces: Sequence[Piece], fields: Mapping[str, Tokens]) -> Tokens:
+def assemble_ids(
+  pieces: Sequence[Piece], fields: Mapping[str, Sequence[int]]
+) -> list[int]:
+  """The ids of one turn, on the host: what `assemble` gives in a row."""
+  ids: list[int] = []
+  for piece in pieces:
+    ids += fields[piece] if isinstance(piece, str) else piece
+  return ids
+
+
+def assemble(pieces: Sequence[Piece], fields: Mapping[str, Tokens]) -> Tokens:
+  """The rows of a turn: its pieces and the fields' tokens, without gaps."""
   rows = fields['question'].length_N.shape[0]
   parts = [
     fields[piece]

@@ -1,11 +1,11 @@
 """`Reader`: one document of any length, read with one model for some questions.
 
-    feed(text) -> ChunkStream -> rollout.read -> memory
+    feed(text) -> ChunkStream -> Session.read -> memory
                                     answer() <--'
 
-The reader holds the memories, how many chunks it has read and the tail that is
-not yet a whole chunk: a few KB, saved by `state()`. Questions are the rows of
-one batch, so several of them cost one pass over the document.
+The reader holds a session, whose rows are the questions, and the tail of the text
+that is not yet a whole chunk: a few KB, saved by `state()`. Several questions cost
+one pass over the document.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,39 +14,21 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from memagent_jax import tokens as tokens_lib
-from memagent_jax.agent import prompts, rollout
+from memagent_jax.agent import prompts
+from memagent_jax.agent import session as session_lib
+from memagent_jax.agent.config import ReadingConfig, make_agent
+from memagent_jax.agent.engine import Engine, Lockstep
 from memagent_jax.agent.prompts import Template
-from memagent_jax.agent.rollout import ReadingConfig
+from memagent_jax.agent.turns import Turn, turn_record, without_control_id
 from memagent_jax.data.chunks import ChunkCutter, ChunkStream
-from memagent_jax.sampling import decode
-from memagent_jax.structs import EOS, FINISH_REASONS, Response, Tokens
+from memagent_jax.models.model import Model
+from memagent_jax.structs import FINISH_REASONS, Turns
 
 # Question rows are padded to a multiple of this, so that programs recur.
 _QUESTION_STEP = 32
-_STATE_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-  """One memory turn of one question, as text and ids."""
-
-  question_index: int
-  chunk_index: int
-  chunk: str
-  chunk_tokens: int
-  memory: str
-  memory_ids: list[int]
-  response_tokens: int
-  # Tokens of a `<think>` span that were kept out of the memory.
-  thought_tokens: int
-  # `eos` or `length`: at the cap the memory was cut.
-  finish_reason: str
-  # Wall time of the batch of turns this one was part of.
-  seconds: float
+_STATE_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,20 +52,23 @@ class Reader:
 
   def __init__(
     self,
-    model,
+    model: Model,
     questions: str | Sequence[str],
     config: ReadingConfig | None = None,
     template: Template | None = None,
     on_turn: Callable[[Turn], None] | None = None,
+    engine: Engine | None = None,
   ):
     """Makes a reader with empty memories.
 
     Args:
-      model: a `models.Model`.
+      model: reads and answers.
       questions: one or several; all are answered from one pass.
       config: caps and sampling; default `ReadingConfig()`.
       template: wording; default `prompts.DEFAULT_TEMPLATE`.
       on_turn: called after every memory turn, in document order.
+      engine: who takes the turns; default `Lockstep`, on the devices of this
+        process.
 
     Raises:
       ValueError: no question, a blank one, one over its cap, or caps that the
@@ -101,21 +86,21 @@ class Reader:
     width = min(
       -(-width // _QUESTION_STEP) * _QUESTION_STEP, self.config.question_tokens
     )
-    self._agent = rollout.make_agent(
+    self._agent = make_agent(
       model, self._template, self.config, question_tokens=width
     )
-    self._question = tokens_lib.pad_rows(question_ids, width)
-    self._memory = rollout.first_memory(self._agent, len(self._questions))
-    examples = [decode.example_number(q) for q in self._questions]
-    self._key_N = decode.row_keys(
-      self.config.seed,
-      jnp.asarray(np.asarray(examples, np.uint32)),
-      jnp.zeros(len(examples), jnp.int32),
+    # One slot a call: a program of one shape, and a turn is shown as it ends.
+    engine = Lockstep(window_chunks=1) if engine is None else engine
+    self._session = engine.open(
+      self._agent,
+      model.params,
+      tokens_lib.pad_rows(question_ids, width),
+      self._questions,
+      seed=self.config.seed,
     )
     self._stream = ChunkStream(
       model.tokenizer, self.config.chunk_tokens, self.config.chunk_cut
     )
-    self._chunks_read = 0
     self._tokens_read = 0
 
   def _encode_questions(self) -> list[list[int]]:
@@ -143,12 +128,12 @@ class Reader:
   @property
   def memories(self) -> list[str]:
     """The current memory of every question."""
-    return [self._text(row) for row in _rows(self._memory)]
+    return [self._text(ids) for ids in tokens_lib.lists(self._session.memory)]
 
   @property
   def chunks_read(self) -> int:
     """Chunks that the memories have seen."""
-    return self._chunks_read
+    return self._session.turns_read
 
   @property
   def tokens_read(self) -> int:
@@ -195,23 +180,23 @@ class Reader:
     what follows are those of a document that nobody interrupted.
     """
     start = time.perf_counter()
-    memory = self._memory
-    for i, chunk in enumerate(self._stream.rest()):
-      memory, _ = self._step(memory, chunk, self._chunks_read + i)
-    response = rollout.answer(
-      self._agent, self._model.params, self._question, memory, self._key_N
-    )
-    rows = _response_rows(response)
+    rest = self._stream.rest()
+    response = self._session.answer(self._slots(rest) if rest else None)
     seconds = time.perf_counter() - start
     return [
       Answer(
         question=question,
         answer=self._text(ids),
         answer_ids=ids,
-        finish_reason=reason,
+        finish_reason=FINISH_REASONS[int(finish)],
         seconds=seconds,
       )
-      for question, (ids, reason) in zip(self._questions, rows, strict=True)
+      for question, ids, finish in zip(
+        self._questions,
+        tokens_lib.lists(without_control_id(response)),
+        response.finish_N,
+        strict=True,
+      )
     ]
 
   def _read(self, chunk: list[int]) -> list[Turn]:
@@ -220,47 +205,39 @@ class Reader:
     Nothing changes before the turn is over: an interrupt loses no text.
     """
     start = time.perf_counter()
-    memory, turns = self._step(self._memory, chunk, self._chunks_read)
-    memories = _rows(memory)
-    response = jax.tree.map(lambda x: np.asarray(x[0]), turns.response)
-    seconds = time.perf_counter() - start
-    text = self._model.tokenizer.decode(chunk)
-    records = [
-      Turn(
-        question_index=n,
-        chunk_index=self._chunks_read,
-        chunk=text,
-        chunk_tokens=len(chunk),
-        memory=self._text(ids),
-        memory_ids=ids,
-        response_tokens=int(response.length_N[n]),
-        thought_tokens=int(turns.thought_CxN[0, n]),
-        finish_reason=FINISH_REASONS[int(response.finish_N[n])],
-        seconds=seconds,
-      )
-      for n, ids in enumerate(memories)
-    ]
-    self._memory = memory
+    index = self.chunks_read
+    turns = self._session.read(self._slots([chunk]))
     self._stream.take(chunk)
-    self._chunks_read += 1
     self._tokens_read += len(chunk)
+    records = self._records(turns, index, chunk, time.perf_counter() - start)
     if self.on_turn is not None:
       for record in records:
         self.on_turn(record)
     return records
 
-  def _step(self, memory: Tokens, chunk: list[int], index: int):
-    """One chunk slot for every question: the new memories and the turns."""
-    rows = len(self._questions)
-    tokens = tokens_lib.pad_rows([chunk] * rows, self.config.chunk_tokens)
-    return rollout.read(
-      self._agent,
-      self._model.params,
-      self._question,
-      memory,
-      jax.tree.map(lambda x: x[None], tokens),
-      self._key_N,
-      jnp.full((rows,), index, jnp.int32),
+  def _records(
+    self, turns: Turns, index: int, chunk: Sequence[int], seconds: float
+  ) -> list[Turn]:
+    """The turn of every question, of one slot."""
+    slot = jax.tree.map(lambda x: x[0], turns)
+    return [
+      turn_record(
+        self._model.tokenizer,
+        self._agent,
+        slot,
+        n,
+        chunk_index=index,
+        chunk=chunk,
+        question_index=n,
+        seconds=seconds,
+      )
+      for n in range(len(self._questions))
+    ]
+
+  def _slots(self, chunks: Sequence[list[int]]):
+    """The same chunk slots for every question."""
+    return session_lib.slots(
+      [chunks] * len(self._questions), len(chunks), self.config.chunk_tokens
     )
 
   def _text(self, ids: Sequence[int]) -> str:
@@ -272,10 +249,9 @@ class Reader:
       'version': _STATE_VERSION,
       'tokenizer': self._model.tokenizer.fingerprint,
       'questions': self._questions,
-      'config': dataclasses.asdict(self.config),
+      'config': self.config.to_json(),
       'template': dataclasses.asdict(self._template),
-      'memory_ids': _rows(self._memory),
-      'chunks_read': self._chunks_read,
+      'session': self._session.state(),
       'tokens_read': self._tokens_read,
       'pending_ids': self._stream.pending,
       'pending_text': self._stream.tail,
@@ -284,9 +260,10 @@ class Reader:
   @classmethod
   def from_state(
     cls,
-    model,
+    model: Model,
     state: Mapping[str, Any],
     on_turn: Callable[[Turn], None] | None = None,
+    engine: Engine | None = None,
   ) -> 'Reader':
     """A reader that goes on exactly where `state` was taken.
 
@@ -307,14 +284,12 @@ class Reader:
       reader = cls(
         model,
         state['questions'],
-        ReadingConfig(**state['config']),
+        ReadingConfig.from_json(state['config']),
         Template(**state['template']),
         on_turn,
+        engine,
       )
-      reader._memory = tokens_lib.pad_rows(
-        state['memory_ids'], reader.config.memory_tokens
-      )
-      reader._chunks_read = int(state['chunks_read'])
+      reader._session.restore(state['session'])
       reader._tokens_read = int(state['tokens_read'])
       reader._stream = ChunkStream(
         model.tokenizer,
@@ -326,19 +301,3 @@ class Reader:
     except (KeyError, TypeError) as e:
       raise ValueError(f'reader state is damaged: {e!r}') from e
     return reader
-
-
-def _rows(tokens: Tokens) -> list[list[int]]:
-  """Rows of real ids on the host."""
-  ids_NxW, length_N = np.asarray(tokens.ids_NxW), np.asarray(tokens.length_N)
-  return [
-    row[:length].tolist() for row, length in zip(ids_NxW, length_N, strict=True)
-  ]
-
-
-def _response_rows(response: Response) -> list[tuple[list[int], str]]:
-  """Ids without the ending control id, and the finish reason, of every row."""
-  ended_N = response.finish_N == EOS
-  ids = _rows(Tokens(response.ids_NxR, response.length_N - ended_N))
-  reasons = [FINISH_REASONS[int(i)] for i in response.finish_N]
-  return list(zip(ids, reasons, strict=True))

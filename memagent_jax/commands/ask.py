@@ -131,7 +131,7 @@ def _run() -> int:
     'document': _DOCUMENT.value,
     'model': _MODEL.value,
     'questions': reader.questions,
-    'config': dataclasses.asdict(reader.config),
+    'config': reader.config.to_json(),
     'date': time.strftime('%Y-%m-%d %H:%M'),
     'tokens_read': reader.tokens_read,
     'chunks_read': reader.chunks_read,

@@ -107,64 +107,55 @@ def _example(tokenizer, haystack, index):
 
 
 def _measure(model, template, examples):
-  """One row per example: is the number in each memory and in the answer?"""
+  """One record per example: is the number in each memory and in the answer?"""
   import jax
-  import jax.numpy as jnp
-  import numpy as np
 
-  from memagent_jax.agent import prompts, rollout
-  from memagent_jax.sampling import decode
+  from memagent_jax.agent import session as session_lib
+  from memagent_jax.agent.config import ReadingConfig, make_agent
+  from memagent_jax.agent.engine import Lockstep
+  from memagent_jax.agent.turns import texts
+  from memagent_jax.structs import Tokens
 
-  tokenizer, size = model.tokenizer, _BATCH.value
-  agent = rollout.make_agent(
+  size = _BATCH.value
+  agent = make_agent(
     model,
     template,
-    rollout.ReadingConfig(
+    ReadingConfig(
       chunk_tokens=_CHUNK_TOKENS.value,
       memory_tokens=_MEMORY_TOKENS.value,
       answer_tokens=_ANSWER_TOKENS.value,
       question_tokens=64,
     ),
   )
-  keys = decode.row_keys(
-    0, jnp.arange(size, dtype=jnp.uint32), jnp.zeros(size, jnp.int32)
-  )
-
-  def texts(tokens):
-    return [
-      tokenizer.decode(np.asarray(row)[:length])
-      for row, length in zip(tokens.ids_NxW, tokens.length_N, strict=True)
-    ]
-
-  rows = []
+  records = []
   for start in range(0, len(examples), size):
     # A last batch that is not full is filled with its first example.
     batch = examples[start : start + size]
     full = batch + batch[:1] * (size - len(batch))
-    question = tokens_lib.pad_rows(
-      [tokenizer.encode(e['question']) for e in full], agent.question_tokens
-    )
-    slots = [
-      tokens_lib.pad_rows([e['chunks'][c] for e in full], agent.chunk_tokens)
-      for c in range(_CHUNKS.value)
-    ]
-    memory, turns = rollout.read(
+    questions = [e['question'] for e in full]
+    session = Lockstep().open(
       agent,
       model.params,
-      question,
-      rollout.first_memory(agent, size),
-      jax.tree.map(lambda *x: jnp.stack(x), *slots),
-      keys,
-      jnp.zeros(size, jnp.int32),
+      tokens_lib.pad_rows(
+        [model.tokenizer.encode(q) for q in questions], agent.question_tokens
+      ),
+      questions,
     )
-    response = rollout.answer(agent, model.params, question, memory, keys)
-    answers = texts(prompts.Tokens(response.ids_NxR, response.length_N))
+    turns = session.read(
+      session_lib.slots(
+        [e['chunks'] for e in full], _CHUNKS.value, agent.chunk_tokens
+      )
+    )
+    response = session.answer()
+    answers = texts(
+      model.tokenizer, Tokens(response.ids_NxR, response.length_N)
+    )
     memories = [
-      texts(jax.tree.map(lambda x, c=c: x[c], turns.memory))
+      texts(model.tokenizer, jax.tree.map(lambda x, c=c: x[c], turns.memory))
       for c in range(_CHUNKS.value)
     ]
     for n, example in enumerate(batch):
-      rows.append(
+      records.append(
         {
           'number': example['number'],
           'chunk': example['chunk'],
@@ -174,5 +165,5 @@ def _measure(model, template, examples):
           'answer': answers[n],
         }
       )
-    print(f'  {len(rows)} of {len(examples)}', flush=True)
-  return rows
+    print(f'  {len(records)} of {len(examples)}', flush=True)
+  return records

@@ -6,7 +6,7 @@
 Samples the first batch of the run's documents and prints prompts, memories, the
 ratio of a token's probability between trainer and sampler (1 but for rounding),
 reward and advantage; with --full the ratio of every token, and texts in full
-length. Hardware: any; `--gin_bindings="rollouts.Rollouts.documents_per_step =
+length. Hardware: any; `--gin_bindings="rollouts.RolloutConfig.documents_per_step =
 1"` samples no more than it shows.
 """
 
@@ -63,7 +63,8 @@ def _inspect():
       f"the run's source is {type(source).__name__}, which samples nothing; "
       'expected rollouts.Rollouts, as in gin_configs/runs/tiny_grpo.gin.'
     )
-  documents, rollouts = source.batch_shape
+  documents = source.config.documents_per_step
+  rollouts = source.config.rollouts
   print(
     f'sampling {documents} documents, {rollouts} rollouts each', file=sys.stderr
   )
@@ -88,7 +89,7 @@ def _show(found) -> None:
   heading(f'document {found.id}, rollout {_ROLLOUT.value}')
   _print_fields(console, {'question': _shown(found.question)})
   for number, turn in enumerate(found.turns, 1):
-    kind = 'answer' if turn.memory_after is None else 'memory'
+    kind = 'answer' if turn.record is None else 'memory'
     heading(
       f'turn {number} of {len(found.turns)}: {kind}, {turn.prompt_tokens:,} '
       f'tokens read, {len(turn.tokens):,} written, finish {turn.finish_reason}'
@@ -99,11 +100,11 @@ def _show(found) -> None:
     else:
       fields |= {
         'memory before': turn.memory_before,
-        'memory after': turn.memory_after,
+        'memory after': turn.record.memory,
       }
     fields = {name: _shown(text) for name, text in fields.items()}
-    if turn.thought_tokens:
-      fields['thinking'] = f'{turn.thought_tokens:,} tokens left out'
+    if turn.record is not None and turn.record.thought_tokens:
+      fields['thinking'] = f'{turn.record.thought_tokens:,} tokens left out'
     fields['ratio'] = _ratio(turn)
     if _FULL.value:
       fields['of tokens'] = '  '.join(

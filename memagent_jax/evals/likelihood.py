@@ -1,6 +1,6 @@
 """How much better a text is predicted from the memory of what came before it.
 
-    novel -> chunks -> rollout.read -> memories
+    novel -> chunks -> Session.read -> memories
       -> log p(chunk | memory before it) and log p(chunk | empty memory)
 
 The read term of the factorisation p(c_k | m_{k-1}) p(m_k | c_k, m_{k-1}).
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import tokens as tokens_lib
-from memagent_jax.agent import prompts, rollout
+from memagent_jax.agent import prompts
+from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
+from memagent_jax.agent.engine import Engine, Lockstep
 from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
-from memagent_jax.agent.rollout import AgentConfig, ReadingConfig
 from memagent_jax.data.benchmarks import haystack
 from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.evals.statistics import paired_bootstrap
 from memagent_jax.models.model import Model
-from memagent_jax.sampling import decode
 from memagent_jax.sampling.log_probs import log_probs_after
 from memagent_jax.structs import Tokens
 
@@ -38,16 +38,17 @@ class LikelihoodConfig:
   question: str = 'What has happened so far?'
   template: Template = DEFAULT_TEMPLATE
   reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
-  # Parts of the text, side by side: the first chunks of equal pieces of it.
-  rows: int = 8
+  engine: Engine = dataclasses.field(default_factory=Lockstep)
+  # Parts of the text that are read side by side: the beginnings of equal pieces.
+  parts: int = 8
   # Chunks of each part; the first has no memory yet and is not counted.
   chunks: int = 9
 
   def __post_init__(self):
     object.__setattr__(self, 'essays', tuple(self.essays))
-    if self.rows < 1 or self.chunks < 2:
+    if self.parts < 1 or self.chunks < 2:
       raise ValueError(
-        f'rows is {self.rows} and chunks is {self.chunks}; expected at least 1 '
+        f'parts is {self.parts} and chunks is {self.chunks}; expected at least 1 '
         'and 2.'
       )
 
@@ -63,27 +64,21 @@ def measure(model: Model, config: LikelihoodConfig) -> dict:
   Raises:
     ValueError: a text too short, or caps beyond the model's window.
   """
-  agent = rollout.make_agent(model, config.template, config.reading)
+  agent = make_agent(model, config.template, config.reading)
   chunks = _chunks(model, config)
   question = tokens_lib.pad_rows(
-    [model.tokenizer.encode(config.question)] * config.rows,
+    [model.tokenizer.encode(config.question)] * config.parts,
     config.reading.question_tokens,
   )
-  empty = rollout.first_memory(agent, config.rows)
-  keys = decode.row_keys(
-    config.reading.seed,
-    jnp.arange(config.rows, dtype=jnp.uint32),
-    jnp.zeros(config.rows, jnp.int32),
-  )
-  _, turns = rollout.read(
+  session = config.engine.open(
     agent,
     model.params,
     question,
-    empty,
-    chunks,
-    keys,
-    jnp.zeros((config.rows,), jnp.int32),
+    [f'part {part}' for part in range(config.parts)],
+    seed=config.reading.seed,
   )
+  empty = session.memory
+  turns = session.read(chunks)
   scores: dict[str, list[np.ndarray]] = {'with': [], 'without': []}
   for c in range(1, config.chunks):
     chunk = jax.tree.map(lambda x, c=c: x[c], chunks)
@@ -118,19 +113,19 @@ def _chunks(model: Model, config: LikelihoodConfig) -> Tokens:
   text = haystack.essays(*config.essays).text
   reading = config.reading
   cutter = ChunkCutter(model.tokenizer, reading.chunk_tokens, reading.chunk_cut)
-  size = len(text) // config.rows
+  size = len(text) // config.parts
   parts = []
-  for start in range(0, config.rows * size, max(size, 1)):
+  for start in range(0, config.parts * size, max(size, 1)):
     # No token has more characters on average than this.
     piece = text[
       start : start + min(size, 12 * reading.chunk_tokens * config.chunks)
     ]
     parts.append(cutter.split(model.tokenizer.encode(piece))[: config.chunks])
-  if len(parts) < config.rows or min(map(len, parts)) < config.chunks:
+  if len(parts) < config.parts or min(map(len, parts)) < config.chunks:
     raise ValueError(
       f'{", ".join(config.essays)}: {len(text):,} characters do not hold '
-      f'{config.rows} parts of {config.chunks} chunks of {reading.chunk_tokens} '
-      'tokens. Lower rows or chunks.'
+      f'{config.parts} parts of {config.chunks} chunks of {reading.chunk_tokens} '
+      'tokens. Lower parts or chunks.'
     )
   slots: Sequence[Tokens] = [
     tokens_lib.pad_rows([part[c] for part in parts], reading.chunk_tokens)

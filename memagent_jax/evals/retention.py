@@ -7,9 +7,9 @@ A turn is checked by teacher forcing: where every token of the memory has more
 than half of the probability, greedy decoding writes the same memory again. The
 few turns without that certainty are gathered and decoded.
 
-How well founded the memory is that a turn made (`rollout.support`) is recorded, of
-turns that take a needle up and of those that lose it: what lies between is of use as
-`ReadingConfig.least_ratio`.
+How well founded a turn's memory is (`memory_rules.support`) is recorded for turns
+that take a needle up and for those that lose it: what lies between is of use as the
+ratio of `memory_rules.Guarded`.
 
 Turns of one key are alike: a memory that is hard to copy is lost again and again.
 So keys that were lost are counted as well as turns, and the bound of the error is
@@ -25,26 +25,27 @@ from pathlib import Path
 import random
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import sharding
 from memagent_jax import tokens as tokens_lib
+from memagent_jax.agent import memory_rules
 from memagent_jax.agent import prompts as prompts_lib
-from memagent_jax.agent import rollout, trajectories
+from memagent_jax.agent import session as session_lib
+from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
+from memagent_jax.agent.engine import Engine, Lockstep
+from memagent_jax.agent.memory_rules import WrittenTurn
 from memagent_jax.agent.prompts import Template
-from memagent_jax.agent.rollout import AgentConfig, ReadingConfig
+from memagent_jax.agent.turns import texts
 from memagent_jax.data.benchmarks import haystack, ruler, words
 from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.data.examples import seeded
 from memagent_jax.evals.statistics import upper_bound
 from memagent_jax.io import jsonl, workdirs
 from memagent_jax.models.model import Model
-from memagent_jax.sampling import decode
 from memagent_jax.sharding import MeshConfig
 from memagent_jax.structs import Tokens
 
-_CERTAIN = math.log(0.5)
 TURNS = 'turns.jsonl'
 # lost_squared: squares of a key's lost turns, added up.
 _COUNTS = ('turns', 'lost', 'changed', 'keys', 'lost_keys', 'lost_squared')
@@ -52,19 +53,22 @@ _COUNTS = ('turns', 'lost', 'changed', 'keys', 'lost_keys', 'lost_squared')
 
 @dataclasses.dataclass(frozen=True)
 class RetentionConfig:
-  """What is read beside right memories."""
+  """Which right memories are put to which chunks."""
 
-  # Turns to check at least; text repeats when it runs out, beside other keys.
+  # Least turns to check; text repeats when it runs out, with other keys.
   turns: int = 200_000
-  # Turns side by side: keys of one batch.
-  rows: int = 128
-  # Chunks that one memory is put beside.
+  # Keys of one batch.
+  batch_size: int = 128
+  # Chunks that one memory is put to.
   chunks_per_key: int = 16
   # Share of values that are UUIDs; the others have seven digits.
   uuid_share: float = 0.25
   # Share of chunks with a needle whose key has one word of the key asked for.
   near_miss_share: float = 0.0
-  # Of keys, values and near misses.
+  # Probability of a memory's least likely token above which a turn is certain to
+  # write it again; the other turns are decoded.
+  certain_probability: float = 0.5
+  # Seed of keys, values and near misses.
   seed: int = 0
 
 
@@ -77,6 +81,7 @@ def measure(
   reading: ReadingConfig,
   essays: Sequence[str],
   config: RetentionConfig,
+  engine: Engine | None = None,
   mesh: MeshConfig | None = None,
   config_text: str = '',
 ) -> dict[str, float]:
@@ -89,6 +94,7 @@ def measure(
     reading: caps, and what is taken; its temperature is not used.
     essays: files or folders of text, cut into chunks as documents are.
     config: how much is read beside what.
+    engine: who takes the turns; None: `Lockstep()`.
     mesh: devices that share the rows; None: the default device alone.
     config_text: a workdir of another one is refused.
 
@@ -105,7 +111,9 @@ def measure(
   workdirs.claim(workdir, config_text)
   path = Path(workdir) / TURNS
   batches = list(jsonl.read(path)) if path.exists() else []
-  beside = _Beside(model, template, reading, essays, config)
+  measurement = _Measurement(
+    model, template, reading, essays, config, engine or Lockstep()
+  )
   while True:
     total = _totals(batches)
     if batches:
@@ -116,7 +124,7 @@ def measure(
       )
       if total['turns'] >= config.turns:
         return total
-    batches.append(beside.batch(len(batches)))
+    batches.append(measurement.batch(len(batches)))
     jsonl.append(path, batches[-1:])
 
 
@@ -143,12 +151,20 @@ def _totals(batches: Sequence[Mapping]) -> dict[str, float]:
   return total
 
 
-class _Beside:
-  """Batches of right memories beside chunks."""
+class _Measurement:
+  """Batches of right memories that are put to chunks without their needle."""
 
-  def __init__(self, model, template, reading, essays, config):
+  def __init__(
+    self,
+    model: Model,
+    template: Template,
+    reading: ReadingConfig,
+    essays: Sequence[str],
+    config: RetentionConfig,
+    engine: Engine,
+  ):
     greedy = dataclasses.replace(reading, temperature=0.0)
-    self._agent = rollout.make_agent(model, template, greedy)
+    self._agent = make_agent(model, template, greedy)
     self._params = sharding.everywhere(model.params)
     self._tokenizer = model.tokenizer
     cutter = ChunkCutter(
@@ -156,19 +172,22 @@ class _Beside:
     )
     text = haystack.essays(*essays).text
     self._chunks = cutter.split(model.tokenizer.encode(text))
-    self._config = config
+    self._config, self._engine = config, engine
 
   def batch(self, number: int) -> dict:
-    """One batch of keys, each beside `chunks_per_key` chunks.
+    """One batch of keys, each put to `chunks_per_key` chunks.
 
     `counts` by kind of value; `taken` by kind, the log ratio of each right memory
-    to the empty one before it; and `losses`: of each key that was lost, how often,
-    what a turn made of its memory, and the support of such turns: log ratios, and
-    whether an empty memory had become the same.
+    to the empty one before it; and `losses`: for each key that was lost, how often,
+    what a turn turned its memory into, and the support of such turns: log ratios,
+    and whether an empty memory had become the same.
+
+    Raises:
+      ValueError: a model that takes up no needle.
     """
     config, agent = self._config, self._agent
     rng = seeded('retention', config.seed, number)
-    keys = [_Key.draw(rng, config.uuid_share) for _ in range(config.rows)]
+    keys = [_Key.draw(rng, config.uuid_share) for _ in range(config.batch_size)]
     encode = self._tokenizer.encode
     question = jax.device_get(
       tokens_lib.pad_rows(
@@ -180,22 +199,64 @@ class _Beside:
       self._hide(key.kind, key.name, key.value, rng.choice(self._chunks), rng)
       for key in keys
     ]
-    first_memory = jax.device_get(rollout.first_memory(agent, config.rows))
+    first_memory = jax.device_get(
+      memory_rules.empty_memory(agent, config.batch_size)
+    )
     memory, (taken_N, _) = self._turn(question, first_memory, hidden)
-    memory_texts = trajectories.texts(self._tokenizer, memory)
+    memory_texts = texts(self._tokenizer, memory)
     right_N = _has_value(keys, memory_texts)
     if not right_N.any():
       raise ValueError(
-        f'none of {config.rows} memories has the value of the needle that was '
-        'just read: this model has nothing to lose.'
+        f'none of {config.batch_size} memories has the value of the needle that '
+        'was just read: this model has nothing to lose.'
       )
-    unsure: list[tuple[int, list[int]]] = []
-    first = number * config.rows * config.chunks_per_key
+    lost_N, changed_N = np.zeros((2, config.batch_size), int)
+    lost_turns: dict[int, list[tuple[str, float, bool]]] = {}
+    unsure = self._unsure_turns(number, keys, question, memory, right_N, rng)
+    for n, text, *support in self._after(question, memory, unsure):
+      if text == memory_texts[n]:
+        continue
+      if keys[n].value in text:
+        changed_N[n] += 1
+      else:
+        lost_N[n] += 1
+        lost_turns.setdefault(n, []).append((text, *support))
+    return {
+      'counts': _counts(config, keys, right_N, lost_N, changed_N),
+      'taken': {
+        kind: [round(ratio, 2) for ratio in taken_N[right_N & kind_N].tolist()]
+        for kind, kind_N in _by_kind(keys).items()
+      },
+      'losses': [
+        {
+          'lost': int(lost_N[n]),
+          'memory': memory_texts[n],
+          'became': turns[0][0],
+          'log_ratios': [round(log_ratio, 2) for _, log_ratio, _ in turns],
+          'given': [given for _, _, given in turns],
+        }
+        for n, turns in sorted(lost_turns.items())
+      ],
+    }
+
+  def _unsure_turns(
+    self,
+    number: int,
+    keys: Sequence['_Key'],
+    question: Tokens,
+    memory: Tokens,
+    right_N: np.ndarray,
+    rng: random.Random,
+  ) -> list[tuple[int, list[int]]]:
+    """The key's number and the chunk of every turn that may lose a right memory."""
+    config, agent = self._config, self._agent
+    unsure = []
+    first = number * config.batch_size * config.chunks_per_key
     for step in range(config.chunks_per_key):
       chunks = []
       for n, key in enumerate(keys):
-        place = first + n * config.chunks_per_key + step
-        chunk = self._chunks[place % len(self._chunks)]
+        position = first + n * config.chunks_per_key + step
+        chunk = self._chunks[position % len(self._chunks)]
         if rng.random() < config.near_miss_share:
           other = words.other_near_miss(key.name, rng)
           chunk = self._hide(key.kind, other, key.make(rng), chunk, rng)
@@ -211,45 +272,11 @@ class _Beside:
           )
         ),
       )
-      unsure_N = right_N & (np.asarray(least_N) <= _CERTAIN)
+      unsure_N = right_N & (
+        np.asarray(least_N) <= math.log(config.certain_probability)
+      )
       unsure += [(int(n), chunks[n]) for n in np.flatnonzero(unsure_N)]
-    lost_N, changed_N = np.zeros((2, config.rows), int)
-    became: dict[int, list[tuple[str, float, bool]]] = {}
-    for n, text, *support in self._after(question, memory, unsure):
-      if text == memory_texts[n]:
-        continue
-      if keys[n].value in text:
-        changed_N[n] += 1
-      else:
-        lost_N[n] += 1
-        became.setdefault(n, []).append((text, *support))
-    kinds = np.asarray([key.kind for key in keys])
-    turns_N = right_N * config.chunks_per_key
-    per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0, lost_N**2)
-    of_kind = {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
-    return {
-      'counts': {
-        kind: {
-          name: int(values[mine_N].sum())
-          for name, values in zip(_COUNTS, per_key, strict=True)
-        }
-        for kind, mine_N in of_kind.items()
-      },
-      'taken': {
-        kind: [round(ratio, 2) for ratio in taken_N[right_N & mine_N].tolist()]
-        for kind, mine_N in of_kind.items()
-      },
-      'losses': [
-        {
-          'lost': int(lost_N[n]),
-          'memory': memory_texts[n],
-          'became': turns[0][0],
-          'log_ratios': [round(log_ratio, 2) for _, log_ratio, _ in turns],
-          'given': [given for _, _, given in turns],
-        }
-        for n, turns in sorted(became.items())
-      ],
-    }
+    return unsure
 
   def _hide(self, kind, name, value, chunk, rng) -> list[int]:
     """The chunk with a needle in it, cut to its budget."""
@@ -264,42 +291,66 @@ class _Beside:
     memory: Tokens,
     pairs: Sequence[tuple[int, list[int]]],
   ) -> Iterator[tuple[int, str, float, bool]]:
-    """Of each pair: the key's number, the text of its memory after the chunk, and
-    the support of that memory.
-    """
-    rows = self._config.rows
-    for start in range(0, len(pairs), rows):
-      part = pairs[start : start + rows]
+    """The key's number, the memory's text after the chunk, and its support."""
+    size = self._config.batch_size
+    for start in range(0, len(pairs), size):
+      part = pairs[start : start + size]
       # The last batch is filled with its first pair.
-      full = part + part[:1] * (rows - len(part))
+      full = part + part[:1] * (size - len(part))
       numbers = np.asarray([n for n, _ in full])
-      mine = jax.tree.map(lambda x, n=numbers: x[n], (question, memory))
-      after, support = self._turn(*mine, [chunk for _, chunk in full])
-      texts = trajectories.texts(self._tokenizer, after)
+      picked = jax.tree.map(lambda x, n=numbers: x[n], (question, memory))
+      after, support = self._turn(*picked, [chunk for _, chunk in full])
+      after_texts = texts(self._tokenizer, after)
       support = (of_N.tolist() for of_N in support)
-      yield from zip((n for n, _ in part), texts, *support, strict=False)
+      yield from zip((n for n, _ in part), after_texts, *support, strict=False)
 
   def _turn(
-    self, question: Tokens, memory: Tokens, chunks
+    self, question: Tokens, memory: Tokens, chunks: Sequence[Sequence[int]]
   ) -> tuple[Tokens, tuple[np.ndarray, np.ndarray]]:
-    """After one chunk, on the host: the memories, and their support."""
-    rows = len(chunks)
-    chunk = tokens_lib.pad_rows(chunks, self._agent.chunk_tokens)
-    zeros = sharding.rows(np.zeros(rows, np.int32))
-    question, memory = sharding.rows((question, memory))
-    after, _ = rollout.read(
+    """The memories after one chunk, and their support; on the host."""
+    session = self._engine.open(
       self._agent,
       self._params,
       question,
-      memory,
-      sharding.rows(jax.tree.map(lambda x: x[None], chunk), axis=1),
-      decode.row_keys(0, zeros.astype(jnp.uint32), zeros),
-      zeros,
+      # Greedy decoding draws nothing from the names.
+      ['retention'] * len(chunks),
+      memory=memory,
     )
-    support = _support(
-      self._agent, self._params, question, memory, sharding.rows(chunk), after
+    before = session.carried
+    width = self._agent.chunk_tokens
+    slot = session_lib.slots([[chunk] for chunk in chunks], 1, width)
+    session.read(slot)
+    after = session.memory
+    turn = WrittenTurn(
+      question, jax.tree.map(lambda x: x[0], slot), before, after
     )
-    return jax.device_get((after, support))
+    support = _support(self._agent, self._params, sharding.rows(turn))
+    return after, jax.device_get(support)
+
+
+def _by_kind(keys: Sequence['_Key']) -> dict[str, np.ndarray]:
+  """bool [N] for every kind of value: the keys that are of it."""
+  kinds = np.asarray([key.kind for key in keys])
+  return {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
+
+
+def _counts(
+  config: RetentionConfig,
+  keys: Sequence['_Key'],
+  right_N: np.ndarray,
+  lost_N: np.ndarray,
+  changed_N: np.ndarray,
+) -> dict[str, dict[str, int]]:
+  """_COUNTS by kind of value."""
+  turns_N = right_N * config.chunks_per_key
+  per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0, lost_N**2)
+  return {
+    kind: {
+      name: int(values[kind_N].sum())
+      for name, values in zip(_COUNTS, per_key, strict=True)
+    }
+    for kind, kind_N in _by_kind(keys).items()
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +381,9 @@ def _least_log_prob(
   """float32 [N]: of the least likely token of writing the memory again."""
   prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)
   # Slots behind the end hold 0, which is larger than any log-prob.
-  return rollout.memory_log_probs(agent, params, prompt, memory).min(axis=1)
+  return memory_rules.memory_log_probs(agent, params, prompt, memory).min(
+    axis=1
+  )
 
 
-_support = jax.jit(rollout.support, static_argnums=0)
+_support = jax.jit(memory_rules.support, static_argnums=0)

@@ -28,7 +28,11 @@ from memagent_jax.sampling import decode
 from memagent_jax.sampling.decode import Prefilled
 from memagent_jax.structs import Tokens
 from memagent_jax.train import train_state, update
-from memagent_jax.train.sequences import MicroBatches, PolicyRows, TurnRows
+from memagent_jax.train.sequences import (
+  MicroBatches,
+  PolicySequences,
+  Sequences,
+)
 from memagent_jax.train.train_state import OptimizerConfig
 
 PHASES = ('prefill', 'decode', 'reference', 'update')
@@ -59,7 +63,6 @@ class Workload:
   # Prompts that are read at once, of those; 0: all.
   prefill_rows: int = 0
   temperature: float = 1.0
-  with_entropy: bool = True
   # Of the params beside adapters, which stay as they are loaded.
   frozen_dtype: str = 'float32'
 
@@ -241,7 +244,6 @@ def _update(workload: Workload, mesh: Mesh):
     workload.model,
     workload.objective,
     workload.temperature,
-    workload.with_entropy,
   )
   step = update.make_update(shardings)
 
@@ -254,7 +256,7 @@ def _update(workload: Workload, mesh: Mesh):
   return program, _placed(state, shardings), rows
 
 
-def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicyRows, int]:
+def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
   """Abstract rows [micro-batch, row, ...], and how many micro-batches."""
   size = workload.micro_rows(sharding.parts('rows', mesh))
   s, r = workload.row_tokens, workload.response_tokens
@@ -272,8 +274,8 @@ def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicyRows, int]:
     return rows(*shape, dtype=jnp.float32)
 
   needed = grpo.needs_reference(workload.objective)
-  batch = PolicyRows(
-    turns=TurnRows(rows(s), rows(), rows()),
+  batch = PolicySequences(
+    turns=Sequences(rows(s), rows(), rows()),
     sampler_logprob_NxR=floats(r),
     old_logprob_NxR=floats(r),
     reference_logprob_NxR=floats(r) if needed else None,

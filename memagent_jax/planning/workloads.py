@@ -5,8 +5,8 @@ import dataclasses
 import itertools
 import math
 
+from memagent_jax.agent.engine import Lockstep
 from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
-from memagent_jax.agent.trajectories import part_rows
 from memagent_jax.planning import shapes
 from memagent_jax.planning.programs import Workload
 from memagent_jax.sharding import MeshConfig
@@ -31,7 +31,7 @@ def of_run(
 
   Raises:
     ValueError: a run of another kind, a model whose shape is not known, or
-      trajectories that do not divide into parts of `rows_at_once`.
+      trajectories that do not divide into the parts of its engine.
   """
 
   def given(argument, *path, default):
@@ -42,8 +42,8 @@ def of_run(
 
   reading, config = bound('reading', 'source'), bound('config', 'source')
   template = given('template', 'source', default=DEFAULT_TEMPLATE)
-  documents = bound('documents_per_step', 'source')
-  trajectories = documents * config.rollouts
+  engine = given('engine', 'source', default=Lockstep())
+  trajectories = config.documents_per_step * config.rollouts
   model = dataclasses.replace(
     shapes.config(bound('name_or_dir', 'model')),
     dtype=given('compute_dtype', default='float32'),
@@ -68,13 +68,12 @@ def of_run(
     memory_tokens=reading.memory_tokens,
     answer_tokens=reading.answer_tokens,
     chunks=math.ceil(document_tokens / reading.chunk_tokens),
-    documents=documents,
+    documents=config.documents_per_step,
     rollouts=config.rollouts,
-    sample_rows=part_rows(trajectories, config.rows_at_once),
+    sample_rows=engine.part_size(trajectories),
     micro_tokens=config.micro_tokens,
-    prefill_rows=reading.prefill_rows,
+    prefill_rows=engine.prefill_prompts,
     temperature=reading.temperature,
-    with_entropy=config.with_entropy,
     frozen_dtype=given('dtype', 'model', default='float32'),
   )
   return work, bound('mesh'), bound('num_steps')

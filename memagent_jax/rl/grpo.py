@@ -21,6 +21,7 @@ from memagent_jax.structs import LENGTH, SKIPPED, WeightedMean
 AGGREGATIONS = ('token_mean', 'sequence_mean', 'constant')
 KL_ESTIMATORS = ('k1', 'k2', 'k3')
 OVERLONG_FILTERS = ('off', 'answer', 'any_turn')
+OLD_LOG_PROBS = ('sampler', 'trainer')
 # exp() of a log-ratio stops growing here, at 5e8 and far beyond every clip: the
 # gradient of an infinite ratio, 0 * inf, would be NaN.
 _LARGEST_LOG_RATIO = 20.0
@@ -63,6 +64,11 @@ class GrpoConfig:
   overlong_buffer_tokens: int = 0
   # ... and over the last tokens of the longest memory; 0 is off.
   overlong_memory_buffer_tokens: int = 0
+  # What the ratio is relative to: log-probs as the sampler recorded them, or
+  # computed again by the trainer before the first update.
+  old_log_probs: str = 'sampler'
+  # Entropy of the policy at every token, as a metric: a second use of the logits.
+  log_entropy: bool = True
   # Truncated importance sampling where sampler and trainer disagree: weights of
   # the policy-gradient term are at most this; 0 is off.
   importance_cap: float = 0.0
@@ -73,6 +79,7 @@ class GrpoConfig:
       ('aggregation', AGGREGATIONS),
       ('kl_estimator', KL_ESTIMATORS),
       ('overlong_filter', OVERLONG_FILTERS),
+      ('old_log_probs', OLD_LOG_PROBS),
     ):
       value = getattr(self, name)
       if value not in choices:
@@ -114,6 +121,17 @@ class GrpoConfig:
         f'{self.constant_tokens}; constant needs the cap of a response in '
         'tokens, the others need 0.'
       )
+    if self.importance_cap and self.old_log_probs != 'trainer':
+      raise ValueError(
+        f'importance_cap is {self.importance_cap} and old_log_probs is '
+        f'{self.old_log_probs!r}: the weights would all be 1. Set '
+        "old_log_probs to 'trainer', or importance_cap to 0."
+      )
+    if self.entropy_coefficient and not self.log_entropy:
+      raise ValueError(
+        f'entropy_coefficient is {self.entropy_coefficient} and log_entropy is '
+        'False; set log_entropy to True.'
+      )
     if self.max_refills and not self.dynamic_sampling:
       raise ValueError(
         f'max_refills is {self.max_refills} and dynamic_sampling is False; '
@@ -135,6 +153,24 @@ def _check_types(config: GrpoConfig) -> None:
       )
     if isinstance(value, float) and not math.isfinite(value):
       raise ValueError(f'{field.name} is {value}; expected a finite number.')
+
+
+def check_caps(
+  config: GrpoConfig, *, memory_tokens: int, answer_tokens: int
+) -> None:
+  """Refuses overlong buffers that are longer than the responses may be.
+
+  Raises:
+    ValueError: names the buffer and its cap, both in tokens.
+  """
+  for name, cap_name, cap in (
+    ('overlong_buffer_tokens', 'answer_tokens', answer_tokens),
+    ('overlong_memory_buffer_tokens', 'memory_tokens', memory_tokens),
+  ):
+    if getattr(config, name) > cap:
+      raise ValueError(
+        f'{name} is {getattr(config, name)}; expected at most {cap_name}, {cap}.'
+      )
 
 
 def preset_difference(a: GrpoConfig, b: GrpoConfig) -> dict[str, tuple]:
@@ -226,7 +262,7 @@ def turn_advantages(
 
   Trajectory n = b * G + g passes its advantage to all its turns. A turn weighs
   1, or 0 where the row was skipped or its trajectory is not kept. Flattened,
-  with the answers last, these are the rows of `sequences.trajectory_rows`.
+  with the answers last, these are the rows of `sequences.trajectory_sequences`.
 
   Args:
     advantage_BxG: from `advantages`.

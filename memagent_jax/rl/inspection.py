@@ -1,6 +1,6 @@
 """One trajectory of training, turn by turn: what it read, wrote and is taught.
 
-    Rollouts.sample -> judge -> Rollouts.rows -> the rows of one trajectory
+    Rollouts.sample -> judge -> sequences -> those of one trajectory
       -> the trainer's log-probs -> Inspection
 
 All of it comes from the functions that training calls.
@@ -13,30 +13,31 @@ import itertools
 import jax
 import numpy as np
 
-from memagent_jax.agent import trajectories
+from memagent_jax.agent import trajectories as trajectories_lib
+from memagent_jax.agent.trajectories import Trajectories
+from memagent_jax.agent.turns import Turn
 from memagent_jax.models.model import Model
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.rl.rollouts import Rollouts
 from memagent_jax.structs import FINISH_REASONS, SKIPPED
-from memagent_jax.train import sequences
+from memagent_jax.train import sequences as sequences_lib
 from memagent_jax.train import update as update_lib
-from memagent_jax.train.sequences import PolicyRows
+from memagent_jax.train.sequences import PolicySequences
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectedTurn:
-  """A turn that was sampled."""
+  """A turn that was sampled, and what it is to training."""
 
   prompt: str  # control tokens by their names
   prompt_tokens: int
   memory_before: str
-  memory_after: str | None  # None: the answer turn
+  # The memory turn's record; None: the answer turn.
+  record: Turn | None
   finish_reason: str
-  thought_tokens: int  # left out of the memory
   tokens: tuple[str, ...]  # as sampled, the ending control token included
-  ratio_R: (
-    np.ndarray
-  )  # float32, of each token: probability by trainer / sampler
+  # float32, probability of each token by the trainer / by the sampler
+  ratio_R: np.ndarray
   weight: float  # 0: the turn teaches nothing
 
 
@@ -78,7 +79,10 @@ def inspect(
   Raises:
     ValueError: the batch or the group has no such number.
   """
-  documents, rollouts = source.batch_shape
+  documents, rollouts = (
+    source.config.documents_per_step,
+    source.config.rollouts,
+  )
   for name, got, count in (
     ('document_index', document, documents),
     ('rollout', rollout, rollouts),
@@ -87,17 +91,18 @@ def inspect(
       raise ValueError(f'{name} is {got}; expected 0 to {count - 1}.')
   tokenizer, params = model.tokenizer, model.params
   batch, found = source.sample(params)
-  verdicts = trajectories.judge(tokenizer, batch, found)
+  verdicts = source.judge(batch, found)
+  score_BxG = source.scores(found, verdicts)
   n = document * rollouts + rollout
-  # Rows stand turn by turn.
-  rows = jax.tree.map(
-    lambda x: x[n :: documents * rollouts], source.rows(found, verdicts)
+  # Sequences stand turn by turn.
+  sequences = jax.tree.map(
+    lambda x: x[n :: documents * rollouts], source.sequences(found, score_BxG)
   )
   question = found.documents.question
   return Inspection(
     id=batch.ids[document],
     question=tokenizer.decode(question.ids_NxW[n, : question.length_N[n]]),
-    turns=tuple(_turns(source, tokenizer, params, found, rows, n)),
+    turns=tuple(_turns(source, tokenizer, params, found, sequences, n)),
     answer=verdicts.answers[n],
     right_answers=tuple(batch.answers[document]),
     reward_name=batch.rewards[document],
@@ -105,8 +110,8 @@ def inspect(
     metric_name=batch.metrics[document],
     metric=float(verdicts.metric_BxG[document, rollout]),
     group_rewards=tuple(verdicts.reward_BxG[document].tolist()),
-    group_scores=tuple(source.scores(found, verdicts)[document].tolist()),
-    advantage=float(rows.advantage_N[-1]),
+    group_scores=tuple(score_BxG[document].tolist()),
+    advantage=float(sequences.advantage_N[-1]),
   )
 
 
@@ -114,66 +119,64 @@ def _turns(
   source: Rollouts,
   tokenizer: Tokenizer,
   params: dict,
-  found: trajectories.Trajectories,
-  rows: PolicyRows,
+  found: Trajectories,
+  sequences: PolicySequences,
   n: int,
 ) -> list[InspectedTurn]:
-  response = found.turns.response
-  finish_T = [*response.finish_N[:, n], found.answer.finish_N[n]]
-  thought_T = [*found.turns.thought_CxN[:, n], 0]
-  # Before every turn, and behind the last memory turn.
-  of_n = jax.tree.map(lambda x: x[:, n], found.turns.memory)
-  memory_T = trajectories.texts(
-    tokenizer,
-    jax.tree.map(
-      lambda first, after: np.concatenate([first[n : n + 1], after]),
-      found.first_memory,
-      of_n,
-    ),
-  )
-  logprob_TxR = _trainer_log_probs(source, rows, params)
+  finish_T = [*found.turns.response.finish_N[:, n], found.answer.finish_N[n]]
+  records = {
+    record.chunk_index: record
+    for record in trajectories_lib.turns_of(tokenizer, source.agent, found, n)
+  }
+  first = found.first.memory
+  memory = tokenizer.decode(first.ids_NxW[n, : first.length_N[n]])
+  logprob_TxR = _trainer_log_probs(source, sequences, params)
   turns = []
   for t, finish in enumerate(finish_T):
     if finish == SKIPPED:
       continue
-    ids_S = rows.turns.ids_NxS[t]
-    p, r = rows.turns.prompt_length_N[t], rows.turns.response_length_N[t]
-    gap_R = logprob_TxR[t, :r] - rows.sampler_logprob_NxR[t, :r]
-    last = t == len(finish_T) - 1
+    ids_S = sequences.turns.ids_NxS[t]
+    p, r = (
+      sequences.turns.prompt_length_N[t],
+      sequences.turns.response_length_N[t],
+    )
+    gap_R = logprob_TxR[t, :r] - sequences.sampler_logprob_NxR[t, :r]
+    record = records.get(t)
     turns.append(
       InspectedTurn(
         prompt=_with_control_tokens(tokenizer, ids_S[:p]),
         prompt_tokens=int(p),
-        memory_before=memory_T[t],
-        memory_after=None if last else memory_T[t + 1],
+        memory_before=memory,
+        record=record,
         finish_reason=FINISH_REASONS[finish],
-        thought_tokens=int(thought_T[t]),
         tokens=tuple(tokenizer.token_text(i) for i in ids_S[p : p + r]),
         ratio_R=np.exp(gap_R),
-        weight=float(rows.weight_N[t]),
+        weight=float(sequences.weight_N[t]),
       )
     )
+    if record is not None:
+      memory = record.memory
   return turns
 
 
 def _trainer_log_probs(
-  source: Rollouts, rows: PolicyRows, params: dict
+  source: Rollouts, sequences: PolicySequences, params: dict
 ) -> np.ndarray:
   """float32 [T, R], as an update computes them; one row at a time."""
   agent = source.agent
-  width = rows.turns.ids_NxS.shape[1]
-  (batch,) = sequences.micro_batches(
-    # Rows of no weight would be left out.
-    rows.replace(weight_N=np.ones_like(rows.weight_N)),
+  width = sequences.turns.ids_NxS.shape[1]
+  (batch,) = sequences_lib.micro_batches(
+    # Those of no weight would be left out.
+    sequences.replace(weight_N=np.ones_like(sequences.weight_N)),
     widths=(width,),
     micro_tokens=width,
-    capacity=len(rows.weight_N),
+    capacity=len(sequences.weight_N),
   )
   logprob = update_lib.log_probs(
     agent.model, agent.memory.temperature, params, batch
   )
-  result_TxR = np.zeros_like(rows.sampler_logprob_NxR)
-  live_T = rows.turns.response_length_N > 0
+  result_TxR = np.zeros_like(sequences.sampler_logprob_NxR)
+  live_T = sequences.turns.response_length_N > 0
   result_TxR[live_T] = np.asarray(logprob)[: live_T.sum(), 0]
   return result_TxR
 

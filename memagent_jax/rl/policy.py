@@ -10,7 +10,7 @@ from memagent_jax.rl import grpo
 from memagent_jax.rl.grpo import GrpoConfig
 from memagent_jax.sampling.log_probs import response_log_probs
 from memagent_jax.train.objective import LossAndMetrics
-from memagent_jax.train.sequences import PolicyRows, response_mask
+from memagent_jax.train.sequences import PolicySequences, response_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Policy:
   grpo: GrpoConfig
   # Temperature that the responses were sampled at.
   temperature: float
-  # Entropies are a second use of the logits; the loss may need none.
-  with_entropy: bool = True
 
-  def __call__(self, params: dict, rows: PolicyRows) -> LossAndMetrics:
+  def __call__(
+    self, params: dict, sequences: PolicySequences
+  ) -> LossAndMetrics:
     """The loss, and the metrics of `grpo.policy_loss`."""
-    turns = rows.turns
-    response_tokens = rows.old_logprob_NxR.shape[1]
+    turns = sequences.turns
+    response_tokens = sequences.old_logprob_NxR.shape[1]
     logprob_NxR, entropy_NxR = response_log_probs(
       self.model,
       params,
@@ -36,16 +36,16 @@ class Policy:
       turns.response_length_N,
       response_tokens=response_tokens,
       temperature=self.temperature,
-      with_entropy=self.with_entropy,
+      with_entropy=self.grpo.log_entropy,
     )
     return grpo.policy_loss(
       self.grpo,
       logprob_NxR=logprob_NxR,
-      old_logprob_NxR=rows.old_logprob_NxR,
-      advantage_N=rows.advantage_N,
+      old_logprob_NxR=sequences.old_logprob_NxR,
+      advantage_N=sequences.advantage_N,
       mask_NxR=response_mask(turns, response_tokens),
       entropy_NxR=entropy_NxR,
-      reference_logprob_NxR=rows.reference_logprob_NxR,
-      sampler_logprob_NxR=rows.sampler_logprob_NxR,
-      row_weight_N=rows.weight_N,
+      reference_logprob_NxR=sequences.reference_logprob_NxR,
+      sampler_logprob_NxR=sequences.sampler_logprob_NxR,
+      row_weight_N=sequences.weight_N,
     )

@@ -5,21 +5,26 @@
 They are read by the rollout and judged by the rewards of training.
 """
 
-from collections.abc import Callable
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from memagent_jax import sharding
-from memagent_jax.agent import memory_health, rollout, trajectories
+from memagent_jax import rewards, sharding
+from memagent_jax.agent import memory_health
+from memagent_jax.agent import trajectories as trajectories_lib
+from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
+from memagent_jax.agent.engine import Engine, Lockstep
 from memagent_jax.agent.prompts import Template
-from memagent_jax.agent.rollout import ReadingConfig
 from memagent_jax.agent.trajectories import Trajectories, Verdicts
-from memagent_jax.data.batches import Batch, BatchIterator
+from memagent_jax.data.batch import Batch
+from memagent_jax.data.batches import BatchIterator
 from memagent_jax.models.model import Model
-from memagent_jax.structs import FINISH_REASONS
+from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.rewards import Reward
+from memagent_jax.rl.stages import Documents
 
 
 class Validation:
@@ -30,13 +35,15 @@ class Validation:
     model: Model,
     workdir: str | os.PathLike,
     *,
-    documents: Callable,
+    documents: Documents,
     template: Template,
     reading: ReadingConfig,
     count: int = 64,
-    rows: int = 64,
+    batch_size: int = 64,
     traced: int = 4,
     name: str = 'validation',
+    engine: Engine | None = None,
+    reward: Reward = rewards.data_reward,
   ):
     """Makes a measurement.
 
@@ -47,43 +54,53 @@ class Validation:
       template: wording of the turns.
       reading: caps; greedy if its temperature is 0.
       count: documents; the same at every call.
-      rows: documents read side by side.
+      batch_size: documents that are read side by side.
       traced: trajectories that are kept, turn by turn.
       name: of the metrics and of the traces.
+      engine: who reads; None: `Lockstep()`.
+      reward: what a trajectory is worth; that of training.
 
     Raises:
-      ValueError: a count that is no multiple of the rows.
+      ValueError: a count that is no multiple of the batch size.
     """
-    if count % rows:
+    if count % batch_size:
       raise ValueError(
-        f'{name}: count {count} is no multiple of rows {rows}; batches always '
-        'have their full shape.'
+        f'{name}: count {count} is no multiple of batch_size {batch_size}; '
+        'batches always have their full shape.'
       )
-    self._agent = rollout.make_agent(model, template, reading)
+    self._agent = make_agent(model, template, reading)
+    self._engine = Lockstep() if engine is None else engine
+    self._reward = reward
     self._tokenizer, self._seed = model.tokenizer, reading.seed
     self._folder, self._traced, self._name = Path(workdir), traced, name
     batches = BatchIterator(
       documents(model.tokenizer),
       model.tokenizer,
-      trajectories.batch_config(reading, rows),
+      trajectories_lib.batch_config(reading, batch_size),
     )
-    self._batches = [next(batches) for _ in range(count // rows)]
+    self._batches = [next(batches) for _ in range(count // batch_size)]
 
   def __call__(self, params: dict, step: int) -> dict[str, float]:
     """`NAME/reward`, `NAME/metric`, and `NAME/memory/...`."""
-    rewards, metrics, health = [], [], []
+    values, metrics, health = [], [], []
     for number, batch in enumerate(self._batches):
-      found = trajectories.sample(self._agent, params, batch, seed=self._seed)
-      verdicts = trajectories.judge(self._tokenizer, batch, found)
-      rewards.append(verdicts.reward_BxG.mean())
+      trajectories = self._engine.sample(
+        self._agent, params, batch, seed=self._seed
+      )
+      verdicts = trajectories_lib.judge(
+        self._tokenizer, batch, trajectories, self._reward
+      )
+      values.append(verdicts.reward_BxG.mean())
       metrics.append(verdicts.metric_BxG.mean())
       health.append(
-        memory_health.measure(self._tokenizer, batch.answers, found)
+        memory_health.measure(
+          self._tokenizer, self._agent, batch.answers, trajectories
+        )
       )
       if number == 0 and self._traced and sharding.is_main():
-        self._write_traces(step, batch, found, verdicts)
+        self._write_traces(step, batch, trajectories, verdicts)
     result = {
-      'reward': float(np.mean(rewards)),
+      'reward': float(np.mean(values)),
       'metric': float(np.mean(metrics)),
     }
     for key in (
@@ -96,11 +113,19 @@ class Validation:
         result[key] = float(np.mean(values))
     return {f'{self._name}/{key}': value for key, value in result.items()}
 
-  def _write_traces(self, step, batch, found, verdicts) -> None:
+  def _write_traces(
+    self,
+    step: int,
+    batch: Batch,
+    trajectories: Trajectories,
+    verdicts: Verdicts,
+  ) -> None:
     folder = self._folder / 'traces'
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-      json.dumps(trace(self._tokenizer, batch, found, verdicts, n))
+      json.dumps(
+        trace(self._tokenizer, self._agent, batch, trajectories, verdicts, n)
+      )
       for n in range(min(self._traced, len(batch.ids)))
     ]
     path = folder / f'{self._name}_{step}.jsonl'
@@ -108,29 +133,21 @@ class Validation:
 
 
 def trace(
-  tokenizer, batch: Batch, found: Trajectories, verdicts: Verdicts, n: int
+  tokenizer: Tokenizer,
+  agent: AgentConfig,
+  batch: Batch,
+  trajectories: Trajectories,
+  verdicts: Verdicts,
+  n: int,
 ) -> dict:
   """Trajectory n as text, turn by turn; JSON-able."""
-  b, g = divmod(n, found.rollouts)
-  turns = []
-  chunks, memory = found.documents.chunk, found.turns.memory
-  for c, length in enumerate(chunks.length_N[:, n]):
-    if length:
-      chunk = tokenizer.decode(chunks.ids_NxW[c, n, :length])
-      kept = memory.ids_NxW[c, n, : memory.length_N[c, n]]
-      finish = int(found.turns.response.finish_N[c, n])
-      turns.append(
-        {
-          'chunk': chunk,
-          'memory': tokenizer.decode(kept),
-          'finish_reason': FINISH_REASONS[finish],
-        }
-      )
+  b, g = divmod(n, trajectories.rollouts)
+  turns = trajectories_lib.turns_of(tokenizer, agent, trajectories, n)
   return {
     'id': batch.ids[b],
     'rollout': g,
     'answers': list(batch.answers[b]),
-    'turns': turns,
+    'turns': [dataclasses.asdict(turn) for turn in turns],
     'answer': verdicts.answers[n],
     'reward': float(verdicts.reward_BxG[b, g]),
     'metric': float(verdicts.metric_BxG[b, g]),

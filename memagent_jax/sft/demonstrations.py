@@ -1,7 +1,7 @@
 """Where the rows of supervised warm-up come from, step by step.
 
 stage of the step -> skill -> demonstrations seeded by (seed, step) -.
-                  `-> file -> the next ones of the epoch's order ----+-> TurnRows
+                  `-> file -> the next ones of the epoch's order ----+-> Sequences
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from memagent_jax.io import downloads
 from memagent_jax.sft import demonstration_files, skills
 from memagent_jax.sft.skills import SkillConfig
 from memagent_jax.train import sequences
-from memagent_jax.train.sequences import TurnRows
+from memagent_jax.train.sequences import Sequences
 
 # Demonstrations drawn for a row, at most, until one fits.
 _MAX_DRAWS = 100
@@ -171,14 +171,14 @@ class Curriculum:
     mixes = self.stage(step).mixes
     return mixes[step % len(mixes)]
 
-  def rows(self, step: int) -> TurnRows:
+  def rows(self, step: int) -> Sequences:
     """The batch of a step."""
     mix = self.mix(step)
     if isinstance(mix.content, FileConfig):
       pairs = self._of_file(mix, step)
     else:
       pairs = self._made(mix, seeded('demonstrations', self.seed, step))
-    return sequences.demonstration_rows(pairs, mix.row_tokens)
+    return sequences.demonstration_sequences(pairs, mix.row_tokens)
 
   def _read(self, path: str) -> list[_Line]:
     """The encoded demonstrations of a file."""
@@ -292,12 +292,10 @@ def encode(
     demonstration: what to encode.
   """
   d = demonstration
-  fields = {'question': d.question, 'memory': d.memory, 'chunk': d.chunk}
-  ids = {name: tokenizer.encode(text) for name, text in fields.items() if text}
+  texts = {'question': d.question, 'memory': d.memory, 'chunk': d.chunk or ''}
+  fields = {name: tokenizer.encode(text) for name, text in texts.items()}
   turn = prompts.answer_turn if d.chunk is None else prompts.memory_turn
-  prompt: list[int] = []
-  for piece in turn:
-    prompt += ids.get(piece, []) if isinstance(piece, str) else piece
+  prompt = prompts_lib.assemble_ids(turn, fields)
   return prompt, [*tokenizer.encode(d.response), tokenizer.eos_ids[0]]
 
 

@@ -11,7 +11,7 @@ from memagent_jax.models.configs import ModelConfig
 from memagent_jax.sampling.log_probs import response_log_probs
 from memagent_jax.structs import WeightedMean
 from memagent_jax.train.objective import LossAndMetrics
-from memagent_jax.train.sequences import TurnRows
+from memagent_jax.train.sequences import Sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Imitation:
   # R, the widest response.
   response_tokens: int
 
-  def __call__(self, params: dict, rows: TurnRows) -> LossAndMetrics:
+  def __call__(self, params: dict, rows: Sequences) -> LossAndMetrics:
     """The loss, and the same as `nll`."""
     logprob_NxR, _ = response_log_probs(
       self.model,

@@ -43,7 +43,7 @@ class Source(Protocol):
     """Goes on where `state` was taken."""
 
 
-def trained_tokens(turns: sequences.TurnRows, counts_N=True) -> int:
+def trained_tokens(turns: sequences.Sequences, counts_N=True) -> int:
   """Prompt and response tokens of the rows that count."""
   length_N = turns.prompt_length_N + turns.response_length_N
   return int((length_N * counts_N).sum())

@@ -1,4 +1,4 @@
-"""One optimizer step over turn rows, in micro-batches whose split changes nothing.
+"""One optimizer step over sequences, in micro-batches whose split changes nothing.
 
 MicroBatches -> sums of loss and gradient -> one division -> optimizer
   -> TrainState
@@ -88,9 +88,9 @@ def gradient_sums(
     frozen: the model's other params.
   """
 
-  def one(total, rows):
+  def one(total, sequences):
     def loss_sum(params):
-      loss, metrics = objective(lora.join(params, frozen), rows)
+      loss, metrics = objective(lora.join(params, frozen), sequences)
       return loss.sum, (loss, metrics)
 
     (_, found), gradients = jax.value_and_grad(loss_sum, has_aux=True)(params)
@@ -101,7 +101,7 @@ def gradient_sums(
     jax.eval_shape(
       lambda: (
         params,
-        *objective(lora.join(params, frozen), _at(batches[0].rows, 0)),
+        *objective(lora.join(params, frozen), _at(batches[0].sequences, 0)),
       )
     ),
   )
@@ -109,7 +109,7 @@ def gradient_sums(
     total = lax.fori_loop(
       0,
       batch.count,
-      lambda i, total, rows=batch.rows: one(total, _at(rows, i)),
+      lambda i, total, sequences=batch.sequences: one(total, _at(sequences, i)),
       total,
     )
   return total
@@ -119,10 +119,10 @@ def gradient_sums(
 def log_probs(
   model: ModelConfig, temperature: float, params: dict, batch: MicroBatches
 ) -> jax.Array:
-  """float32 log-probs of the responses of PolicyRows, [micro-batch, row, R]."""
+  """float32 log-probs of the responses of PolicySequences, [micro-batch, row, R]."""
 
   def one(i, logprobs):
-    turns = _at(batch.rows.turns, i)
+    turns = _at(batch.sequences.turns, i)
     logprob_NxR, _ = response_log_probs(
       model,
       params,
@@ -134,11 +134,11 @@ def log_probs(
     )
     return lax.dynamic_update_index_in_dim(logprobs, logprob_NxR, i, 0)
 
-  zeros = jnp.zeros_like(batch.rows.old_logprob_NxR)
+  zeros = jnp.zeros_like(batch.sequences.old_logprob_NxR)
   return lax.fori_loop(0, batch.count, one, zeros)
 
 
-def _at(rows, i):
+def _at(sequences, i):
   return jax.tree.map(
-    lambda x: lax.dynamic_index_in_dim(x, i, 0, keepdims=False), rows
+    lambda x: lax.dynamic_index_in_dim(x, i, 0, keepdims=False), sequences
   )

@@ -5,10 +5,25 @@ import pytest
 
 from memagent_jax import tokens as tokens_lib
 from memagent_jax.agent import memory_health
+from memagent_jax.agent.memory_rules import Overwrite
 from memagent_jax.agent.trajectories import Trajectories
-from memagent_jax.structs import EOS, LENGTH, SKIPPED, Response, Tokens, Turns
+from memagent_jax.structs import (
+  EOS,
+  LENGTH,
+  SKIPPED,
+  MemoryState,
+  Response,
+  Tokens,
+  Turns,
+)
 
 CAP = 12
+
+
+class AGENT:
+  """All that is asked of an agent: its rule, which names the outcomes."""
+
+  rule = Overwrite()
 
 
 def padded(tokenizer, texts):
@@ -46,8 +61,13 @@ def trajectories(tokenizer, memories, cut=(), rollouts=1):
   response = Response(ids, np.zeros(ids.shape), length, np.asarray(finish))
   return Trajectories(
     documents=None,
-    first_memory=padded(tokenizer, ['none'] * len(rows)),
-    turns=Turns(response, Tokens(ids, length), np.zeros_like(length)),
+    first=MemoryState(padded(tokenizer, ['none'] * len(rows))),
+    turns=Turns(
+      response,
+      MemoryState(Tokens(ids, length)),
+      np.zeros_like(length),
+      np.zeros_like(length),
+    ),
     answer=None,
     rollouts=rollouts,
   )
@@ -61,6 +81,7 @@ def measure(tiny_tokenizer):
       answers = [['42']] * (len(memories) // rollouts)
     found = memory_health.measure(
       tiny_tokenizer,
+      AGENT,
       answers,
       trajectories(tiny_tokenizer, memories, **kwargs),
     )

@@ -1,5 +1,6 @@
 """Templates, their pieces, and the assembly of ragged rows from ids."""
 
+import dataclasses
 import json
 
 import jax
@@ -88,20 +89,28 @@ def test_a_document_never_becomes_a_control_token(tiny_tokenizer):
       {'answer_turn': '{question} {memory} {chunk}'},
       r"unknown fields \['chunk",
     ),
-    ({'memory_turn': '{question}{memory}{chunk}{page}'}, r"\['page'\]"),
     ({'empty_memory': ' '}, 'empty_memory is blank'),
   ],
 )
 def test_a_wrong_template_is_refused(change, message):
-  import dataclasses
-
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(TEMPLATE, **change)
 
 
-def test_template_files(tmp_path):
-  import dataclasses
+def test_other_fields_are_the_memory_rules(tiny_tokenizer):
+  template = dataclasses.replace(
+    TEMPLATE, memory_turn='{question}{memory}{chunk}{page}'
+  )
+  with pytest.raises(ValueError, match=r"unknown fields \['page'\]"):
+    prompts.compile_template(template, tiny_tokenizer)
+  fields = ('question', 'memory', 'chunk', 'page')
+  compiled = prompts.compile_template(template, tiny_tokenizer, fields)
+  assert [p for p in compiled.memory_turn if isinstance(p, str)] == list(fields)
+  with pytest.raises(ValueError, match=r'\{page\} 0 times'):
+    prompts.compile_template(TEMPLATE, tiny_tokenizer, fields)
 
+
+def test_template_files(tmp_path):
   path = tmp_path / 't.json'
   path.write_text(json.dumps(dataclasses.asdict(TEMPLATE)))
   assert prompts.read_template(path) == TEMPLATE

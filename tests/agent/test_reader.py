@@ -10,6 +10,7 @@ import pytest
 
 from memagent_jax import Reader, ReadingConfig
 from memagent_jax.agent import prompts
+from memagent_jax.agent.session import Session
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.model import Model
@@ -87,21 +88,29 @@ def test_state_goes_on_exactly(model):
   assert len(json.dumps(state)) < 8192
 
 
-def test_an_interrupted_turn_loses_no_text(model, monkeypatch):
-  reader = Reader(model, 'Who?', CONFIG)
-  step = reader._step
+class InterruptedSession(Session):
+  """Somebody presses Ctrl-C in its fourth turn, once."""
 
-  def interrupted(memory, chunk, index):
-    if index == 3:
+  pressed = False
+
+  def read(self, chunks):
+    if self.turns_read == 3 and not self.pressed:
+      self.pressed = True
       raise KeyboardInterrupt
-    return step(memory, chunk, index)
+    return super().read(chunks)
 
-  monkeypatch.setattr(reader, '_step', interrupted)
+
+class InterruptedEngine:
+  def open(self, *args, **kwargs):
+    return InterruptedSession(*args, **kwargs)
+
+
+def test_an_interrupted_turn_loses_no_text(model):
+  reader = Reader(model, 'Who?', CONFIG, engine=InterruptedEngine())
   turns = []
   reader.on_turn = turns.append
   with pytest.raises(KeyboardInterrupt):
     reader.feed(TEXT)
-  monkeypatch.undo()
   reader.finish()
   assert ''.join(turn.chunk for turn in turns) == TEXT
 
@@ -149,9 +158,9 @@ def test_bad_readings_are_refused(model, questions, changes, message):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'version': 99}, 'version 99; expected 1'),
+    ({'version': 99}, 'version 99; expected 2'),
     ({'tokenizer': 'other'}, 'was taken with tokenizer other'),
-    ({'memory_ids': None}, 'damaged'),
+    ({'session': None}, 'damaged'),
   ],
 )
 def test_a_foreign_state_is_refused(model, change, message):

@@ -1,18 +1,28 @@
 """The chunk scan: one state transition, skipped rows, windows, recompiles."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from memagent_jax import tokens as tokens_lib
-from memagent_jax.agent import prompts, rollout
+from memagent_jax.agent import memory_rules, prompts, rollout
+from memagent_jax.agent.config import AgentConfig
+from memagent_jax.agent.memory_rules import Guarded, Overwrite, WrittenTurn
 from memagent_jax.agent.prompts import Prompts
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.sampling import decode
 from memagent_jax.sampling.decode import SamplingConfig
-from memagent_jax.structs import EOS, LENGTH, SKIPPED, Response, Tokens
+from memagent_jax.structs import (
+  EOS,
+  LENGTH,
+  SKIPPED,
+  MemoryState,
+  Response,
+  Tokens,
+)
 from memagent_jax.tokens import pad_rows
 
 MODEL = ModelConfig('llama', 40, 16, 1, 2, 1, 8, 24, 256, 1e-5, RopeConfig())
@@ -30,6 +40,7 @@ def _agent(**changes):
   fields = {
     'model': MODEL,
     'prompts': PROMPTS,
+    'rule': Overwrite(),
     'control_ids': (0,),
     'end_id': 0,
     'think_ids': None,
@@ -38,7 +49,7 @@ def _agent(**changes):
     'chunk_tokens': 8,
     'question_tokens': 3,
   }
-  return rollout.AgentConfig(**(fields | changes))
+  return AgentConfig(**(fields | changes))
 
 
 def _chunks(lengths_CxN, seed=0):
@@ -56,15 +67,16 @@ def _keys(rows):
 def _read(agent, chunks, rows=(0, 1), memory=None, first=0):
   n = len(rows)
   questions = [[11 + r, 12] for r in rows]
-  return rollout.read(
+  state, turns = rollout.read(
     agent,
     PARAMS,
     pad_rows(questions, 3),
-    rollout.first_memory(agent, n) if memory is None else memory,
+    rollout.first_state(agent, n, memory),
     chunks,
     _keys(rows),
     jnp.full((n,), first, jnp.int32),
   )
+  return state.memory, turns
 
 
 def _real(tokens, row):
@@ -126,8 +138,7 @@ def test_control_ids_and_thinking_never_enter_a_memory():
     length_N=jnp.array([6, 6]),
     finish_N=jnp.array([EOS, LENGTH]),
   )
-  old = rollout.first_memory(agent, 2)
-  memory, thought_N = rollout.carried_memory(agent, response, old)
+  memory, thought_N = rollout.written_text(agent, response)
   assert _real(memory, 0) == [20, 22]
   assert _real(memory, 1) == [20, 21, 22, 23, 24, 25]
   assert thought_N.tolist() == [3, 0]
@@ -147,7 +158,7 @@ def test_a_memory_as_likely_as_decoding_says():
   )
   ended_N = got.finish_N == EOS
   memory = Tokens(got.ids_NxR, got.length_N - ended_N)
-  logprob_NxR = rollout.memory_log_probs(agent, PARAMS, prompt, memory)
+  logprob_NxR = memory_rules.memory_log_probs(agent, PARAMS, prompt, memory)
   for row, length in enumerate(got.length_N.tolist()):
     np.testing.assert_allclose(
       logprob_NxR[row, :length], got.logprob_NxR[row, :length], atol=1e-4
@@ -165,7 +176,8 @@ def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
   fresh, _ = _read(usual, chunks, memory=old)
   chunk = jax.tree.map(lambda x: x[0], chunks)
   question = pad_rows([[11, 12], [12, 12]], 3)
-  ratio_N, given_N = rollout.support(usual, PARAMS, question, old, chunk, fresh)
+  turn = WrittenTurn(question, chunk, MemoryState(old), fresh)
+  ratio_N, given_N = memory_rules.support(usual, PARAMS, turn)
   assert not given_N.any()
   low, high = sorted(ratio_N.tolist())
   assert high - low > 0.1
@@ -175,27 +187,28 @@ def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
     (low + 0.01, {int(likelier)}),
     (high + 0.01, set()),
   ):
-    agent = _agent(least_ratio=float(np.exp(log_least)))
+    agent = _agent(rule=Guarded(float(np.exp(log_least))))
     memory, turns = _read(agent, chunks, memory=old)
     for row in range(2):
       expected = _real(fresh if row in taken else old, row)
       assert _real(memory, row) == expected
       after = Tokens(turns.memory.ids_NxW[0], turns.memory.length_N[0])
       assert _real(after, row) == expected
-  for bad in (-1.0, float('inf'), float('nan')):
-    with pytest.raises(ValueError, match='least_ratio'):
-      _agent(least_ratio=bad)
+      assert int(turns.outcome_CxN[0, row]) == (row not in taken)
+  for bad in (-1.0, 0.0, float('inf'), float('nan')):
+    with pytest.raises(ValueError, match='ratio'):
+      Guarded(bad)
 
 
 @pytest.mark.slow
-def test_a_memory_is_taken_if_an_empty_one_became_it_too(monkeypatch):
-  agent = _agent(least_ratio=10.0)
+def test_a_memory_is_taken_if_an_empty_one_became_it_too():
+  agent, rule = _agent(), Guarded(10.0)
   question, chunk = pad_rows([[11, 12]], 3), pad_rows([[13, 14]], 8)
-  empty = rollout.first_memory(agent, 1)
+  empty = memory_rules.empty_memory(agent, 1)
   old, fresh = pad_rows([[20, 21, 22]], 6), pad_rows([[25, 26]], 6)
 
-  def after(fresh, likely, likely_alone):
-    """With so much of the probability after the old memory, and after none."""
+  def takes(fresh, likely, likely_alone):
+    """With these probabilities after the old memory, and after none."""
 
     def log_probs(agent, params, prompt, memory):
       del agent, params
@@ -211,57 +224,54 @@ def test_a_memory_is_taken_if_an_empty_one_became_it_too(monkeypatch):
         p_Nx2.append([p, 1.0])
       return jnp.log(jnp.array(p_Nx2))
 
-    monkeypatch.setattr(rollout, 'memory_log_probs', log_probs)
-    with jax.disable_jit():
-      got = rollout.likely_memory(agent, PARAMS, question, old, chunk, fresh)
-    return _real(got, 0)
+    turn = WrittenTurn(question, chunk, MemoryState(old), fresh)
+    support = memory_rules.support(agent, PARAMS, turn, log_probs)
+    return rule.takes(*support).tolist() == [True]
 
-  assert after(fresh, 0.7, 0.1) == [20, 21, 22]
-  assert after(fresh, 0.7, 0.49) == [20, 21, 22]
-  assert after(fresh, 0.7, 0.51) == [25, 26]
-  assert after(fresh, 2.1, 0.1) == [25, 26]
-  # Nothing is what an empty memory becomes beside most chunks.
-  assert after(empty, 0.7, 0.99) == [20, 21, 22]
-  assert after(pad_rows([[15, 16]], 6), 0.7, 0.99) == [20, 21, 22]
-  assert after(pad_rows([[15, 16, 17]], 6), 0.7, 0.99) == [15, 16, 17]
-  assert after(empty, 2.1, 0.99) == [9, 10]
+  assert not takes(fresh, 0.7, 0.1)
+  assert not takes(fresh, 0.7, 0.49)
+  assert takes(fresh, 0.7, 0.51)
+  assert takes(fresh, 2.1, 0.1)
+  # Nothing is what an empty memory becomes after most chunks.
+  assert not takes(empty, 0.7, 0.99)
+  assert not takes(pad_rows([[15, 16]], 6), 0.7, 0.99)
+  assert takes(pad_rows([[15, 16, 17]], 6), 0.7, 0.99)
+  assert takes(empty, 2.1, 0.99)
 
 
-def test_the_ratio_asks_nothing_of_a_memory_that_stays(monkeypatch):
-  agent = _agent(least_ratio=10.0)
+def test_the_ratio_asks_nothing_of_a_memory_that_stays():
+  agent, rule = _agent(), Guarded(10.0)
   # The same two tokens, other ids behind them.
   old = Tokens(jnp.array([[20, 21, 3, 3, 0, 0]]), jnp.array([2]))
   same = Tokens(jnp.array([[20, 21, 0, 7, 0, 0]]), jnp.array([2]))
-  asked = []
-
-  def log_probs(agent, params, prompt, memory):
-    del agent, params, prompt
-    jax.debug.callback(lambda: asked.append(True))
-    return jnp.zeros((memory.length_N.shape[0], 1))
-
-  monkeypatch.setattr(rollout, 'memory_log_probs', log_probs)
   question, chunk = pad_rows([[11]], 3), pad_rows([[13, 14]], 8)
-  for fresh, asks in (
-    (same, False),
-    (same.replace(length_N=jnp.array([1])), True),
-    (same.replace(ids_NxW=same.ids_NxW + 1), True),
+
+  def update(fresh):
+    """With params that nothing can be computed with."""
+    with jax.disable_jit():
+      turn = WrittenTurn(question, chunk, MemoryState(old), fresh)
+      return rule.update(agent, {}, turn)
+
+  state, outcome_N = update(same)
+  assert _real(state.memory, 0) == [20, 21] and outcome_N.tolist() == [0]
+  for fresh in (
+    same.replace(length_N=jnp.array([1])),
+    same.replace(ids_NxW=same.ids_NxW + 1),
   ):
-    rollout.likely_memory(agent, PARAMS, question, old, chunk, fresh)
-    jax.effects_barrier()
-    assert bool(asked) == asks
-    asked.clear()
+    with pytest.raises(flax.errors.ScopeCollectionNotFound):
+      update(fresh)
 
 
 def test_no_compilation_after_the_first_of_20_ragged_batches():
   agent = _agent()
   rng = np.random.default_rng(0)
   _read(agent, _chunks([[8, 5]]))
-  before = rollout.read._cache_size()
+  before = rollout.compiled_programs()
   memory = None
   for turn in range(20):
     chunks = _chunks(rng.integers(0, 9, (1, 2)), seed=turn)
     memory, _ = _read(agent, chunks, memory=memory, first=turn)
-  assert rollout.read._cache_size() == before
+  assert rollout.compiled_programs() == before
 
 
 @pytest.mark.slow
@@ -288,7 +298,7 @@ def test_device_memory_of_a_window_does_not_depend_on_the_document():
       agent,
       PARAMS,
       pad_rows([[11], [12]], 3),
-      rollout.first_memory(agent, 2),
+      rollout.first_state(agent, 2),
       _chunks([[8, 8]] * slots),
       _keys([0, 1]),
       jnp.zeros(2, jnp.int32),

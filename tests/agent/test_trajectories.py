@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from memagent_jax import tokens as tokens_lib
-from memagent_jax.agent import prompts, rollout, trajectories
+from memagent_jax.agent import prompts, trajectories
+from memagent_jax.agent.engine import Lockstep
+from memagent_jax.agent.memory_rules import Overwrite
 from memagent_jax.agent.reader import Reader
-from memagent_jax.data.batches import Batch
+from memagent_jax.data.batch import Batch
+from memagent_jax.rl import turns as turns_lib
 from memagent_jax.rl import validation as validation_lib
-from memagent_jax.sampling import decode
 from memagent_jax.structs import EOS, LENGTH, SKIPPED, Documents, Response
-from memagent_jax.train import sequences
 from tests import tiny_runs
 
 
@@ -85,7 +86,7 @@ def ids_of(found, n):
 
 @pytest.fixture(scope='module')
 def whole(agent, model, batch):
-  return trajectories.sample(agent, model.params, batch, rollouts=3, seed=2)
+  return Lockstep().sample(agent, model.params, batch, rollouts=3, seed=2)
 
 
 def test_turns_are_those_of_the_documents(whole):
@@ -97,8 +98,8 @@ def test_turns_are_those_of_the_documents(whole):
 
 
 def test_parts_change_nothing(agent, model, batch, whole):
-  again = trajectories.sample(
-    agent, model.params, batch, rollouts=3, seed=2, rows_at_once=2
+  again = Lockstep(trajectories_at_once=2).sample(
+    agent, model.params, batch, rollouts=3, seed=2
   )
   assert [ids_of(again, n) for n in range(6)] == [
     ids_of(whole, n) for n in range(6)
@@ -107,16 +108,17 @@ def test_parts_change_nothing(agent, model, batch, whole):
     np.shape, (whole.documents, whole.turns)
   )
   with pytest.raises(ValueError, match=r'6 trajectories do not divide.* 4'):
-    trajectories.sample(
-      agent, model.params, batch, rollouts=3, seed=2, rows_at_once=4
+    Lockstep(trajectories_at_once=4).sample(
+      agent, model.params, batch, rollouts=3, seed=2
     )
 
 
 @pytest.mark.slow
-def test_windows_change_nothing(agent, model, batch, whole, monkeypatch):
+def test_windows_change_nothing(agent, model, batch, whole):
   # Three slots, then one.
-  monkeypatch.setattr(trajectories, 'WINDOW_CHUNKS', 3)
-  again = trajectories.sample(agent, model.params, batch, rollouts=3, seed=2)
+  again = Lockstep(window_chunks=3).sample(
+    agent, model.params, batch, rollouts=3, seed=2
+  )
   assert [ids_of(again, n) for n in range(6)] == [
     ids_of(whole, n) for n in range(6)
   ]
@@ -128,18 +130,18 @@ def test_samples_follow_from_seed_example_and_rollout(
 ):
   """And the reading: not a row's place, nor what is sampled beside it."""
   expected = [ids_of(whole, n) for n in range(6)]
-  swapped = trajectories.sample(
+  swapped = Lockstep().sample(
     agent, model.params, part(batch, (1, 0)), rollouts=3, seed=2
   )
   assert [ids_of(swapped, n) for n in range(6)] == expected[3:] + expected[:3]
   # The second document for the second time: as its rollouts 3, 4 and 5.
   again = dataclasses.replace(batch, readings=(0, 1))
-  later = trajectories.sample(agent, model.params, again, rollouts=3, seed=2)
-  more = trajectories.sample(agent, model.params, batch, rollouts=6, seed=2)
+  later = Lockstep().sample(agent, model.params, again, rollouts=3, seed=2)
+  more = Lockstep().sample(agent, model.params, batch, rollouts=6, seed=2)
   assert [ids_of(later, n) for n in range(6)] == expected[:3] + [
     ids_of(more, n) for n in (9, 10, 11)
   ]
-  other = trajectories.sample(agent, model.params, batch, rollouts=3, seed=5)
+  other = Lockstep().sample(agent, model.params, batch, rollouts=3, seed=5)
   assert all(a != b for a, b in zip(ids_of(other, 3), expected[3], strict=True))
 
 
@@ -207,10 +209,8 @@ def test_memory_moves_as_ids_that_encoding_would_change(
   embedding[others] *= 0.1
   embedding[letters] *= 3.0
   params = {**model.params, 'embedding': jnp.asarray(embedding)}
-  found = trajectories.sample(agent, params, batch, rollouts=3, seed=2)
-  rows, _ = sequences.trajectory_rows(
-    agent, found.documents, found.first_memory, found.turns, found.answer
-  )
+  found = Lockstep().sample(agent, params, batch, rollouts=3, seed=2)
+  rows, _ = turns_lib.trajectory_sequences(agent, found)
   changed = 0
   for n in range(3, 6):
     sampled = ids_of(found, n)
@@ -232,37 +232,31 @@ def test_memory_moves_as_ids_that_encoding_would_change(
   assert changed > 4
 
 
-@pytest.fixture
-def prompts_seen(monkeypatch):
-  """Grows by the prompt of every turn that is sampled, as ids."""
-  seen, generate = [], decode.generate
+@dataclasses.dataclass(frozen=True)
+class Recording(Overwrite):
+  """Overwrites, and keeps what every memory turn's prompt was made of."""
 
-  def record(ids_NxW, length_N, active_N):
-    for ids, length, active in zip(ids_NxW, length_N, active_N, strict=True):
-      if active:
-        seen.append(tuple(ids[:length].tolist()))
+  seen: list = dataclasses.field(default_factory=list, compare=False)
 
-  def watched(config, params, prompt, *args, active_N=None, **kwargs):
-    on = jnp.ones(prompt.length_N.shape, bool) if active_N is None else active_N
-    jax.debug.callback(record, prompt.ids_NxW, prompt.length_N, on)
-    return generate(config, params, prompt, *args, active_N=active_N, **kwargs)
+  def update(self, agent, params, turn):
+    jax.debug.callback(
+      self._record, turn.question, turn.before.memory, turn.chunk
+    )
+    return super().update(agent, params, turn)
 
-  def forget():
-    rollout.read.clear_cache()
-    rollout.answer.clear_cache()
+  def _record(self, *fields):
+    for n, length in enumerate(fields[-1].length_N):
+      if length:
+        self.seen.append(
+          tuple(tuple(f.ids_NxW[n, : f.length_N[n]].tolist()) for f in fields)
+        )
 
-  monkeypatch.setattr(decode, 'generate', watched)
-  forget()
-
-  def take():
+  def take(self):
+    """What was seen since the last time: (question, memory, chunk) in ids."""
     jax.effects_barrier()
-    taken = sorted(seen)
-    seen.clear()
+    taken = sorted(self.seen)
+    self.seen.clear()
     return taken
-
-  yield take
-  # Programs that were compiled with the recorder.
-  forget()
 
 
 def by_hand(tokenizer, turns, document):
@@ -289,19 +283,27 @@ def without_end(response, n):
 
 @pytest.mark.slow
 def test_reader_training_and_evaluation_see_the_same_ids(
-  model, tiny_tokenizer, prompts_seen, tmp_path
+  model, tiny_tokenizer, tmp_path
 ):
   """A document's id is its question, so that all of them sample alike."""
   document = tiny_runs.document(0, 3)
   assert document.id == document.question
-  reader = Reader(
-    model, document.question, tiny_runs.READING, tiny_runs.TEMPLATE
-  )
+  rule = Recording()
+  reading = dataclasses.replace(tiny_runs.READING, rule=rule)
+  reader = Reader(model, document.question, reading, tiny_runs.TEMPLATE)
   turns = reader.feed(document.document) + reader.finish()
   (answer,) = reader.answer()
   expected = by_hand(tiny_tokenizer, turns, document)
   assert len(expected) == 4
-  assert prompts_seen() == sorted(expected)
+  seen = rule.take()
+  # What a turn's prompt is made of: question, memory before, chunk.
+  encode = tiny_tokenizer.encode
+  memories = [prompts_of(tiny_tokenizer).empty_memory]
+  memories += [tuple(turn.memory_ids) for turn in turns[:-1]]
+  assert seen == sorted(
+    (tuple(encode(document.question)), memory, tuple(encode(turn.chunk)))
+    for memory, turn in zip(memories, turns, strict=True)
+  )
   # What the answer turn asks for has one pair of braces.
   text = tiny_tokenizer.decode(expected[-1])
   assert '\\boxed{}?' in text
@@ -311,24 +313,29 @@ def test_reader_training_and_evaluation_see_the_same_ids(
     tmp_path,
     documents=tiny_runs.documents((3,), count=2),
     template=tiny_runs.TEMPLATE,
-    reading=tiny_runs.READING,
+    reading=reading,
     count=2,
-    rows=2,
+    batch_size=2,
   )
   validation(model.params, 0)
-  both = prompts_seen()
+  both = rule.take()
   # The other half is another document's.
-  assert len(both) == 8 and set(expected) <= set(both)
+  assert len(both) == 6 and set(seen) <= set(both)
 
-  # Of two rollouts, the first has the reader's key.
+  # The first of two rollouts has the reader's key.
   source = tiny_runs.rollouts(
-    model, chunks=(3,), count=1, documents_per_step=1, rollouts=2
+    model,
+    chunks=(3,),
+    count=1,
+    documents_per_step=1,
+    rollouts=2,
+    reading=reading,
   )
   batch, found = source.sample(model.params)
-  both = prompts_seen()
-  assert len(both) == 8 and set(expected) <= set(both)
-  verdicts = trajectories.judge(tiny_tokenizer, batch, found)
-  rows = source.rows(found, verdicts).turns
+  both = rule.take()
+  assert len(both) == 6 and set(seen) <= set(both)
+  verdicts = source.judge(batch, found)
+  rows = source.sequences(found, source.scores(found, verdicts)).turns
   sampled = ids_of(found, 0)
   # Four chunk slots, of which the last is empty, and the answer; two rollouts.
   for t, prompt in zip((0, 1, 2, 4), expected, strict=True):

@@ -7,7 +7,8 @@ import pytest
 import seqio
 
 from memagent_jax.data import batches, example_source, tasks
-from memagent_jax.data.batches import BatchConfig, BatchIterator, Schedule
+from memagent_jax.data.batch import BatchConfig
+from memagent_jax.data.batches import BatchIterator, Schedule
 from memagent_jax.data.examples import Example
 
 CONFIG = BatchConfig(batch_size=4, chunk_tokens=16, question_tokens=20, seed=3)

@@ -6,13 +6,13 @@ import pytest
 
 from memagent_jax.evals import grid
 from memagent_jax.evals.grid import Block
-from memagent_jax.evals.methods.memory_agent import Memory
+from memagent_jax.evals.methods.memory_agent import MemAgent
 from memagent_jax.evals.methods.one_turn import OneTurn
 from memagent_jax.evals.records import Cell
 from tests import tiny_runs
 
 METHODS = {
-  'memory': Memory(),
+  'memory': MemAgent(),
   'full': OneTurn(batch_tokens=600, document_tokens=5000, extension='yarn'),
 }
 CONFIGS = {'a': tiny_runs.CONFIG, 'b': tiny_runs.CONFIG}

@@ -33,7 +33,7 @@ def config(tmp_path):
   text = ''.join(f'It was day {i}. ' for i in range(200))
   path.write_text(text.strip(), encoding='utf-8')
   return LikelihoodConfig(
-    (str(path),), 'Who?', tiny_runs.TEMPLATE, READING, rows=2, chunks=3
+    (str(path),), 'Who?', tiny_runs.TEMPLATE, READING, parts=2, chunks=3
   )
 
 
@@ -96,7 +96,7 @@ def test_scores_are_those_of_the_prompt_up_to_the_chunk(model, config):
 
 def test_a_text_too_short_is_named(model, config):
   with pytest.raises(ValueError, match='do not hold 900 parts of 3 chunks'):
-    likelihood.measure(model, dataclasses.replace(config, rows=900))
+    likelihood.measure(model, dataclasses.replace(config, parts=900))
 
 
 def test_a_template_with_its_chunk_first_has_no_likelihood(model, config):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from memagent_jax.agent import prompts
-from memagent_jax.agent.rollout import ReadingConfig
+from memagent_jax.agent.config import ReadingConfig
+from memagent_jax.agent.memory_rules import Guarded
 from memagent_jax.evals import retention, statistics
 from memagent_jax.evals.retention import RetentionConfig
 from memagent_jax.models.weights import pretrained
@@ -27,7 +28,7 @@ TEMPLATE = prompts.Template(
 READING = ReadingConfig(
   chunk_tokens=96, memory_tokens=64, answer_tokens=48, question_tokens=32
 )
-CONFIG = RetentionConfig(turns=40, rows=8, chunks_per_key=3)
+CONFIG = RetentionConfig(turns=40, batch_size=8, chunks_per_key=3)
 
 
 @pytest.fixture(scope='module')
@@ -57,12 +58,12 @@ def test_losses_that_come_together_say_less():
 @pytest.mark.parametrize('near_miss_share', [0.0, 1.0])
 @pytest.mark.slow
 def test_teacher_forcing_counts_what_decoding_every_turn_counts(
-  settings, tmp_path, monkeypatch, near_miss_share
+  settings, tmp_path, near_miss_share
 ):
   config = dataclasses.replace(CONFIG, near_miss_share=near_miss_share)
   quick = retention.measure(workdir=tmp_path / 'a', config=config, **settings)
   # No probability is enough to be certain.
-  monkeypatch.setattr(retention, '_CERTAIN', float('inf'))
+  config = dataclasses.replace(config, certain_probability=1.0)
   slow = retention.measure(workdir=tmp_path / 'b', config=config, **settings)
   assert quick['turns'] == slow['turns'] >= 40
   assert 0 < quick['lost'] == slow['lost'] < quick['turns']
@@ -90,7 +91,7 @@ def test_what_turns_lose_and_take_says_what_a_least_ratio_does(
   ratios = [ratio for ratio, _ in losses]
   assert max(ratios) < min(taken)
   for least in (float(np.median(ratios)), (max(ratios) + min(taken)) / 2):
-    reading = dataclasses.replace(READING, least_ratio=math.exp(least))
+    reading = dataclasses.replace(READING, rule=Guarded(math.exp(least)))
     workdir = tmp_path / f'{least}'
     gated = retention.measure(
       workdir=workdir, config=CONFIG, **(settings | {'reading': reading})

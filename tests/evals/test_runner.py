@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import time
 
 import pytest
 
-from memagent_jax.agent import rollout
 from memagent_jax.agent.prompts import OneTurnTemplate
 from memagent_jax.data.benchmarks.registry import Texts
 from memagent_jax.evals import eta, records, runner
 from memagent_jax.evals.grid import Block
-from memagent_jax.evals.methods.memory_agent import Memory
+from memagent_jax.evals.methods.memory_agent import MemAgent
 from memagent_jax.evals.methods.method import Answered, Result
 from memagent_jax.evals.methods.one_turn import OneTurn
 from memagent_jax.io import jsonl, workdirs
@@ -24,7 +24,7 @@ READING = dataclasses.replace(
   tiny_runs.READING, temperature=0.0, question_tokens=90, chunk_tokens=64
 )
 METHODS = {
-  'memory': Memory(tiny_runs.TEMPLATE, READING, 2),
+  'memory': MemAgent(tiny_runs.TEMPLATE, READING, window_chunks=2),
   'none': OneTurn(
     context='none',
     template=OneTurnTemplate('{document}{question}', '{question}'),
@@ -85,17 +85,11 @@ def rows_of(workdir):
   return (workdir / 'rows.jsonl').read_bytes()
 
 
-def killed_at(monkeypatch, call):
-  """The process dies at this call of `rollout.read`; undo to live on."""
-  read, calls = rollout.read, []
-
-  def dying(*args):
-    calls.append(None)
-    if len(calls) == call:
-      raise KeyboardInterrupt
-    return read(*args)
-
-  monkeypatch.setattr(rollout, 'read', dying)
+def with_engine(engine):
+  """The methods of the grid, with who takes the turns."""
+  return METHODS | {
+    'memory': dataclasses.replace(METHODS['memory'], engine=engine)
+  }
 
 
 # --- Rows ---------------------------------------------------------------------
@@ -185,7 +179,7 @@ def test_scores_are_those_of_the_task_s_metric(run, tmp_path, monkeypatch):
     texts[1] = 'something else'
     return Answered([Result(t, 'eos', 9, 9, {}, 1.0) for t in texts])
 
-  monkeypatch.setattr(Memory, 'answer', right)
+  monkeypatch.setattr(MemAgent, 'answer', right)
   lines = run(tmp_path, blocks=BLOCKS[:1])
   scores = [row['score'] for row in jsonl.read(tmp_path / 'rows.jsonl')]
   # Every batch has one wrong row in second place.
@@ -199,18 +193,15 @@ def test_scores_are_those_of_the_task_s_metric(run, tmp_path, monkeypatch):
 
 def test_a_grid_that_is_done_computes_nothing(run, whole, monkeypatch):
   before = rows_of(whole)
-  monkeypatch.setattr(Memory, 'answer', None)
+  monkeypatch.setattr(MemAgent, 'answer', None)
   assert run(whole) == []
   assert rows_of(whole) == before
 
 
-def test_a_grid_killed_three_times_has_the_same_rows(
-  run, whole, tmp_path, monkeypatch
-):
+def test_a_grid_killed_three_times_has_the_same_rows(run, whole, tmp_path):
   for call in (2, 4, 9):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-      killed_at(patch, call)
-      run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+      run(tmp_path, methods=with_engine(tiny_runs.dies_at(call)))
   # As a kill in the middle of a write leaves it.
   path = tmp_path / 'rows.jsonl'
   path.write_bytes(path.read_bytes() + b'{"model": "ti')
@@ -230,19 +221,19 @@ def test_a_batch_in_flight_says_how_far_it_is(run, tmp_path, monkeypatch):
   assert first.endswith(' in all') and '; left: 0:' in first
 
 
-def test_seconds_are_those_of_killed_runs_too(run, tmp_path, monkeypatch):
-  read = rollout.read
+def test_seconds_are_those_of_killed_runs_too(run, tmp_path):
+  calls = itertools.count(1)
 
-  def slow(*args):
+  def slow(turn):
     time.sleep(0.5)
-    return read(*args)
+    if next(calls) == 5:
+      raise KeyboardInterrupt
 
-  monkeypatch.setattr(rollout, 'read', slow)
+  methods = with_engine(tiny_runs.Hooked(slow))
   block = Block(('tiny',), ('memory',), ('vt',), (900,), 2)
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    killed_at(patch, 5)
-    run(tmp_path, blocks=[block])
-  run(tmp_path, blocks=[block])
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, blocks=[block], methods=methods)
+  run(tmp_path, blocks=[block], methods=methods)
   (line,) = records.read_timings(tmp_path)
   calls = line['read_tokens'] / line['rows'] / 64 / 2
   assert line['seconds'] > 0.5 * calls > 4 * 0.5

@@ -287,6 +287,7 @@ CONFIGS = {
     kl_corrected=True,
     entropy_coefficient=0.2,
     importance_cap=1.2,
+    old_log_probs='trainer',
   ),
 }
 

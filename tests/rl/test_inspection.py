@@ -1,10 +1,13 @@
 """What is shown of a trajectory is what was sampled, judged and trained on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memagent_jax.agent.engine import Lockstep
 from memagent_jax.models import rope, transformer
 from memagent_jax.rl import inspection
 from memagent_jax.rl.grpo import GrpoConfig
@@ -44,13 +47,16 @@ def log_probs(model, ids, start):
 
 
 @pytest.mark.slow
-def test_turns_are_those_of_the_rollout(model, monkeypatch):
-  seen = tiny_runs.watch_samples(monkeypatch)
+def test_turns_are_those_of_the_rollout(model):
+  engine = tiny_runs.Watched()
   b = long_documents(model)[-1]
   found = inspection.inspect(
-    tiny_runs.rollouts(model, **SHAPE), model, document=b, rollout=1
+    tiny_runs.rollouts(model, engine=engine, **SHAPE),
+    model,
+    document=b,
+    rollout=1,
   )
-  sampled, n = seen[-1], 3 * b + 1
+  sampled, n = engine.seen[-1], 3 * b + 1
   decode = model.tokenizer.decode
   assert len(found.turns) == 4
   assert found.question == found.id
@@ -69,15 +75,16 @@ def test_turns_are_those_of_the_rollout(model, monkeypatch):
     assert ended == (turn.tokens[-1] == '<|im_end|>')
     text = decode(ids)  # without the control token
     if last:
-      assert (turn.memory_after, found.answer) == (None, text)
+      assert (turn.record, found.answer) == (None, text)
       asked = f'{found.question} from {memory}: \\boxed{{}}?'
     else:
       chunk = sampled.documents.chunk
       chunk = decode(chunk.ids_NxW[c, n, : chunk.length_N[c, n]])
       asked = f'{found.question} has {memory} then {chunk}!'
-      if not turn.thought_tokens:
-        assert turn.memory_after == text
-      memory = turn.memory_after
+      assert turn.record.chunk == chunk
+      if not turn.record.thought_tokens:
+        assert turn.record.memory == text
+      memory = turn.record.memory
     assert turn.prompt == (
       f'<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n'
       '<think>\n\n</think>\n\n'
@@ -88,28 +95,38 @@ def test_turns_are_those_of_the_rollout(model, monkeypatch):
 def test_turns_that_were_skipped_are_not_there(model):
   b = long_documents(model, chunks=1)[0]
   found = inspection.inspect(tiny_runs.rollouts(model, **SHAPE), model, b)
-  assert [turn.memory_after is None for turn in found.turns] == [False, True]
-  assert found.turns[1].memory_before == found.turns[0].memory_after
+  assert [turn.record is None for turn in found.turns] == [False, True]
+  assert found.turns[1].memory_before == found.turns[0].record.memory
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherNumbers:
+  """An engine that records a probability of 1/4 for every token."""
+
+  def sample(self, *args, **kwargs):
+    found = Lockstep().sample(*args, **kwargs)
+    return dataclasses.replace(
+      found,
+      turns=found.turns.replace(response=quarter(found.turns.response)),
+      answer=quarter(found.answer),
+    )
+
+
+def quarter(response):
+  wrong = np.full_like(response.logprob_NxR, np.log(0.25))
+  return response.replace(logprob_NxR=wrong)
 
 
 @pytest.mark.slow
-def test_the_ratio_is_trainer_over_sampler(model, monkeypatch):
+def test_the_ratio_is_trainer_over_sampler(model):
   b = long_documents(model)[0]
   found = inspection.inspect(tiny_runs.rollouts(model, **SHAPE), model, b)
   np.testing.assert_allclose(found.ratios, 1, atol=1e-4)
   # Against what a sampler with other numbers would have recorded.
-  source = tiny_runs.rollouts(model, **SHAPE)
-  rows_of = source.rows
-
-  def rows(*args):
-    rows = rows_of(*args)
-    wrong = np.full_like(rows.sampler_logprob_NxR, np.log(0.25))
-    return rows.replace(sampler_logprob_NxR=wrong)
-
-  monkeypatch.setattr(source, 'rows', rows)
-  seen = tiny_runs.watch_samples(monkeypatch)
+  engine = tiny_runs.Watched(engine=OtherNumbers())
+  source = tiny_runs.rollouts(model, engine=engine, **SHAPE)
   turn = inspection.inspect(source, model, b).turns[0]
-  response = jax.tree.map(lambda x: x[0, 3 * b], seen[0].turns.response)
+  response = jax.tree.map(lambda x: x[0, 3 * b], engine.seen[0].turns.response)
   # The first prompt has no memory whose pieces encoding could join.
   prompt = model.tokenizer.encode_template(turn.prompt)
   assert len(prompt) == turn.prompt_tokens
@@ -119,11 +136,12 @@ def test_the_ratio_is_trainer_over_sampler(model, monkeypatch):
   )
 
 
-def test_verdict_and_advantage_are_of_the_trajectory(model, monkeypatch):
-  tiny_runs.judge_as(monkeypatch, REWARDS)
+def test_verdict_and_advantage_are_of_the_trajectory(model):
+  shape = SHAPE | {'reward': tiny_runs.scripted_reward(REWARDS)}
   for b, g, advantage in ((1, 0, 0.5), (1, 2, 0.0), (3, 2, 2 / 3), (2, 1, 0)):
-    found = inspection.inspect(tiny_runs.rollouts(model, **SHAPE), model, b, g)
-    assert found.reward == found.metric == REWARDS[b][g]
+    found = inspection.inspect(tiny_runs.rollouts(model, **shape), model, b, g)
+    # The metric is the example's own, by which no answer is right here.
+    assert (found.reward, found.metric) == (REWARDS[b][g], 0.0)
     assert found.group_rewards == found.group_scores == tuple(REWARDS[b])
     assert found.advantage == pytest.approx(advantage, abs=1e-6)
     assert (found.reward_name, found.metric_name) == ('boxed_em', 'em')
@@ -131,15 +149,15 @@ def test_verdict_and_advantage_are_of_the_trajectory(model, monkeypatch):
     assert all(turn.weight == 1 for turn in found.turns)
 
 
-def test_scores_and_weights_are_those_of_the_objective(model, monkeypatch):
-  tiny_runs.judge_as(monkeypatch, REWARDS)
+def test_scores_and_weights_are_those_of_the_objective(model):
+  shape = SHAPE | {'reward': tiny_runs.scripted_reward(REWARDS)}
   objective = GrpoConfig(
     kl_coefficient=0.0, overlong_buffer_tokens=4, overlong_filter='answer'
   )
   cap = tiny_runs.READING.answer_tokens
   for g in range(3):
     found = inspection.inspect(
-      tiny_runs.rollouts(model, grpo=objective, **SHAPE), model, 1, g
+      tiny_runs.rollouts(model, grpo=objective, **shape), model, 1, g
     )
     # 1 of 5 answer tokens is free, each of the others costs a quarter.
     answer = found.turns[-1]
@@ -156,7 +174,6 @@ def test_scores_and_weights_are_those_of_the_objective(model, monkeypatch):
 
 def test_numbers_that_are_not_there(model):
   source = tiny_runs.rollouts(model)
-  assert source.batch_shape == (4, 3)
   with pytest.raises(ValueError, match='document_index is 4; expected 0 to 3'):
     inspection.inspect(source, model, 4)
   with pytest.raises(ValueError, match='rollout is -1; expected 0 to 2'):

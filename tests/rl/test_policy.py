@@ -11,7 +11,7 @@ from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.rl.policy import Policy
 from memagent_jax.sft.imitation import Imitation
-from memagent_jax.train.sequences import PolicyRows, TurnRows
+from memagent_jax.train.sequences import PolicySequences, Sequences
 from tests.tiny_runs import preset
 
 PRESETS = ('paper', 'released_script', 'dapo', 'dr_grpo')
@@ -36,7 +36,7 @@ def params():
 def turns():
   rng = np.random.default_rng(0)
   ids = rng.integers(0, 30, (len(PROMPT_N), S)).astype(np.int32)
-  return TurnRows(ids, PROMPT_N, RESPONSE_N)
+  return Sequences(ids, PROMPT_N, RESPONSE_N)
 
 
 # --- The model in NumPy ------------------------------------------------------
@@ -114,7 +114,7 @@ def policy_rows():
   old[1, :2] = logprob[1, :2] - 1.4
   weight_N = np.array([1, 1, 1, 1, 0, 1, 1])
   shifted = logprob + rng.normal(0.0, 0.3, logprob.shape)
-  return PolicyRows(
+  return PolicySequences(
     turns(),
     *(x.astype(np.float32) for x in (old, old, shifted, advantage_N, weight_N)),
   )
@@ -233,7 +233,11 @@ def test_entropy_is_that_of_the_tempered_policy():
 
 
 def test_entropy_is_left_out_on_request_only():
-  paper = Policy(MODEL, preset('paper'), TEMPERATURE, with_entropy=False)
+  paper = Policy(
+    MODEL,
+    dataclasses.replace(preset('paper'), log_entropy=False),
+    TEMPERATURE,
+  )
   rows = policy_rows()
   _, metrics = jax.eval_shape(paper, params(), rows)
   assert 'entropy' not in metrics

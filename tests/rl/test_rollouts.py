@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from memagent_jax.agent import trajectories
+from memagent_jax.agent.engine import Lockstep
 from memagent_jax.rl.grpo import GrpoConfig
+from memagent_jax.rl.stages import Stage
 from memagent_jax.structs import EOS, LENGTH, SKIPPED
 from memagent_jax.train import update
 from memagent_jax.train.train_state import OptimizerConfig, init_state
@@ -28,8 +30,10 @@ def rows_of(mini_batch):
   """The rows of a mini-batch, one by one, of all widths."""
   for batch in mini_batch:
     for i in range(int(batch.count)):
-      for j in range(batch.rows.weight_N.shape[1]):
-        row = jax.tree.map(lambda x, i=i, j=j: np.asarray(x[i, j]), batch.rows)
+      for j in range(batch.sequences.weight_N.shape[1]):
+        row = jax.tree.map(
+          lambda x, i=i, j=j: np.asarray(x[i, j]), batch.sequences
+        )
         if row.turns.response_length_N:
           yield row
 
@@ -82,13 +86,16 @@ def with_finish(found, memory=None, answer=None):
   )
 
 
-def change_samples(monkeypatch, **finish):
-  sample = trajectories.sample
-  monkeypatch.setattr(
-    trajectories,
-    'sample',
-    lambda *args, **kwargs: with_finish(sample(*args, **kwargs), **finish),
-  )
+@dataclasses.dataclass(frozen=True)
+class Refinished:
+  """An engine whose trajectories finish otherwise than they did."""
+
+  memory: Any = None
+  answer: Any = None
+
+  def sample(self, *args, **kwargs):
+    found = Lockstep().sample(*args, **kwargs)
+    return with_finish(found, self.memory, self.answer)
 
 
 # --- Advantages ---------------------------------------------------------------
@@ -105,26 +112,29 @@ def change_samples(monkeypatch, **finish):
     ((EOS, LENGTH), [-0.5, -0.5, -0.5, 0.5, 0.5, 0.5]),
   ],
 )
-def test_advantages_are_of_trajectories(
-  model, monkeypatch, second_memory, expected
-):
+def test_advantages_are_of_trajectories(model, second_memory, expected):
   finish_CxG = [[EOS, second_memory[0]], [LENGTH, second_memory[1]]]
-  change_samples(monkeypatch, memory=np.tile(finish_CxG, 6))
-  tiny_runs.judge_as(monkeypatch, [[1, 0]] * 6)
-  source = tiny_runs.rollouts(model, documents_per_step=6, rollouts=2)
+  source = tiny_runs.rollouts(
+    model,
+    documents_per_step=6,
+    rollouts=2,
+    engine=Refinished(memory=np.tile(finish_CxG, 6)),
+    reward=tiny_runs.scripted_reward([[1, 0]] * 6),
+  )
   rows = all_rows(source.next(0, model.params))
   assert sorted(float(row.advantage_N) for row in rows) == sorted(expected * 6)
   assert {float(row.weight_N) for row in rows} == {1.0}
 
 
-def test_every_turn_has_its_trajectory_s_advantage_on_its_own_tokens(
-  model, monkeypatch
-):
+def test_every_turn_has_its_trajectory_s_advantage_on_its_own_tokens(model):
   """Ragged turns of ragged documents; ids are those that were sampled."""
   reward_BxG = np.asarray([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0.5, 0, 1]])
-  tiny_runs.judge_as(monkeypatch, reward_BxG)
-  seen = tiny_runs.watch_samples(monkeypatch)
-  source = tiny_runs.rollouts(model, chunks=RAGGED)
+  reward = tiny_runs.scripted_reward(reward_BxG)
+  engine = tiny_runs.Watched()
+  seen = engine.seen
+  source = tiny_runs.rollouts(
+    model, reward=reward, engine=engine, chunks=RAGGED
+  )
   experience = source.next(0, model.params)
   turns = sampled_turns(seen[0])
   advantage_N = (reward_BxG - reward_BxG.mean(axis=1, keepdims=True)).ravel()
@@ -145,38 +155,46 @@ def test_every_turn_has_its_trajectory_s_advantage_on_its_own_tokens(
   assert len(lengths) > 3
   # 1 + 3 + 2 + 4 memory turns and 4 answers, thrice.
   metrics = experience.metrics
-  assert metrics['rows/generated'] == metrics['rows/trained'] == 3 * 14
+  assert (
+    metrics['sequences/generated'] == metrics['sequences/trained'] == 3 * 14
+  )
 
 
-def test_only_the_answer_learns_in_the_control(model, monkeypatch):
-  tiny_runs.judge_as(monkeypatch, [VARIED] * 4)
-  seen = tiny_runs.watch_samples(monkeypatch)
-  source = tiny_runs.rollouts(model, chunks=RAGGED, learn_memory_turns=False)
+def test_only_the_answer_learns_in_the_control(model):
+  reward = tiny_runs.scripted_reward([VARIED] * 4)
+  engine = tiny_runs.Watched()
+  seen = engine.seen
+  source = tiny_runs.rollouts(
+    model, reward=reward, engine=engine, chunks=RAGGED, learn_memory_turns=False
+  )
   experience = source.next(0, model.params)
   turns = sampled_turns(seen[0])
   learned = [turns[key_of(row)] for row in all_rows(experience)]
   assert sorted(n for n, _, _ in learned) == list(range(12))
   assert {t for _, t, _ in learned} == {4}
-  assert experience.metrics['rows/trained'] == 12
-  assert experience.metrics['rows/generated'] == 42
+  assert experience.metrics['sequences/trained'] == 12
+  assert experience.metrics['sequences/generated'] == 42
 
 
 # --- Truncation ---------------------------------------------------------------
 
 
-def test_truncation_is_counted_filtered_and_punished(model, monkeypatch):
+def test_truncation_is_counted_filtered_and_punished(model):
   """Rollout 0 has a cut memory, rollout 1 a cut answer; all are right."""
-  change_samples(
-    monkeypatch,
-    memory=np.tile([[LENGTH, EOS, EOS], [EOS, EOS, EOS]], 4),
-    answer=np.tile([EOS, LENGTH, EOS], 4),
+  engine = tiny_runs.Watched(
+    engine=Refinished(
+      memory=np.tile([[LENGTH, EOS, EOS], [EOS, EOS, EOS]], 4),
+      answer=np.tile([EOS, LENGTH, EOS], 4),
+    )
   )
-  seen = tiny_runs.watch_samples(monkeypatch)
-  tiny_runs.judge_as(monkeypatch, [ALIKE] * 4)
+  seen = engine.seen
+  reward = tiny_runs.scripted_reward([ALIKE] * 4)
 
   def rows(**changes):
     config = dataclasses.replace(tiny_runs.GRPO, **changes)
-    experience = tiny_runs.rollouts(model, grpo=config).next(0, model.params)
+    experience = tiny_runs.rollouts(
+      model, reward=reward, engine=engine, grpo=config
+    ).next(0, model.params)
     assert experience.metrics['truncated/memory'] == pytest.approx(1 / 6)
     assert experience.metrics['truncated/answer'] == pytest.approx(1 / 3)
     turns = sampled_turns(seen[-1])
@@ -205,14 +223,16 @@ def test_truncation_is_counted_filtered_and_punished(model, monkeypatch):
 # --- Steps and groups ---------------------------------------------------------
 
 
-def test_equal_turns_are_one_row_of_their_weight(model, monkeypatch):
-  tiny_runs.judge_as(monkeypatch, [VARIED] * 4)
+def test_equal_turns_are_one_row_of_their_weight(model):
+  reward = tiny_runs.scripted_reward([VARIED] * 4)
   cold = dataclasses.replace(tiny_runs.READING, temperature=1e-3)
-  experience = tiny_runs.rollouts(model, reading=cold).next(0, model.params)
-  assert experience.metrics['rows/trained'] == 4 * 3 * 3
+  experience = tiny_runs.rollouts(model, reward=reward, reading=cold).next(
+    0, model.params
+  )
+  assert experience.metrics['sequences/trained'] == 4 * 3 * 3
   # One row for the right rollout of a document, one for both wrong ones.
   rows = all_rows(experience)
-  assert experience.metrics['rows/distinct'] == len(rows) == 4 * 2 * 3
+  assert experience.metrics['sequences/distinct'] == len(rows) == 4 * 2 * 3
   assert sorted(float(row.weight_N) for row in rows) == [1.0] * 12 + [2.0] * 12
   for row in rows:
     expected = 2 / 3 if row.weight_N == 1 else -1 / 3
@@ -225,13 +245,16 @@ def test_equal_turns_are_one_row_of_their_weight(model, monkeypatch):
 
 @pytest.mark.parametrize('chunks', [1, 8])
 @pytest.mark.slow
-def test_steps_do_not_depend_on_chunks(model, monkeypatch, chunks):
-  tiny_runs.judge_as(monkeypatch, [VARIED] * 4)
-  seen = tiny_runs.watch_samples(monkeypatch)
-  source = tiny_runs.rollouts(model, chunks=(chunks,), mini_batches=2)
+def test_steps_do_not_depend_on_chunks(model, chunks):
+  reward = tiny_runs.scripted_reward([VARIED] * 4)
+  engine = tiny_runs.Watched()
+  seen = engine.seen
+  source = tiny_runs.rollouts(
+    model, reward=reward, engine=engine, chunks=(chunks,), mini_batches=2
+  )
   experience = source.next(0, model.params)
   assert len(experience.mini_batches) == 2
-  assert experience.metrics['rows/generated'] == 12 * (chunks + 1)
+  assert experience.metrics['sequences/generated'] == 12 * (chunks + 1)
   turns = sampled_turns(seen[0])
   learned = [
     [turns[key_of(row)][0] for row in rows_of(batch)]
@@ -244,16 +267,16 @@ def test_steps_do_not_depend_on_chunks(model, monkeypatch, chunks):
   assert [len(part) for part in learned] == [6 * (chunks + 1)] * 2
 
 
-def test_constant_groups_are_replaced_within_the_budget(model, monkeypatch):
+def test_constant_groups_are_replaced_within_the_budget(model):
   config = GrpoConfig(kl_coefficient=0, dynamic_sampling=True, max_refills=3)
-  tiny_runs.judge_as(
-    monkeypatch,
+  reward = tiny_runs.scripted_reward(
     [ALIKE, VARIED, [0, 0, 0], ALIKE],
     [VARIED, ALIKE, VARIED, ALIKE],
     [VARIED] * 4,
   )
-  seen = tiny_runs.watch_samples(monkeypatch)
-  source = tiny_runs.rollouts(model, grpo=config)
+  engine = tiny_runs.Watched()
+  seen = engine.seen
+  source = tiny_runs.rollouts(model, reward=reward, engine=engine, grpo=config)
   experience = source.next(0, model.params)
   metrics = experience.metrics
   assert len(seen) == 3
@@ -262,17 +285,20 @@ def test_constant_groups_are_replaced_within_the_budget(model, monkeypatch):
   assert [metrics[f'groups/{name}'] for name in names] == [4, 3, 0, 2]
   assert metrics['groups/degenerate'] == pytest.approx((3 + 2 + 0) / 12)
   # Two chunks and the answer, thrice, of 12 documents.
-  assert metrics['rows/generated'] == 9 * 12
-  assert metrics['rows/trained'] == len(all_rows(experience)) == 9 * 4
+  assert metrics['sequences/generated'] == 9 * 12
+  assert metrics['sequences/trained'] == len(all_rows(experience)) == 9 * 4
   assert all(row.advantage_N != 0 for row in all_rows(experience))
 
 
 @pytest.mark.slow
-def test_a_budget_that_runs_out_ends_nothing(model, monkeypatch):
+def test_a_budget_that_runs_out_ends_nothing(model):
   config = GrpoConfig(kl_coefficient=0, dynamic_sampling=True, max_refills=1)
-  tiny_runs.judge_as(monkeypatch, [VARIED, *[ALIKE] * 3], [ALIKE] * 4)
-  seen = tiny_runs.watch_samples(monkeypatch)
-  source = tiny_runs.rollouts(model, grpo=config, mini_batches=2)
+  reward = tiny_runs.scripted_reward([VARIED, *[ALIKE] * 3], [ALIKE] * 4)
+  engine = tiny_runs.Watched()
+  seen = engine.seen
+  source = tiny_runs.rollouts(
+    model, reward=reward, engine=engine, grpo=config, mini_batches=2
+  )
   # One group for two mini-batches; then none.
   for step, trained in enumerate((1, 0)):
     experience = source.next(step, model.params)
@@ -297,35 +323,31 @@ def test_a_budget_that_runs_out_ends_nothing(model, monkeypatch):
 # --- Log-probs ----------------------------------------------------------------
 
 
-def count_log_probs(monkeypatch):
-  calls, log_probs = [], update.log_probs
+@dataclasses.dataclass(frozen=True)
+class Replayed:
+  """An engine without a model: it gives trajectories that were sampled before."""
 
-  def counted(*args):
-    calls.append(args)
-    return log_probs(*args)
+  trajectories: Any
 
-  monkeypatch.setattr(update, 'log_probs', counted)
-  return calls
+  def sample(self, *args, **kwargs):
+    return self.trajectories
 
 
-def test_no_forward_pass_is_made_for_nothing(model, monkeypatch):
-  calls = count_log_probs(monkeypatch)
-  experience = tiny_runs.rollouts(model).next(0, model.params)
-  assert not calls
-  for row in all_rows(experience):
+def test_no_forward_pass_is_made_for_nothing(model):
+  _, found = tiny_runs.rollouts(model).sample(model.params)
+  source = tiny_runs.rollouts(model, engine=Replayed(found))
+  # With these params none could be made.
+  for row in all_rows(source.next(0, {})):
     assert row.reference_logprob_NxR is None
     np.testing.assert_array_equal(row.old_logprob_NxR, row.sampler_logprob_NxR)
 
 
-def test_log_probs_of_reference_and_trainer(model, monkeypatch):
+def test_log_probs_of_reference_and_trainer(model):
   """The reference stays at the params of the start, the trainer's are today's."""
-  calls = count_log_probs(monkeypatch)
-  config = GrpoConfig(kl_coefficient=0.1)
-  source = tiny_runs.rollouts(model, grpo=config, old_log_probs='trainer')
+  config = GrpoConfig(kl_coefficient=0.1, old_log_probs='trainer')
+  source = tiny_runs.rollouts(model, grpo=config)
   today = jax.tree.map(lambda x: 1.1 * x, model.params)
   experience = source.next(0, today)
-  # Reference and trainer for both widths.
-  assert len(calls) == 4
   rows = all_rows(experience)
   worst = 0.0
   for row in rows:
@@ -338,13 +360,17 @@ def test_log_probs_of_reference_and_trainer(model, monkeypatch):
   # By the model of the start alone.
   for batch in experience.mini_batches[0]:
     expected = update.log_probs(model.config, 1.0, model.params, batch)
-    np.testing.assert_array_equal(batch.rows.reference_logprob_NxR, expected)
+    np.testing.assert_array_equal(
+      batch.sequences.reference_logprob_NxR, expected
+    )
 
 
 @pytest.mark.slow
 def test_a_later_temperature_is_that_of_sampler_and_trainer(model):
   source = tiny_runs.rollouts(
-    model, old_log_probs='trainer', later_temperatures=[(1, 3.0), (3, 0.5)]
+    model,
+    grpo=dataclasses.replace(tiny_runs.GRPO, old_log_probs='trainer'),
+    stages=[Stage(1), Stage(3, temperature=3.0), Stage(temperature=0.5)],
   )
   for step, temperature in ((0, 1.0), (1, 3.0), (2, 3.0), (3, 0.5)):
     experience = source.next(step, model.params)
@@ -382,15 +408,16 @@ def test_a_restored_source_goes_on_bit_for_bit(model):
   assert resumed.state() == straight.state()
 
 
-def test_later_documents_come_from_their_step_on_and_go_on_after_a_restore(
+def test_documents_of_a_stage_come_in_it_and_are_read_on_after_a_restore(
   model,
 ):
   def source():
-    later = [
-      (2, tiny_runs.documents((4,), 8)),
-      (3, tiny_runs.documents((1,), 4)),
+    stages = [
+      Stage(2),
+      Stage(3, documents=tiny_runs.documents((4,), 8)),
+      Stage(documents=tiny_runs.documents((1,), 4)),
     ]
-    return tiny_runs.rollouts(model, count=16, later_documents=later)
+    return tiny_runs.rollouts(model, count=16, stages=stages)
 
   straight = source()
   expected = [straight.sample(model.params, step) for step in range(4)]
@@ -411,10 +438,11 @@ def test_later_documents_come_from_their_step_on_and_go_on_after_a_restore(
 
 
 @pytest.mark.parametrize('count', [4, 3])
-def test_a_document_is_sampled_anew_in_every_epoch(model, monkeypatch, count):
+def test_a_document_is_sampled_anew_in_every_epoch(model, count):
   """Where an epoch ends within a batch, too, and a document comes twice in it."""
-  seen = tiny_runs.watch_samples(monkeypatch)
-  source = tiny_runs.rollouts(model, count=count)
+  engine = tiny_runs.Watched()
+  seen = engine.seen
+  source = tiny_runs.rollouts(model, engine=engine, count=count)
   for step in range(3):
     source.next(step, model.params)
   turns = [turn for found in seen for turn in sampled_turns(found)]
@@ -435,13 +463,13 @@ def test_reward_and_metric_are_both_measured(model):
 
 
 @pytest.mark.parametrize('dynamic', [False, True])
-def test_groups_that_are_apart_by_their_length_alone(
-  model, monkeypatch, dynamic
-):
+def test_groups_that_are_apart_by_their_length_alone(model, dynamic):
   """They have advantages; dynamic sampling goes by the rewards."""
-  tiny_runs.judge_as(monkeypatch, [ALIKE] * 4)
+  reward = tiny_runs.scripted_reward([ALIKE] * 4)
   config = GrpoConfig(overlong_buffer_tokens=5, dynamic_sampling=dynamic)
-  experience = tiny_runs.rollouts(model, grpo=config).next(0, model.params)
+  experience = tiny_runs.rollouts(model, reward=reward, grpo=config).next(
+    0, model.params
+  )
   dull = experience.metrics['groups/degenerate']
   assert dull == 1.0 if dynamic else dull < 1.0
   assert bool(len(all_rows(experience))) == (not dynamic)
@@ -468,25 +496,14 @@ def test_readings_that_cannot_be_trained_on_are_refused(
   [
     ({'mini_batches': 3}, '4 documents do not divide into 3 mini-batches'),
     ({'rollouts': 1}, 'rollouts is 1; a group needs 2 or more'),
-    ({'old_log_probs': 'both'}, "'both'; choose from sampler, trainer"),
     ({'micro_tokens': 0}, 'micro_tokens is 0'),
     ({'width_shares': (0.5, 0.9)}, r'width_shares are \(0.5, 0.9\)'),
-    ({'later_temperatures': [(4, 1.5), (4, 2.0)]}, r'begin at steps \[4, 4\]'),
-    ({'later_temperatures': [(0, 1.5)]}, r'begin at steps \[0\]'),
-    ({'later_temperatures': [(3, 0.0)]}, 'temperature 0.0 and top_p 1.0'),
-    ({'foreign_shares': [(0, 0.5), (0, 1.0)]}, r'begin at steps \[0, 0\]'),
-    ({'foreign_shares': [(0, 50.0)]}, 'a share of 50.0; expected 0 to 1'),
-    ({'rows_at_once': 5}, '12 trajectories do not divide into parts of'),
-    ({'rows_at_once': -1}, 'rows_at_once is -1'),
-    (
-      {'grpo': GrpoConfig(entropy_coefficient=0.1), 'with_entropy': False},
-      'entropy_coefficient is 0.1 and with_entropy is False',
-    ),
-    ({'later_documents': [(0, None)]}, r'later_documents begin at steps \[0\]'),
-    (
-      {'grpo': GrpoConfig(importance_cap=2.0)},
-      'importance_cap is 2.0 and old_log_probs is',
-    ),
+    ({'documents_per_step': 0}, 'documents_per_step is 0'),
+    ({'stages': [Stage(4), Stage(4), Stage()]}, r'end at steps \[4, 4, None\]'),
+    ({'stages': [Stage(0), Stage()]}, r'end at steps \[0, None\]'),
+    ({'stages': [Stage(4)]}, r'end at steps \[4\]'),
+    ({'stages': [Stage(), Stage()]}, r'end at steps \[None, None\]'),
+    ({'stages': []}, r'end at steps \[\]'),
     (
       {'grpo': GrpoConfig(overlong_buffer_tokens=6)},
       'overlong_buffer_tokens is 6; expected at most answer_tokens, 5',
@@ -500,6 +517,42 @@ def test_readings_that_cannot_be_trained_on_are_refused(
 def test_settings_that_do_not_fit_are_refused(model, changes, message):
   with pytest.raises(ValueError, match=message):
     tiny_runs.rollouts(model, **changes)
+
+
+@pytest.mark.parametrize(
+  ('value', 'changes', 'message'),
+  [
+    (Stage, {'temperature': 0.0}, 'temperature 0.0; expected a number above 0'),
+    (Stage, {'distractor_memory_share': 50.0}, 'is 50.0; expected 0 to 1'),
+    (Lockstep, {'trajectories_at_once': -1}, 'trajectories_at_once is -1'),
+    (Lockstep, {'window_chunks': 0}, 'window_chunks is 0'),
+    (
+      GrpoConfig,
+      {'old_log_probs': 'both'},
+      "'both'; choose one of sampler, trainer",
+    ),
+    (
+      GrpoConfig,
+      {'entropy_coefficient': 0.1, 'log_entropy': False},
+      'entropy_coefficient is 0.1 and log_entropy is False',
+    ),
+    (
+      GrpoConfig,
+      {'importance_cap': 2.0},
+      'importance_cap is 2.0 and old_log_probs is',
+    ),
+  ],
+)
+def test_a_config_checks_itself(value, changes, message):
+  with pytest.raises(ValueError, match=message):
+    value(**changes)
+
+
+def test_parts_have_to_divide_the_trajectories(model):
+  engine = Lockstep(trajectories_at_once=5)
+  source = tiny_runs.rollouts(model, engine=engine)
+  with pytest.raises(ValueError, match='12 trajectories do not divide into'):
+    source.next(0, model.params)
 
 
 def test_a_question_over_its_cap_names_the_example(model):

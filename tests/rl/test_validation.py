@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from memagent_jax.agent import trajectories
 from memagent_jax.rl import validation as validation_lib
 from tests import tiny_runs
 
@@ -22,7 +21,7 @@ def validation(model, workdir, **changes):
     'template': tiny_runs.TEMPLATE,
     'reading': dataclasses.replace(tiny_runs.READING, temperature=0.0),
     'count': 4,
-    'rows': 2,
+    'batch_size': 2,
     'traced': 3,
   }
   return validation_lib.Validation(model, workdir, **(arguments | changes))
@@ -60,25 +59,31 @@ def test_no_traces_where_none_are_asked_for(model, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_means_are_over_all_documents(model, tmp_path, monkeypatch):
-  tiny_runs.judge_as(monkeypatch, [[1], [0]], [[1], [1]])
-  measure = validation(model, tmp_path, name='held_out', traced=0)
+def test_means_are_over_all_documents(model, tmp_path):
+  reward = tiny_runs.scripted_reward([[1], [0]], [[1], [1]])
+  measure = validation(
+    model, tmp_path, name='held_out', traced=0, reward=reward
+  )
   found = measure(model.params, 0)
-  assert found['held_out/reward'] == found['held_out/metric'] == 0.75
+  assert found['held_out/reward'] == 0.75 and found['held_out/metric'] == 0.0
 
 
-def test_documents_are_the_same_at_every_call(model, tmp_path, monkeypatch):
-  seen = tiny_runs.watch_samples(monkeypatch)
-  measure = validation(model, tmp_path, traced=0)
+def test_documents_are_the_same_at_every_call(model, tmp_path):
+  engine = tiny_runs.Watched()
+  measure = validation(model, tmp_path, traced=0, engine=engine)
   measure(model.params, 0)
   measure(model.params, 1)
-  questions = [found.documents.question.ids_NxW.tolist() for found in seen]
+  questions = [
+    found.documents.question.ids_NxW.tolist() for found in engine.seen
+  ]
   assert questions[:2] == questions[2:]
   assert questions[0] != questions[1]
 
 
 def test_batches_must_be_full(model, tmp_path):
-  with pytest.raises(ValueError, match='count 3 is no multiple of rows 2'):
+  with pytest.raises(
+    ValueError, match='count 3 is no multiple of batch_size 2'
+  ):
     validation(model, tmp_path, count=3)
 
 
@@ -86,9 +91,11 @@ def test_batches_must_be_full(model, tmp_path):
 def test_a_trace_is_of_its_own_trajectory(model, tiny_tokenizer):
   source = tiny_runs.rollouts(model, chunks=(1, 3, 2, 4))
   batch, found = source.sample(model.params)
-  verdicts = trajectories.judge(tiny_tokenizer, batch, found)
+  verdicts = source.judge(batch, found)
   for n in (0, 4, 11):
-    trace = validation_lib.trace(tiny_tokenizer, batch, found, verdicts, n)
+    trace = validation_lib.trace(
+      tiny_tokenizer, source.agent, batch, found, verdicts, n
+    )
     assert (trace['id'], trace['rollout']) == (batch.ids[n // 3], n % 3)
     last = len(trace['turns']) - 1
     kept = found.turns.memory.ids_NxW[last, n]

@@ -173,7 +173,9 @@ def source(tiny_tokenizer):
 def trained(source, step):
   """The real rows of a step."""
   ((batch,),) = source.next(step, {}).mini_batches
-  return np.asarray(batch.rows.ids_NxS), np.asarray(batch.rows.prompt_length_N)
+  return np.asarray(batch.sequences.ids_NxS), np.asarray(
+    batch.sequences.prompt_length_N
+  )
 
 
 @pytest.mark.parametrize('stopped_at', [0, 1, 2, 5, 8])

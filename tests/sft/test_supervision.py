@@ -79,9 +79,9 @@ def test_demonstrations_are_a_function_of_the_step(model):
     (batches,) = got.mini_batches
     # Two rows of 220 slots a micro-batch.
     (batch,) = batches
-    assert batch.rows.ids_NxS.shape == (slots, 2, 220)
+    assert batch.sequences.ids_NxS.shape == (slots, 2, 220)
     assert got.objective == Imitation(tiny_runs.CONFIG, 60)
-    real = batch.rows.prompt_length_N + batch.rows.response_length_N
+    real = batch.sequences.prompt_length_N + batch.sequences.response_length_N
     assert got.trained_tokens == real.sum()
   other = demonstrations(model, seed=1).next(0, {}).mini_batches[0][0]
   first = one.next(0, {}).mini_batches[0][0]

@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 
 from memagent_jax import tokens as tokens_lib
-from memagent_jax.agent import prompts, rollout
+from memagent_jax.agent import prompts
+from memagent_jax.agent.config import AgentConfig
+from memagent_jax.agent.memory_rules import Overwrite
+from memagent_jax.agent.session import Session
+from memagent_jax.agent.trajectories import Trajectories
 from memagent_jax.data.examples import Demonstration
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.rl import grpo
+from memagent_jax.rl import turns as turns_lib
 from memagent_jax.rl.grpo import GrpoConfig
 from memagent_jax.rl.policy import Policy
-from memagent_jax.sampling import decode
 from memagent_jax.sampling.decode import SamplingConfig
 from memagent_jax.sft import demonstrations
 from memagent_jax.structs import SKIPPED, Documents
 from memagent_jax.train import sequences, update
-from memagent_jax.train.sequences import PolicyRows, TurnRows
+from memagent_jax.train.sequences import PolicySequences, Sequences
 
 TEMPLATE = prompts.Template(
   memory_turn='{question} has {memory} then {chunk}!',
@@ -44,7 +48,8 @@ def sampled(tiny_tokenizer):
     qk_norm=True,
     tie_embeddings=False,
   )
-  agent = rollout.AgentConfig(
+  agent = AgentConfig(
+    rule=Overwrite(),
     model=config,
     prompts=prompts.compile_template(TEMPLATE, tiny_tokenizer),
     control_ids=tiny_tokenizer.control_ids,
@@ -65,20 +70,12 @@ def sampled(tiny_tokenizer):
     for c in range(3)
   ]
   documents = Documents(question, jax.tree.map(lambda *x: jnp.stack(x), *slots))
-  keys = decode.row_keys(5, jnp.arange(3, dtype=jnp.uint32), jnp.zeros(3, int))
-  first = rollout.first_memory(agent, 3)
-  memory, turns = rollout.read(
-    agent,
-    params,
-    question,
-    first,
-    documents.chunk,
-    keys,
-    jnp.zeros(3, jnp.int32),
-  )
-  answer = rollout.answer(agent, params, question, memory, keys)
-  rows, logprob = sequences.trajectory_rows(
-    agent, documents, first, turns, answer
+  session = Session(agent, params, question, QUESTIONS, seed=5)
+  first = session.carried
+  turns = session.read(documents.chunk)
+  answer = session.answer()
+  rows, logprob = turns_lib.trajectory_sequences(
+    agent, Trajectories(documents, first, turns, answer, rollouts=1)
   )
   return agent, params, turns, answer, rows, logprob
 
@@ -133,7 +130,7 @@ def as_policy_rows(rows, logprob_NxR):
   """With the sampler's log-probs as the old policy's; every turn counts."""
   logprob_NxR = np.asarray(logprob_NxR)
   ones_N = np.ones(len(logprob_NxR), np.float32)
-  return PolicyRows(
+  return PolicySequences(
     jax.device_get(rows), logprob_NxR, logprob_NxR, None, ones_N, ones_N
   )
 
@@ -173,25 +170,25 @@ def test_recorded_log_probs_are_the_trainer_s(sampled):
     capacity=12,
   )
   # 3 + 1 + 2 memory turns and 3 answers: as many rows as were sampled.
-  counted = [(b.rows.turns.response_length_N > 0).sum() for b in batches]
+  counted = [(b.sequences.turns.response_length_N > 0).sum() for b in batches]
   assert sum(counted) == 9 and min(counted) > 0
   tokens = 0
   for batch in batches:
     got = np.asarray(update.log_probs(agent.model, TEMPERATURE, params, batch))
-    mask = np.arange(6) < batch.rows.turns.response_length_N[..., None]
-    assert np.abs(got - batch.rows.sampler_logprob_NxR)[mask].max() < 1e-4
+    mask = np.arange(6) < batch.sequences.turns.response_length_N[..., None]
+    assert np.abs(got - batch.sequences.sampler_logprob_NxR)[mask].max() < 1e-4
     assert not got[~mask].any()
     tokens += mask.sum()
   assert tokens == int(rows.response_length_N.sum())
 
 
 def test_pairs_that_do_not_fit_are_an_error():
-  rows = sequences.demonstration_rows([([1, 2], [3]), ([4], [5, 6])], 4)
+  rows = sequences.demonstration_sequences([([1, 2], [3]), ([4], [5, 6])], 4)
   assert rows.ids_NxS.tolist() == [[1, 2, 3, 0], [4, 5, 6, 0]]
   assert isinstance(rows.prompt_length_N, jax.Array)
   assert rows.response_length_N.tolist() == [1, 2]
   with pytest.raises(ValueError, match='row 0 has 3 tokens; the cap is 2'):
-    sequences.demonstration_rows([([1, 2], [3])], 2)
+    sequences.demonstration_sequences([([1, 2], [3])], 2)
 
 
 # --- Micro-batches -----------------------------------------------------------
@@ -204,8 +201,8 @@ def numbered_rows(prompt_N, response_N, weight_N):
   count = len(weight_N)
   n = np.arange(count)
   logprob_NxR = np.repeat(-n[:, None], R, axis=1).astype(np.float32)
-  return PolicyRows(
-    TurnRows(
+  return PolicySequences(
+    Sequences(
       (100 * n[:, None] + 1 + np.arange(S)).astype(np.int32),
       np.asarray(prompt_N, np.int32),
       np.asarray(response_N, np.int32),
@@ -251,9 +248,9 @@ def test_every_row_that_counts_comes_once_and_whole(
   )
   found, lower = [], 0
   for width, batch in zip(widths, batches, strict=True):
-    size = batch.rows.weight_N.shape[1]
+    size = batch.sequences.weight_N.shape[1]
     assert size * width <= micro_tokens or size == 1
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.rows)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.sequences)
     assert flat.turns.ids_NxS.shape[1] == width
     real = flat.turns.response_length_N > 0
     # Only micro-batches that are used hold rows, and each of them does.
@@ -304,7 +301,7 @@ def test_each_turn_keeps_its_advantage_on_its_own_tokens():
     rows, widths=(6, 7, S), micro_tokens=14, capacity=5
   ):
     for i in range(int(batch.count)):
-      part = jax.tree.map(lambda x, i=i: x[i], batch.rows)
+      part = jax.tree.map(lambda x, i=i: x[i], batch.sequences)
       mask_NxR = sequences.response_mask(part.turns, R)
       sums |= {
         int(a): float(s)
@@ -324,7 +321,12 @@ def test_each_turn_keeps_its_advantage_on_its_own_tokens():
     GrpoConfig(),
     GrpoConfig(dual_clip=1.5, clip_high=0.05, clip_low=0.05),
     GrpoConfig(aggregation='sequence_mean', entropy_coefficient=0.1),
-    GrpoConfig(aggregation='constant', constant_tokens=7, importance_cap=1.1),
+    GrpoConfig(
+      aggregation='constant',
+      constant_tokens=7,
+      importance_cap=1.1,
+      old_log_probs='trainer',
+    ),
     GrpoConfig(kl_coefficient=0.2, kl_estimator='k3', kl_corrected=True),
   ],
 )
@@ -349,7 +351,7 @@ def test_equal_turns_as_one_row_have_the_same_loss_and_gradient(config):
     sampler_logprob_NxR=sampler[turn_N],
     reference_logprob_NxR=reference[turn_N],
   )
-  merged = sequences.merge_equal(rows)
+  merged = turns_lib.merge_equal(rows)
   # Signs part the rows: both of turn 0 and of 3, 0 beside 1; one of 2.
   assert len(merged.weight_N) == 7
   assert merged.weight_N.sum() == weight_N.sum()
@@ -385,29 +387,29 @@ def test_equal_turns_as_one_row_have_the_same_loss_and_gradient(config):
 def test_turns_that_differ_stay_apart():
   rows = numbered_rows([1, 7, 2, 5], [5, 1, 3, 2], np.ones(4))
   rows.turns.ids_NxS[:] = 3
-  merged = sequences.merge_equal(rows)
+  merged = turns_lib.merge_equal(rows)
   # The same ids, cut in other places.
   assert merged.turns.prompt_length_N.tolist() == [1, 7, 2, 5]
-  nothing = sequences.merge_equal(
+  nothing = turns_lib.merge_equal(
     rows.replace(weight_N=np.zeros(4, np.float32))
   )
   assert nothing.turns.ids_NxS.shape == (0, S)
 
 
 def test_demonstrations_are_split_like_policy_rows():
-  rows = sequences.demonstration_rows(
+  rows = sequences.demonstration_sequences(
     [([1], [2]), ([3, 4, 5], [6]), ([7], []), ([8, 9], [10, 11])], 6
   )
   narrow, wide = sequences.micro_batches(
     jax.device_get(rows), widths=(3, 6), micro_tokens=6, capacity=4
   )
-  assert narrow.rows.ids_NxS[:1].tolist() == [[[1, 2, 0], [0, 0, 0]]]
-  assert narrow.rows.ids_NxS.shape == (2, 2, 3)
-  assert wide.rows.ids_NxS[:2].tolist() == [
+  assert narrow.sequences.ids_NxS[:1].tolist() == [[[1, 2, 0], [0, 0, 0]]]
+  assert narrow.sequences.ids_NxS.shape == (2, 2, 3)
+  assert wide.sequences.ids_NxS[:2].tolist() == [
     [[3, 4, 5, 6, 0, 0]],
     [[8, 9, 10, 11, 0, 0]],
   ]
-  assert wide.rows.ids_NxS.shape == (4, 1, 6)
+  assert wide.sequences.ids_NxS.shape == (4, 1, 6)
   assert (int(narrow.count), int(wide.count)) == (1, 2)
 
 

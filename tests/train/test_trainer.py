@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memagent_jax.agent import trajectories
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.models.weights import huggingface
 from memagent_jax.rl import validation as validation_lib
@@ -384,6 +383,7 @@ def start(kind, workdir, tokenizer, **changes):
       count=6,
       mini_batches=2,
       grpo=GrpoConfig(kl_coefficient=1e-2),
+      reward=tiny_runs.length_reward,
     )
   else:
     content = SkillConfig(shares=(('answer', 1.0),))
@@ -427,10 +427,7 @@ def assert_same_run(workdir, straight, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_an_interrupted_run_goes_on_bit_for_bit(
-  kind, tmp_path, tiny_tokenizer, monkeypatch
-):
-  monkeypatch.setattr(trajectories, 'judge', tiny_runs.judge_by_length)
+def test_an_interrupted_run_goes_on_bit_for_bit(kind, tmp_path, tiny_tokenizer):
   straight, stopped = tmp_path / 'straight', tmp_path / 'stopped'
   start(kind, straight, tiny_tokenizer)
 
@@ -453,7 +450,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'step'), [(KINDS[0], 2), (KINDS[1], 3)])
 def test_a_killed_process_goes_on_bit_for_bit(
-  kind, step, tmp_path, tiny_model_dir, monkeypatch
+  kind, step, tmp_path, tiny_model_dir
 ):
   code = (
     'import sys; from tests.train import test_trainer as t\n'
@@ -474,7 +471,6 @@ def test_a_killed_process_goes_on_bit_for_bit(
   # Its last checkpoint may be whole or not.
   assert len(logged(stopped)) == step + 1
   tokenizer = Tokenizer.from_directory(tiny_model_dir)
-  monkeypatch.setattr(trajectories, 'judge', tiny_runs.judge_by_length)
   start(kind, stopped, tokenizer)
   start(kind, straight, tokenizer)
   assert_same_run(stopped, straight, tokenizer)
@@ -482,7 +478,6 @@ def test_a_killed_process_goes_on_bit_for_bit(
 
 def run_and_die(kind, workdir, model_dir, last_step):
   """Ends this process by SIGKILL once step `last_step` is logged."""
-  trajectories.judge = tiny_runs.judge_by_length
 
   def kill(step, metrics):
     if step == last_step:
@@ -504,7 +499,7 @@ def test_reward_and_metric_are_logged_from_step_0(tmp_path, tiny_tokenizer):
       template=tiny_runs.TEMPLATE,
       reading=tiny_runs.READING,
       count=12,
-      rows=12,
+      batch_size=12,
       traced=2,
     )
 

@@ -18,7 +18,7 @@ from memagent_jax.rl.grpo import GrpoConfig
 from memagent_jax.rl.policy import Policy
 from memagent_jax.sft.imitation import Imitation
 from memagent_jax.train import sequences, train_state, update
-from memagent_jax.train.sequences import PolicyRows, TurnRows
+from memagent_jax.train.sequences import PolicySequences, Sequences
 from memagent_jax.train.train_state import OptimizerConfig
 
 # Every kind of parameter there is.
@@ -41,7 +41,7 @@ def params():
   return transformer.init_params(MODEL, jax.random.key(0))
 
 
-def ragged(count=13, seed=0) -> PolicyRows:
+def ragged(count=13, seed=0) -> PolicySequences:
   """Rows of all lengths; some have no weight, some no response."""
   rng = np.random.default_rng(seed)
   noise = functools.partial(rng.normal, scale=0.3, size=(count, R))
@@ -51,8 +51,8 @@ def ragged(count=13, seed=0) -> PolicyRows:
   weight_N = np.ones(count)
   weight_N[3::7] = 0.0
   response_N[5::7] = 0
-  return PolicyRows(
-    turns=TurnRows(
+  return PolicySequences(
+    turns=Sequences(
       rng.integers(0, 40, (count, S)).astype(np.int32),
       rng.integers(1, S - R + 1, count).astype(np.int32),
       response_N.astype(np.int32),
@@ -153,7 +153,7 @@ def test_the_bound_would_notice_a_mean_of_means():
   (batch,) = split(POLICY, ragged(), micro_tokens=4 * S)
   parts = []
   for i in range(int(batch.count)):
-    alone = jax.tree.map(lambda x, i=i: np.roll(x, -i, axis=0), batch.rows)
+    alone = jax.tree.map(lambda x, i=i: np.roll(x, -i, axis=0), batch.sequences)
     one = sequences.MicroBatches(alone, np.int32(1))
     parts.append(mean_gradient(POLICY, (one,))[0])
   assert len(parts) == 3
@@ -181,8 +181,8 @@ def with_garbage(rows, dummies=3, slots=9, tokens=3):
   def with_dummies(x, value):
     return np.append(x, np.full(dummies, value, x.dtype))
 
-  return PolicyRows(
-    turns=TurnRows(
+  return PolicySequences(
+    turns=Sequences(
       ids,
       with_dummies(turns.prompt_length_N, 4),
       with_dummies(turns.response_length_N, 0),
@@ -216,8 +216,8 @@ def compare_on_eight_devices():
   mesh = sharding.make_mesh(sharding.MeshConfig(4, 2, 1))
   on_rows = NamedSharding(mesh, PartitionSpec(None, ('data', 'fsdp')))
   (batch,) = split(POLICY, ragged(), micro_tokens=8 * S)
-  batch = batch.replace(rows=jax.device_put(batch.rows, on_rows))
-  ids = batch.rows.turns.ids_NxS
+  batch = batch.replace(sequences=jax.device_put(batch.sequences, on_rows))
+  ids = batch.sequences.turns.ids_NxS
   assert [x.data.shape for x in ids.addressable_shards] == [(2, 1, S)] * 8
   of = jax.device_put(
     params(),
@@ -342,7 +342,9 @@ def test_ragged_batches_compile_once(caplog):
         update.log_probs(MODEL, 0.7, state.params, batch) for batch in batches
       ]
       batches = tuple(
-        batch.replace(rows=batch.rows.replace(old_logprob_NxR=logprob))
+        batch.replace(
+          sequences=batch.sequences.replace(old_logprob_NxR=logprob)
+        )
         for batch, logprob in zip(batches, logprobs, strict=True)
       )
       optimizer = dataclasses.replace(OPTIMIZER)

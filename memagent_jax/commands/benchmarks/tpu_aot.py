@@ -88,7 +88,7 @@ def compile_ours(
   )
   workload = programs.Workload(
     model=model,
-    objective=GrpoConfig(kl_coefficient=0.0),
+    objective=GrpoConfig(kl_coefficient=0.0, log_entropy=False),
     optimizer=OptimizerConfig(),
     memory_prompt_tokens=prompt_tokens,
     answer_prompt_tokens=prompt_tokens,
@@ -100,7 +100,6 @@ def compile_ours(
     rollouts=1,
     sample_rows=rows,
     micro_tokens=rows * (prompt_tokens + response_tokens),
-    with_entropy=False,
   )
   mesh = sharding.make_mesh(
     sharding.MeshConfig(tensor=tensor), chips.devices(topology)

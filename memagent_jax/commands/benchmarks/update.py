@@ -194,8 +194,8 @@ def serve_jax(model: str, workload: Workload) -> None:
   def batches(micro_batch):
     """The rows, split, with the log-probs of the policy before all updates."""
     unknown = np.zeros((n, workload.response_tokens), np.float32)
-    rows = sequences.PolicyRows(
-      turns=sequences.TurnRows(
+    rows = sequences.PolicySequences(
+      turns=sequences.Sequences(
         ids.astype(np.int32),
         np.full((n,), workload.prompt_tokens, np.int32),
         np.full((n,), workload.response_tokens, np.int32),
@@ -213,8 +213,8 @@ def serve_jax(model: str, workload: Workload) -> None:
       capacity=n,
     )
     old = update_lib.log_probs(config, 1.0, state.params, batch)
-    rows = batch.rows.replace(sampler_logprob_NxR=old, old_logprob_NxR=old)
-    return (batch.replace(rows=rows),)
+    rows = batch.sequences.replace(sampler_logprob_NxR=old, old_logprob_NxR=old)
+    return (batch.replace(sequences=rows),)
 
   def measure(micro_batch):
     nonlocal state

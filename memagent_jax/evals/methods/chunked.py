@@ -1,21 +1,27 @@
-"""What methods that read chunk by chunk share: settings, and a document's chunks.
+"""What methods that read chunk by chunk share: settings, and a document on its way.
 
-text of a document -> DocumentStream -> chunk after chunk; a state of a few KB
+text of a document -> DocumentStream -> chunk after chunk
+turns -> DocumentReading: health, FLOPs, the changes of the memory -> Result
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+from memagent_jax.agent.config import ReadingConfig
+from memagent_jax.agent.memory_health import MemoryHealth
 from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
-from memagent_jax.agent.rollout import ReadingConfig
+from memagent_jax.agent.turns import Turn
 from memagent_jax.data.chunks import ChunkStream
-from memagent_jax.evals.methods.method import sampling_name
-from memagent_jax.models import flops as flops_lib
+from memagent_jax.data.examples import Example
+from memagent_jax.evals.methods.method import Result, sampling_name
 from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.tokenizer import Tokenizer
 
 # Text that a stream is given at a time.
 _FEED_CHARS = 65_536
+# Changes of a memory that a trace keeps at either end.
+_TRACED_CHANGES = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,7 @@ class ChunkMethod:
 
   @property
   def caps(self) -> Mapping[str, int]:
-    """Of a chunk and of the memory."""
+    """Caps of the chunk and of the memory, in tokens."""
     return {
       'chunk_tokens': self.reading.chunk_tokens,
       'memory_tokens': self.reading.memory_tokens,
@@ -48,12 +54,155 @@ class ChunkMethod:
     return None
 
   def flops(self, config: ModelConfig, tokens: int) -> float:
-    """About what a document of so many tokens costs."""
-    turns = -(-tokens // self.reading.chunk_tokens)
-    # Memories half as long as they may be, and a short question.
-    memory = self.reading.memory_tokens // 2
-    return turns * flops_lib.turn_flops(
-      config, memory + self.reading.chunk_tokens, memory
+    """An estimate of what a document of this many tokens costs.
+
+    Takes memories to be half as long as they may be, and questions to be short.
+    """
+    reading = self.reading
+    turns = -(-tokens // reading.chunk_tokens)
+    memory = reading.memory_tokens // 2
+    return turns * reading.rule.turn_flops(
+      config, memory + reading.chunk_tokens, memory
+    )
+
+
+@dataclasses.dataclass
+class ReadingState:
+  """Where a document's reading is, and what its memory did."""
+
+  memory_ids: list[int]
+  # State of the document's stream; None: at its start.
+  stream: dict[str, Any] | None = None
+  health: MemoryHealth = dataclasses.field(default_factory=MemoryHealth)
+  # Document tokens read so far, and the FLOPs of it.
+  tokens: int = 0
+  flops: float = 0.0
+  # The first and the last turns that changed the memory.
+  first_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  last_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+  @classmethod
+  def from_json(cls, fields: Mapping[str, Any]) -> 'ReadingState':
+    """The state that `dataclasses.asdict` gave."""
+    return cls(**{**fields, 'health': MemoryHealth(**fields['health'])})
+
+
+class DocumentReading:
+  """One document on its way."""
+
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    reading: ReadingConfig,
+    example: Example,
+    state: ReadingState,
+  ):
+    """Starts a document, or goes on with it.
+
+    Args:
+      tokenizer: of the model that reads.
+      reading: its chunk settings and its memory rule are used.
+      example: the document, and the answers that tell its evidence.
+      state: of a reading of the same document; a new one has the first memory.
+    """
+    self._example, self._rule, self._state = example, reading.rule, state
+    self._stream = DocumentStream(
+      tokenizer, reading, example.document, state.stream
+    )
+
+  @property
+  def state(self) -> ReadingState:
+    """As it is now; a reading that starts from it goes on here."""
+    return dataclasses.replace(self._state, stream=self._stream.state())
+
+  @property
+  def memory_ids(self) -> list[int]:
+    """The memory after the last turn that was added."""
+    return self._state.memory_ids
+
+  @property
+  def turn_count(self) -> int:
+    """Turns that were added."""
+    return self._state.health.turn_count
+
+  def chars_read(self) -> float:
+    """Characters of the document that were read, by estimate."""
+    return self._stream.chars_read(self._state.tokens)
+
+  def next_chunks(self, count: int) -> list[list[int]]:
+    """The next chunks, fewer at the end of the document."""
+    chunks: list[list[int]] = []
+    while len(chunks) < count and (chunk := self._stream.next()):
+      chunks.append(chunk)
+    return chunks
+
+  def add(
+    self,
+    *,
+    memory_ids: Sequence[int],
+    chunk_tokens: int,
+    finish: str,
+    outcome: str,
+    flops: float,
+    record: Callable[[], Turn],
+  ) -> None:
+    """Takes the turn of the next chunk into account.
+
+    Args:
+      memory_ids: the memory that it left.
+      chunk_tokens: of its chunk.
+      finish: how its response finished.
+      outcome: what the memory rule made of it.
+      flops: what it cost.
+      record: gives the turn as text; called only where the memory changed.
+    """
+    state, memory_ids = self._state, list(memory_ids)
+    state.tokens += chunk_tokens
+    state.flops += flops
+    changed = memory_ids != state.memory_ids
+    has_evidence = state.health.kept
+    if changed:
+      turn = record()
+      has_evidence = any(a in turn.memory for a in self._example.answers)
+      self._trace(dataclasses.asdict(turn))
+    state.health.add(
+      length=len(memory_ids),
+      finish=finish,
+      outcome=outcome,
+      changed=changed,
+      has_evidence=has_evidence,
+    )
+    state.memory_ids = memory_ids
+
+  def _trace(self, change: dict[str, Any]) -> None:
+    state = self._state
+    if len(state.first_changes) < _TRACED_CHANGES:
+      state.first_changes.append(change)
+    else:
+      state.last_changes = [*state.last_changes, change][-_TRACED_CHANGES:]
+
+  def result(
+    self, answer: str, finish_reason: str, answer_flops: float, error: str = ''
+  ) -> Result:
+    """What became of the document.
+
+    Args:
+      answer: text of the answer turn.
+      finish_reason: how it finished; `error` where there is none.
+      answer_flops: what it cost.
+      error: why there is no answer.
+    """
+    state = self._state
+    return Result(
+      answer=answer,
+      finish_reason=finish_reason,
+      own_tokens=state.tokens,
+      read_tokens=state.tokens,
+      turns=state.health.turns,
+      flops=state.flops + answer_flops,
+      health=state.health.summary(self._rule.outcomes),
+      trace=[*state.first_changes, *state.last_changes],
+      error=error,
     )
 
 

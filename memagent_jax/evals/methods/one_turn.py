@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import tokens as tokens_lib
-from memagent_jax.agent import prompts, trajectories
+from memagent_jax.agent import prompts
 from memagent_jax.agent.prompts import (
   DEFAULT_ONE_TURN_TEMPLATE,
   OneTurnTemplate,
 )
+from memagent_jax.agent.turns import texts, without_control_id
 from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.data.examples import Example
 from memagent_jax.evals.methods.method import Answered, Result, sampling_name
@@ -131,7 +132,7 @@ class OneTurn:
     del progress
     kind = 'question_turn' if self.context == 'none' else 'document_turn'
     pieces = prompts.compile_turn(
-      kind, getattr(self.template, kind), model.tokenizer
+      getattr(self.template, kind), model.tokenizer, prompts.TURNS[kind]
     )
     made = [self._prompt(model, pieces, example) for example in examples]
     room = model.config.max_positions - self.answer_tokens
@@ -176,9 +177,7 @@ class OneTurn:
         key_N,
       )
     )
-    texts = trajectories.texts(
-      model.tokenizer, trajectories.without_control_id(response)
-    )
+    answers = texts(model.tokenizer, without_control_id(response))
     return [
       Result(
         answer=text,
@@ -189,7 +188,7 @@ class OneTurn:
         flops=flops_lib.turn_flops(config, len(ids), int(response.length_N[n])),
       )
       for n, (text, (ids, own, read)) in enumerate(
-        zip(texts, made, strict=True)
+        zip(answers, made, strict=True)
       )
     ]
 
@@ -218,11 +217,7 @@ class OneTurn:
           )
       shown = self._shown(tokenizer, document, example.question, room)
       fields['document'] = shown
-    ids = [
-      i
-      for piece in pieces
-      for i in (fields[piece] if isinstance(piece, str) else piece)
-    ]
+    ids = prompts.assemble_ids(pieces, fields)
     return ids, len(document), len(shown)
 
   def _shown(

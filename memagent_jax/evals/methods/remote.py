@@ -14,11 +14,16 @@ import re
 import time
 from typing import Any
 
+from memagent_jax.agent.memory_rules import Overwrite
+from memagent_jax.agent.turns import Turn
 from memagent_jax.data.examples import Example
-from memagent_jax.evals.methods.chunked import ChunkMethod, DocumentStream
+from memagent_jax.evals.methods.chunked import (
+  ChunkMethod,
+  DocumentReading,
+  ReadingState,
+)
 from memagent_jax.evals.methods.method import Answered, Result
 from memagent_jax.evals.methods.progress import Progress
-from memagent_jax.models import flops
 from memagent_jax.models.model import Model
 from memagent_jax.structs import EOS, FINISH_REASONS, LENGTH
 
@@ -56,10 +61,10 @@ class Remote(ChunkMethod):
         f'concurrency is {self.concurrency} and max_retries is '
         f'{self.max_retries}; expected at least 1 and 0.'
       )
-    if self.reading.least_ratio:
+    if type(self.reading.rule) is not Overwrite:
       raise ValueError(
-        f'least_ratio is {self.reading.least_ratio}; a server tells no '
-        'probabilities here. Set it to 0.'
+        f'the memory rule is {self.reading.rule}; a server gives no '
+        'probabilities and no ids here. Use Overwrite().'
       )
 
   def answer(
@@ -95,12 +100,12 @@ class Remote(ChunkMethod):
 
       async def one(example: Example) -> Result:
         async with gate:
-          row = _Row(self, client, model, example, saved, seconds)
+          document = _Document(self, client, model, example, saved, seconds)
           try:
-            return await row.read()
+            return await document.read()
           # ValueError: a body that is no JSON, or no text.
           except (openai.OpenAIError, ValueError, _NoAnswerError) as e:
-            return row.failed(f'{type(e).__name__}: {e}')
+            return document.failed(f'{type(e).__name__}: {e}')
 
       results = await asyncio.gather(*map(one, examples))
     return results, seconds
@@ -115,85 +120,90 @@ class _Saved:
 
   def __init__(self, progress: Progress, examples: Sequence[Example]):
     self._progress = progress
-    self.rows: dict[str, dict[str, Any]] = progress.state or {}
+    self.documents: dict[str, dict[str, Any]] = progress.state or {}
     self._chars_read: dict[str, float] = {}
     self._all_chars = max(sum(len(e.document) for e in examples), 1)
 
   def put(self, name: str, state: dict[str, Any], chars_read: float) -> None:
     """Takes where a document is, after so many of its characters."""
-    self.rows[name], self._chars_read[name] = state, chars_read
+    self.documents[name], self._chars_read[name] = state, chars_read
     share = sum(self._chars_read.values()) / self._all_chars
-    self._progress.update(share, lambda: self.rows)
+    self._progress.update(share, lambda: self.documents)
 
 
-class _Row:
-  """One document on its way."""
+class _Document:
+  """One document on its way, with its memory as text."""
 
   def __init__(self, method: Remote, client, model, example, saved, seconds):
     self._method, self._client, self._model = method, client, model
     self._example, self._saved, self._seconds = example, saved, seconds
-    self._state = saved.rows.get(example.id) or {
-      'memory': method.template.empty_memory,
-      'stream': None,
-      'turns': dict.fromkeys(_FINISH.values(), 0),
-      'tokens': 0,
-      'flops': 0.0,
-      'changes': [],
-    }
-    self._stream = DocumentStream(
-      model.tokenizer, method.reading, example.document, self._state['stream']
+    state = saved.documents.get(example.id)
+    if state is None:
+      self._memory = method.template.empty_memory
+      reading = ReadingState(model.tokenizer.encode(self._memory))
+    else:
+      self._memory = state['memory']
+      reading = ReadingState.from_json(state['reading'])
+    self._reading = DocumentReading(
+      model.tokenizer, method.reading, example, reading
     )
 
   async def read(self) -> Result:
     """Reads what is left of the document, and answers."""
-    state, template = self._state, self._method.template
-    while chunk := self._stream.next():
+    template, caps = self._method.template, self._method.reading
+    while chunks := self._reading.next_chunks(1):
       begun = time.perf_counter()
+      (chunk,) = chunks
       text = self._model.tokenizer.decode(chunk)
-      memory, finish = await self._ask(
-        template.memory_turn, self._method.reading.memory_tokens, chunk=text
+      reply = await self._ask(
+        template.memory_turn, caps.memory_tokens, chunk=text
       )
       self._seconds.append(time.perf_counter() - begun)
-      if memory != state['memory']:
-        change = {'chunk_index': sum(state['turns'].values()), 'chunk': text}
-        change |= {'memory': memory, 'finish_reason': finish}
-        change['chunk_tokens'] = len(chunk)
-        change['memory_ids'] = self._model.tokenizer.encode(memory)
-        state['changes'].append(change)
-      state['memory'] = memory
-      state['turns'][finish] += 1
-      state['tokens'] += len(chunk)
-      state['stream'] = self._stream.state()
-      self._saved.put(
-        self._example.id, state, self._stream.chars_read(state['tokens'])
-      )
-    answer, finish = await self._ask(
-      template.answer_turn, self._method.reading.answer_tokens
-    )
-    return self._result(answer, finish)
+      self._memory = reply.text
+      self._add(reply, text, chunk)
+      state = {
+        'memory': self._memory,
+        'reading': dataclasses.asdict(self._reading.state),
+      }
+      self._saved.put(self._example.id, state, self._reading.chars_read())
+    reply = await self._ask(template.answer_turn, caps.answer_tokens)
+    return self._reading.result(reply.text, reply.finish, reply.flops)
 
   def failed(self, why: str) -> Result:
-    """A row without an answer."""
-    return dataclasses.replace(self._result('', 'error'), error=why)
+    """A record without an answer."""
+    return self._reading.result('', 'error', 0.0, error=why)
 
-  def _result(self, answer: str, finish: str) -> Result:
-    state = self._state
-    return Result(
-      answer=answer,
-      finish_reason=finish,
-      own_tokens=state['tokens'],
-      read_tokens=state['tokens'],
-      turns=state['turns'],
-      flops=state['flops'],
-      trace=state['changes'],
+  def _add(self, reply: '_Reply', text: str, chunk: list[int]) -> None:
+    memory_ids = self._model.tokenizer.encode(reply.text)
+    outcome = self._method.reading.rule.outcomes[0]
+    index = self._reading.turn_count
+    self._reading.add(
+      memory_ids=memory_ids,
+      chunk_tokens=len(chunk),
+      finish=reply.finish,
+      outcome=outcome,
+      flops=reply.flops,
+      record=lambda: Turn(
+        question_index=0,
+        chunk_index=index,
+        chunk=text,
+        chunk_tokens=len(chunk),
+        memory=reply.text,
+        memory_ids=memory_ids,
+        response_tokens=reply.tokens,
+        thought_tokens=0,
+        finish_reason=reply.finish,
+        outcome=outcome,
+      ),
     )
 
-  async def _ask(self, turn: str, cap: int, **fields: str) -> tuple[str, str]:
-    """Text of a chat completion, thinking left out, and how it finished."""
-    fields |= {
-      'question': self._example.question,
-      'memory': self._state['memory'],
-    }
+  async def _ask(self, turn: str, cap: int, **fields: str) -> '_Reply':
+    """The reply of a chat completion.
+
+    Raises:
+      _NoAnswerError: what came is no chat completion.
+    """
+    fields |= {'question': self._example.question, 'memory': self._memory}
     # All at once: a field's text may look like another field.
     prompt = re.sub(r'\{(\w+)\}', lambda m: fields.get(m[1], m[0]), turn)
     reading = self._method.reading
@@ -209,10 +219,22 @@ class _Row:
       (choice, *_) = reply.choices
       text = _THINKING.sub('', choice.message.content or '')
       finish = _FINISH[choice.finish_reason]
+      flops, tokens = 0.0, 0
       if (usage := reply.usage) is not None:
-        self._state['flops'] += flops.turn_flops(
-          self._model.config, usage.prompt_tokens, usage.completion_tokens
+        tokens = usage.completion_tokens
+        flops = reading.rule.turn_flops(
+          self._model.config, usage.prompt_tokens, tokens
         )
     except (AttributeError, KeyError, TypeError, ValueError) as e:
       raise _NoAnswerError(f'{e!r} in the reply {str(reply)[:200]}') from e
-    return text, finish
+    return _Reply(text, finish, tokens, flops)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reply:
+  """What a server answered to one turn."""
+
+  text: str  # thinking left out
+  finish: str  # `eos` or `length`
+  tokens: int  # sampled, as the server counts; 0 where it does not say
+  flops: float

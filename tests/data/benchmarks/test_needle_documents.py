@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from memagent_jax.data.batches import BatchConfig, BatchIterator
+from memagent_jax.data.batch import BatchConfig
+from memagent_jax.data.batches import BatchIterator
 from memagent_jax.data.benchmarks.needle_documents import needle_documents
 from memagent_jax.data.chunks import CUTS
 

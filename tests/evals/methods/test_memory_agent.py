@@ -5,17 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from memagent_jax import tokens as tokens_lib
-from memagent_jax.agent import rollout
+from memagent_jax.agent.config import make_agent
 from memagent_jax.agent.reader import Reader
-from memagent_jax.evals.methods import memory_agent
-from memagent_jax.evals.methods.memory_agent import Memory
+from memagent_jax.agent.turns import Turn
+from memagent_jax.evals.methods.chunked import DocumentReading, ReadingState
+from memagent_jax.evals.methods.memory_agent import MemAgent
 from memagent_jax.evals.methods.progress import Progress
 from memagent_jax.models import flops
-from memagent_jax.structs import EOS, LENGTH, Response, Tokens, Turns
 from tests import tiny_runs
 
-METHOD = Memory(
+METHOD = MemAgent(
   tiny_runs.TEMPLATE,
   dataclasses.replace(tiny_runs.READING, temperature=0.0, chunk_cut='sentence'),
   window_chunks=2,
@@ -67,7 +66,7 @@ def test_flops_are_those_of_the_turns(model):
   reader = Reader(model, 'Who 1?', METHOD.reading, tiny_runs.TEMPLATE)
   (turn,) = reader.feed(examples()[1].document) + reader.finish()
   (answer,) = reader.answer()
-  agent = rollout.make_agent(model, tiny_runs.TEMPLATE, METHOD.reading)
+  agent = make_agent(model, tiny_runs.TEMPLATE, METHOD.reading)
   encode = model.tokenizer.encode
   shared = agent.prompts.memory_turn_tokens + len(encode('Who 1?'))
   first = shared + len(encode('none')) + turn.chunk_tokens
@@ -82,56 +81,53 @@ def test_flops_are_those_of_the_turns(model):
   ) + flops.turn_flops(model.config, last, sampled)
 
 
-def test_a_killed_reading_goes_on_where_it_was_saved(
-  model, tmp_path, monkeypatch
-):
+def test_a_killed_reading_goes_on_where_it_was_saved(model, tmp_path):
   expected = METHOD.answer(model, examples(), Progress()).results
-  path = tmp_path / 'progress.json'
-  read, calls = rollout.read, []
+  path, calls = tmp_path / 'progress.json', []
 
-  def killed(*args):
-    calls.append(np.asarray(args[6])[0])
+  def killed(turn):
+    calls.append(turn)
     if len(calls) == 3:
       raise KeyboardInterrupt
-    return read(*args)
 
-  monkeypatch.setattr(rollout, 'read', killed)
+  method = dataclasses.replace(METHOD, engine=tiny_runs.Hooked(killed))
   with pytest.raises(KeyboardInterrupt):
-    METHOD.answer(model, examples(), Progress(path, every_seconds=0.0))
+    method.answer(model, examples(), Progress(path, every_seconds=0.0))
   progress = Progress(path)
-  assert progress.state['first'] == 4
-  assert METHOD.answer(model, examples(), progress).results == expected
+  assert progress.state['session']['turns_read'] == 4
+  assert method.answer(model, examples(), progress).results == expected
   # Chunks 0 to 3 were not read again.
   assert calls[:3] == [0, 2, 4] and calls[3] == 4
 
 
 def test_health_says_what_the_memories_did(model):
   """Turns made by hand: the answer comes, goes, and comes again."""
-  agent = rollout.make_agent(model, tiny_runs.TEMPLATE, METHOD.reading)
+  encode = model.tokenizer.encode
   example = dataclasses.replace(tiny_runs.document(0, 6), answers=('Z', 'Q'))
-  row = memory_agent._Row(agent, model.tokenizer, METHOD.reading, example, 3)
-  texts = ['none', 'a Q', 'a Q', 'abcd', 'Z', '']
-  finish = [EOS, EOS, EOS, LENGTH, EOS, EOS]
-  ids = [model.tokenizer.encode(text) for text in texts]
-  kept = tokens_lib.pad_rows(ids, 9)
-  length = np.array([len(row) + 1 for row in ids])
-  turns = Turns(
-    Response(None, None, length[:, None], np.array(finish)[:, None]),
-    Tokens(
-      np.asarray(kept.ids_NxW)[:, None], np.asarray(kept.length_N)[:, None]
-    ),
-    None,
+  document = DocumentReading(
+    model.tokenizer, METHOD.reading, example, ReadingState(encode('none'))
   )
-  row.add(turns, 0, [[1] * 5] * 6, 0)
-  result = row.result('', 'eos', 1)
+  texts = ['none', 'a Q', 'a Q', 'abcd', 'Z', '']
+  finish = ['eos', 'eos', 'eos', 'length', 'eos', 'eos']
+  for c, (text, reason) in enumerate(zip(texts, finish, strict=True)):
+    document.add(
+      memory_ids=encode(text),
+      chunk_tokens=5,
+      finish=reason,
+      outcome='written',
+      flops=1.0,
+      record=lambda c=c, text=text, reason=reason: Turn(
+        0, c, 'abc', 5, text, encode(text), 3, 0, reason, 'written'
+      ),
+    )
+  result = document.result('', 'eos', 2.0)
+  lengths = [len(encode(text)) for text in texts]
   assert result.health == {
     'saturated': 1 / 6,
     'empty': 1 / 6,
     'unchanged': 2 / 6,
     'constant': False,
-    **{
-      f'length_p{q}': float(np.percentile(length - 1, q)) for q in (10, 50, 90)
-    },
+    **{f'length_p{q}': float(np.percentile(lengths, q)) for q in (10, 50, 90)},
     'evidence_enters_turn': 1,
     'evidence_leaves_turn': 3,
     'evidence_kept': False,
@@ -139,6 +135,7 @@ def test_health_says_what_the_memories_did(model):
   assert [line['chunk_index'] for line in result.trace] == [1, 3, 4, 5]
   assert result.turns == {'eos': 5, 'length': 1}
   assert result.own_tokens == 30
+  assert result.flops == 8.0
 
 
 def test_chunks_of_short_documents_are_timed_but_for_the_first_call(model):

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from memagent_jax.agent.config import ReadingConfig
+from memagent_jax.agent.memory_rules import Guarded
 from memagent_jax.agent.prompts import Template
-from memagent_jax.agent.rollout import ReadingConfig
 from memagent_jax.evals.methods.progress import Progress
 from memagent_jax.evals.methods.remote import Remote
 from tests import tiny_runs
@@ -242,6 +243,6 @@ def test_a_killed_reading_goes_on(model, tmp_path):
 def test_settings_that_make_no_sense_are_refused():
   with pytest.raises(ValueError, match='concurrency is 0'):
     Remote(base_url='http://x', served_model='m', concurrency=0)
-  gated = ReadingConfig(least_ratio=1e5)
+  gated = ReadingConfig(rule=Guarded(1e5))
   with pytest.raises(ValueError, match='no probabilities'):
     Remote(base_url='http://x', served_model='m', reading=gated)

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from memagent_jax.agent import rollout
-from memagent_jax.rl import first_memories
+from memagent_jax.agent import memory_rules
+from memagent_jax.rl import distractor_memories
+from memagent_jax.rl.stages import Stage
 from memagent_jax.structs import EOS, Tokens
 from tests import tiny_runs
 
@@ -20,8 +21,10 @@ def contains(ids, piece):
 def test_a_share_of_documents_begins_with_tokens_of_their_own(tiny_tokenizer):
   batch = tiny_runs.batch(tiny_tokenizer, chunks=3, rows=64)
   agent = tiny_runs.agent(tiny_runs.model(tiny_tokenizer))
-  first = rollout.first_memory(agent, 64)
-  found = first_memories.put_in(tiny_tokenizer, first, batch, 0.5, seed=2)
+  first = memory_rules.empty_memory(agent, 64)
+  found = distractor_memories.replace_some(
+    tiny_tokenizer, first, batch, 0.5, seed=2
+  )
   same_B = (found.ids_NxW == np.asarray(first.ids_NxW)).all(axis=1)
   assert 16 <= same_B.sum() <= 48
   lengths = set()
@@ -33,31 +36,38 @@ def test_a_share_of_documents_begins_with_tokens_of_their_own(tiny_tokenizer):
     known |= set(batch.documents.question.ids_NxW[b].tolist())
     assert set(found.ids_NxW[b, :length].tolist()) <= known
   assert len(lengths) > 3
-  again = first_memories.put_in(tiny_tokenizer, first, batch, 0.5, seed=2)
+  again = distractor_memories.replace_some(
+    tiny_tokenizer, first, batch, 0.5, seed=2
+  )
   np.testing.assert_array_equal(again.ids_NxW, found.ids_NxW)
-  none = first_memories.put_in(tiny_tokenizer, first, batch, 0.0, seed=2)
+  none = distractor_memories.replace_some(
+    tiny_tokenizer, first, batch, 0.0, seed=2
+  )
   np.testing.assert_array_equal(none.ids_NxW, first.ids_NxW)
-  other = first_memories.put_in(tiny_tokenizer, first, batch, 0.5, seed=3)
+  other = distractor_memories.replace_some(
+    tiny_tokenizer, first, batch, 0.5, seed=3
+  )
   assert (other.ids_NxW != found.ids_NxW).any()
 
 
 @pytest.mark.slow
 def test_all_rollouts_of_a_document_and_their_rows_begin_alike(tiny_tokenizer):
   model = tiny_runs.model(tiny_tokenizer)
-  source = tiny_runs.rollouts(model, foreign_shares=[(0, 1.0)])
+  source = tiny_runs.rollouts(
+    model, stages=[Stage(distractor_memory_share=1.0)]
+  )
   batch, found = source.sample(model.params)
   first = jax.tree.map(
     lambda x: np.asarray(x).reshape(len(batch.ids), 3, *x.shape[1:]),
-    found.first_memory,
+    found.first.memory,
   )
   assert (first.ids_NxW == first.ids_NxW[:, :1]).all()
   assert len(set(map(tuple, first.ids_NxW[:, 0].tolist()))) > 1
   # The first turn read it: its prompt, as trained on, has it.
-  rows = source.rows(
-    found, tiny_runs.judge_by_length(tiny_tokenizer, batch, found)
-  )
+  verdicts = source.judge(batch, found)
+  rows = source.sequences(found, source.scores(found, verdicts))
   for n in range(len(batch.ids) * 3):
-    memory = found.first_memory
+    memory = found.first.memory
     piece = memory.ids_NxW[n, : memory.length_N[n]].tolist()
     prompt = rows.turns.ids_NxS[n, : rows.turns.prompt_length_N[n]].tolist()
     assert contains(prompt, piece)
@@ -73,10 +83,12 @@ def test_memories_begin_as_what_leads_up_to_an_answer_and_go_on_otherwise(
   for b in range(64):
     batch.documents.chunk.ids_NxW[1, b, : len(fact)] = fact
   batch = dataclasses.replace(batch, answers=(('77',),) * 64)
-  first = rollout.first_memory(
+  first = memory_rules.empty_memory(
     tiny_runs.agent(tiny_runs.model(tiny_tokenizer)), 64
   )
-  found = first_memories.put_in(tiny_tokenizer, first, batch, 1.0, seed=2)
+  found = distractor_memories.replace_some(
+    tiny_tokenizer, first, batch, 1.0, seed=2
+  )
   memories = [
     tiny_tokenizer.decode(ids[:length].tolist())
     for ids, length in zip(found.ids_NxW, found.length_N, strict=True)
@@ -89,7 +101,9 @@ def test_memories_begin_as_what_leads_up_to_an_answer_and_go_on_otherwise(
 def test_half_are_loops_of_a_few_tokens(tiny_tokenizer):
   batch = tiny_runs.batch(tiny_tokenizer, chunks=3, rows=64)
   wide = Tokens(np.zeros((64, 32), np.int32), np.ones((64,), np.int32))
-  found = first_memories.put_in(tiny_tokenizer, wide, batch, 1.0, seed=2)
+  found = distractor_memories.replace_some(
+    tiny_tokenizer, wide, batch, 1.0, seed=2
+  )
   memories = [
     ids[:length].tolist()
     for ids, length in zip(found.ids_NxW, found.length_N, strict=True)
@@ -107,12 +121,13 @@ def test_half_are_loops_of_a_few_tokens(tiny_tokenizer):
 @pytest.mark.slow
 def test_shares_hold_from_their_steps_on(tiny_tokenizer):
   model = tiny_runs.model(tiny_tokenizer)
-  source = tiny_runs.rollouts(model, foreign_shares=[(2, 1.0), (4, 0.0)])
+  stages = [Stage(2), Stage(4, distractor_memory_share=1.0), Stage()]
+  source = tiny_runs.rollouts(model, stages=stages)
   foreign = []
   for step in range(5):
     _, found = source.sample(model.params, step)
-    usual = rollout.first_memory(source.agent, 1)
+    usual = memory_rules.empty_memory(source.agent, 1)
     foreign.append(
-      not (found.first_memory.ids_NxW == usual.ids_NxW).all(axis=1).any()
+      not (found.first.memory.ids_NxW == usual.ids_NxW).all(axis=1).any()
     )
   assert foreign == [False, False, True, True, False]

@@ -1,4 +1,4 @@
-"""Memories that hold nothing of use, for trajectories to begin with.
+"""Distractor memories: they hold nothing of use, and trajectories begin with them.
 
     question, chunks and answers of a document -> words that lead up to an answer,
       or of the question, or none; then some of the text, or the last of these words,
@@ -16,7 +16,7 @@ import re
 import jax
 import numpy as np
 
-from memagent_jax.data.batches import Batch
+from memagent_jax.data.batch import Batch
 from memagent_jax.data.examples import seeded
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import Tokens
@@ -27,7 +27,7 @@ _LEAD_WORDS = 4
 _LOOP_TOKENS = 8
 
 
-def put_in(
+def replace_some(
   tokenizer: Tokenizer, first: Tokens, batch: Batch, share: float, seed: int
 ) -> Tokens:
   """First memories, with those of a share of the documents replaced.

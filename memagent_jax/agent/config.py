@@ -1,0 +1,155 @@
+"""How a document is read: the user's settings, and what is static under jit.
+
+ReadingConfig + Template + Model -> make_agent -> AgentConfig
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from memagent_jax.agent import memory_rules
+from memagent_jax.agent import prompts as prompts_lib
+from memagent_jax.agent.memory_rules import MemoryRule, Overwrite
+from memagent_jax.agent.prompts import Prompts, Template
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.model import Model
+from memagent_jax.sampling.decode import SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+  """All that is static in a rollout; hashable."""
+
+  model: ModelConfig
+  prompts: Prompts
+  # What a turn leaves in memory.
+  rule: MemoryRule
+  # Ids that end a turn and never enter a memory, and one that ends a response.
+  control_ids: tuple[int, ...]
+  end_id: int
+  # `<think>` and `</think>`, or None.
+  think_ids: tuple[int, int] | None
+  # memory.max_tokens is the memory's cap M.
+  memory: SamplingConfig
+  answer: SamplingConfig
+  # Caps of the chunk and of the question in tokens.
+  chunk_tokens: int
+  question_tokens: int
+  # Prompts that are prefilled side by side, see `decode.prefill`.
+  prefill_prompts: int = 0
+
+  def __post_init__(self):
+    if len(self.prompts.empty_memory) > self.memory.max_tokens:
+      raise ValueError(
+        f'the first memory has {len(self.prompts.empty_memory)} tokens; '
+        f'memory_tokens is {self.memory.max_tokens}.'
+      )
+    for name, value in (
+      ('chunk_tokens', self.chunk_tokens),
+      ('question_tokens', self.question_tokens),
+    ):
+      if value < 1:
+        raise ValueError(f'{name} is {value}; expected at least 1.')
+    turns = {
+      'memory turn': {
+        'template': self.prompts.memory_turn_tokens,
+        'question_tokens': self.question_tokens,
+        'memory_tokens': self.memory.max_tokens,
+        'chunk_tokens': self.chunk_tokens,
+        'new memory': self.memory.max_tokens,
+      },
+      'answer turn': {
+        'template': self.prompts.answer_turn_tokens,
+        'question_tokens': self.question_tokens,
+        'memory_tokens': self.memory.max_tokens,
+        'answer_tokens': self.answer.max_tokens,
+      },
+    }
+    for turn, parts in turns.items():
+      total = sum(parts.values())
+      if total > self.model.max_positions:
+        terms = ' + '.join(f'{v} ({k})' for k, v in parts.items())
+        raise ValueError(
+          f'a {turn} needs {terms} = {total} tokens; the model sees '
+          f'{self.model.max_positions}. Lower one of the caps.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingConfig:
+  """How a document is read. The paper's caps are 5000, 1024, 1024 and 1024."""
+
+  # Budget of a chunk.
+  chunk_tokens: int = 1024
+  # Cap on the memory.
+  memory_tokens: int = 256
+  # Cap on the answer.
+  answer_tokens: int = 128
+  # Longest question that is accepted.
+  question_tokens: int = 1024
+  # 0 is greedy.
+  temperature: float = 0.0
+  top_p: float = 1.0
+  # With a temperature above 0: same seed, same samples.
+  seed: int = 0
+  # Where a chunk ends: `sentence`, or `token` as in the paper.
+  chunk_cut: str = 'sentence'
+  # What a turn leaves in memory; a value of `memory_rules`.
+  rule: MemoryRule = dataclasses.field(default_factory=Overwrite)
+
+  def to_json(self) -> dict[str, Any]:
+    """The settings as JSON-able values."""
+    rule = memory_rules.to_json(self.rule)
+    return dataclasses.asdict(self) | {'rule': rule}
+
+  @classmethod
+  def from_json(cls, fields: Mapping[str, Any]) -> 'ReadingConfig':
+    """The settings that `to_json` gave.
+
+    Raises:
+      KeyError, TypeError, ValueError: other fields, or an unknown rule.
+    """
+    rule = memory_rules.from_json(fields['rule'])
+    return cls(**{**fields, 'rule': rule})
+
+
+def make_agent(
+  model: Model,
+  template: Template,
+  config: ReadingConfig,
+  *,
+  question_tokens: int | None = None,
+) -> AgentConfig:
+  """What a model needs to read as `config` says.
+
+  Args:
+    model: its config and tokenizer are used, not its params.
+    template: wording of the turns.
+    config: caps, sampling and memory rule.
+    question_tokens: width of the question rows; None: the config's cap.
+
+  Raises:
+    ValueError: the caps together exceed the model's window, or the template's
+      fields are not those of the rule.
+  """
+  tokenizer = model.tokenizer
+  if question_tokens is None:
+    question_tokens = config.question_tokens
+  memory, answer = (
+    SamplingConfig(cap, temperature=config.temperature, top_p=config.top_p)
+    for cap in (config.memory_tokens, config.answer_tokens)
+  )
+  return AgentConfig(
+    model=model.config,
+    prompts=prompts_lib.compile_template(
+      template, tokenizer, config.rule.fields
+    ),
+    rule=config.rule.bind(tokenizer),
+    control_ids=tokenizer.control_ids,
+    end_id=tokenizer.eos_ids[0],
+    think_ids=tokenizer.think_ids,
+    memory=memory,
+    answer=answer,
+    chunk_tokens=config.chunk_tokens,
+    question_tokens=question_tokens,
+  )

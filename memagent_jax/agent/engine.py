@@ -1,0 +1,176 @@
+"""Who makes trajectories of documents: the interface, and today's engine.
+
+    Batch x G rollouts -> Engine.sample -> Trajectories
+    question rows      -> Engine.open   -> Session, fed as text comes
+
+Trajectory n = b * G + g is rollout g of document b. Its keys come from the seed, the
+example's id, the number of its reading and g alone, whatever the engine.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from memagent_jax.agent.config import AgentConfig
+from memagent_jax.agent.session import WINDOW_CHUNKS, Session
+from memagent_jax.agent.trajectories import Trajectories
+from memagent_jax.data.batch import Batch
+from memagent_jax.structs import Documents, Tokens
+
+
+class Engine(Protocol):
+  """Reads documents with a model; a frozen value, so that gin can bind it."""
+
+  def open(
+    self,
+    agent: AgentConfig,
+    params,
+    question: Tokens,
+    names: Sequence[str],
+    *,
+    rollouts: Sequence[int] | None = None,
+    seed: int = 0,
+    memory: Tokens | None = None,
+  ) -> Session:
+    """A reading of N rows before its first chunk; arguments as of `Session`."""
+
+  def sample(
+    self,
+    agent: AgentConfig,
+    params,
+    batch: Batch,
+    *,
+    rollouts: int = 1,
+    seed: int = 0,
+    first_memory: Tokens | None = None,
+  ) -> Trajectories:
+    """Reads every document of a batch `rollouts` times and asks at the end.
+
+    Args:
+      agent: static configuration.
+      params: the model's.
+      batch: documents of any number of chunk slots.
+      rollouts: G.
+      seed: of all sampling.
+      first_memory: of every document, B rows, M wide; None: the template's.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Lockstep:
+  """All rows take their turns together, on the devices of this run.
+
+  Its sizes decide how much memory it takes; its samples do not depend on them.
+  """
+
+  # Chunk slots that one call of the device scans.
+  window_chunks: int = WINDOW_CHUNKS
+  # Most trajectories whose caches exist side by side; 0: those of a whole batch.
+  trajectories_at_once: int = 0
+  # Most prompts that are prefilled side by side; 0: all. Fewer take less memory,
+  # and equal ones among them are read once.
+  prefill_prompts: int = 0
+
+  def __post_init__(self):
+    for name, least in (
+      ('window_chunks', 1),
+      ('trajectories_at_once', 0),
+      ('prefill_prompts', 0),
+    ):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f'Lockstep: {name} is {getattr(self, name)}; expected {least} or more.'
+        )
+
+  def open(
+    self,
+    agent: AgentConfig,
+    params,
+    question: Tokens,
+    names: Sequence[str],
+    *,
+    rollouts: Sequence[int] | None = None,
+    seed: int = 0,
+    memory: Tokens | None = None,
+  ) -> Session:
+    """A reading of N rows; see `Engine`."""
+    return Session(
+      dataclasses.replace(agent, prefill_prompts=self.prefill_prompts),
+      params,
+      question,
+      names,
+      rollouts=rollouts,
+      seed=seed,
+      memory=memory,
+      window_chunks=self.window_chunks,
+    )
+
+  def part_size(self, trajectories: int) -> int:
+    """Trajectories that are read side by side.
+
+    Raises:
+      ValueError: trajectories that do not divide into such parts.
+    """
+    size = min(self.trajectories_at_once or trajectories, trajectories)
+    if trajectories % size:
+      raise ValueError(
+        f'{trajectories} trajectories do not divide into parts of '
+        f'trajectories_at_once {size}.'
+      )
+    return size
+
+  def sample(
+    self,
+    agent: AgentConfig,
+    params,
+    batch: Batch,
+    *,
+    rollouts: int = 1,
+    seed: int = 0,
+    first_memory: Tokens | None = None,
+  ) -> Trajectories:
+    """Trajectories of a batch; see `Engine`.
+
+    Raises:
+      ValueError: trajectories that do not divide into parts.
+    """
+    documents, first_memory = jax.tree.map(
+      np.asarray, (batch.documents, first_memory)
+    )
+    question, first_memory = jax.tree.map(
+      lambda x: np.repeat(x, rollouts, axis=0),
+      (documents.question, first_memory),
+    )
+    chunk = jax.tree.map(
+      lambda x: np.repeat(x, rollouts, axis=1), documents.chunk
+    )
+    names = np.repeat(np.asarray(batch.ids, object), rollouts)
+    readings = np.asarray(batch.readings)[:, None]
+    number_N = (rollouts * readings + np.arange(rollouts)).reshape(-1)
+    size = self.part_size(len(names))
+    parts = []
+    for start in range(0, len(names), size):
+      part = slice(start, start + size)
+      session = self.open(
+        agent,
+        params,
+        jax.tree.map(lambda x, p=part: x[p], question),
+        names[part],
+        rollouts=number_N[part],
+        seed=seed,
+        memory=jax.tree.map(lambda x, p=part: x[p], first_memory),
+      )
+      first = session.carried
+      turns = session.read(jax.tree.map(lambda x, p=part: x[:, p], chunk))
+      parts.append((first, turns, session.answer()))
+    firsts, turns, answers = zip(*parts, strict=True)
+    return Trajectories(
+      documents=Documents(question=question, chunk=chunk),
+      first=jax.tree.map(lambda *x: np.concatenate(x), *firsts),
+      turns=jax.tree.map(lambda *x: np.concatenate(x, axis=1), *turns),
+      answer=jax.tree.map(lambda *x: np.concatenate(x), *answers),
+      rollouts=rollouts,
+    )

@@ -1,0 +1,261 @@
+"""What a turn leaves in memory, as values that plug into the scan.
+
+    WrittenTurn -> rule.update -> MemoryState, outcome
+
+`Overwrite` is the method of the paper. A rule is a frozen dataclass, static under
+jit; `RULES` names those that configs and saved readings can hold.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flax import struct
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from memagent_jax import sharding
+from memagent_jax import tokens as tokens_lib
+from memagent_jax.agent import prompts as prompts_lib
+from memagent_jax.models import flops as flops_lib
+from memagent_jax.models.configs import ModelConfig
+from memagent_jax.sampling.log_probs import log_probs_after
+from memagent_jax.structs import MemoryState, Tokens
+
+if TYPE_CHECKING:
+  from memagent_jax.agent.config import AgentConfig
+
+
+class WrittenTurn(struct.PyTreeNode):
+  """A memory turn of N rows whose response has not become anything yet."""
+
+  question: Tokens
+  chunk: Tokens
+  before: MemoryState
+  # The response without its control id and its thinking span, M wide; the old
+  # memory in rows that had no chunk.
+  written: Tokens
+
+
+class MemoryRule(Protocol):
+  """What a turn leaves in memory; frozen and hashable."""
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """Fields of the memory turn's prompt; `question` and `chunk` among them."""
+
+  @property
+  def outcomes(self) -> tuple[str, ...]:
+    """What a turn can come to, by its code; shown in traces and health."""
+
+  def bind(self, tokenizer) -> 'MemoryRule':
+    """The rule with the token ids it compares with; itself if there are none."""
+
+  def start(self, memory: Tokens) -> Any:
+    """What the rule carries beside a first memory: a pytree, [N, ...] each."""
+
+  def prompt_fields(self, state: MemoryState) -> Mapping[str, Tokens]:
+    """The fields of a prompt that come from what was carried."""
+
+  def update(
+    self, agent: 'AgentConfig', params, turn: WrittenTurn
+  ) -> tuple[MemoryState, jax.Array]:
+    """What is carried on after a turn, and the outcome's code, int32 [N].
+
+    The memory it gives is M wide. Rows without a chunk are not its business.
+    """
+
+  def turn_flops(
+    self, model: ModelConfig, prompt_tokens: int, response_tokens: int
+  ) -> float:
+    """FLOPs of reading a prompt and writing a response."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Overwrite:
+  """The response is the memory. Source: MemAgent, arXiv 2507.02259, section 3."""
+
+  fields = ('question', 'memory', 'chunk')
+  outcomes = ('written',)
+
+  def bind(self, tokenizer) -> 'Overwrite':
+    """Itself: it compares with nothing."""
+    del tokenizer
+    return self
+
+  def start(self, memory: Tokens) -> tuple[()]:
+    """Nothing is carried beside the memory."""
+    del memory
+    return ()
+
+  def prompt_fields(self, state: MemoryState) -> Mapping[str, Tokens]:
+    """The memory."""
+    return {'memory': state.memory}
+
+  def update(
+    self, agent: 'AgentConfig', params, turn: WrittenTurn
+  ) -> tuple[MemoryState, jax.Array]:
+    """What was written."""
+    del agent, params
+    return MemoryState(turn.written), jnp.zeros_like(turn.written.length_N)
+
+  def turn_flops(
+    self, model: ModelConfig, prompt_tokens: int, response_tokens: int
+  ) -> float:
+    """Those of the language model."""
+    return flops_lib.turn_flops(model, prompt_tokens, response_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarded(Overwrite):
+  """The response is the memory only where it is well founded.
+
+  That is where it is at least `ratio` times as likely as the old memory, both as
+  responses to the turn's prompt, or where the chunk gives it to an empty memory as
+  well, with half of the probability. A model that copies what it keeps then hardly
+  ever loses a memory to a slip of the copying.
+  """
+
+  ratio: float = 1.0
+
+  outcomes = ('written', 'refused')
+
+  def __post_init__(self):
+    if not 0 < self.ratio < math.inf:
+      raise ValueError(
+        f'Guarded: ratio is {self.ratio}; expected a finite number above 0.'
+      )
+
+  def update(
+    self, agent: 'AgentConfig', params, turn: WrittenTurn
+  ) -> tuple[MemoryState, jax.Array]:
+    """What was written, where its `support` lets it be; else the old memory.
+
+    Rows whose memory changed are judged one by one (one of each device), which
+    costs nothing where there are none: after most chunks, with a model that copies.
+    """
+    changed_N = ~tokens_lib.equal(turn.written, turn.before.memory)
+    rows, changed_SxB = sharding.by_part((turn, changed_N))
+    order_SxB = jnp.argsort(~changed_SxB, axis=1, stable=True)
+
+    def judge(i, taken_SxB):
+      row_S = order_SxB[:, i]
+      picked = sharding.take_rows(rows, row_S)
+      taken_S = self.takes(*support(agent, params, picked))
+      return sharding.put_rows(taken_SxB, row_S, taken_S)
+
+    taken_SxB = lax.fori_loop(
+      0, changed_SxB.sum(axis=1).max(), judge, jnp.zeros_like(changed_SxB)
+    )
+    taken_N = taken_SxB.reshape(-1)
+    memory = tokens_lib.where(taken_N, turn.written, turn.before.memory)
+    refused_N = changed_N & ~taken_N
+    return MemoryState(memory), refused_N.astype(jnp.int32)
+
+  def takes(self, log_ratio_N: jax.Array, given_N: jax.Array) -> jax.Array:
+    """bool [N]: whether memories of this `support` are taken."""
+    return given_N | (log_ratio_N >= math.log(self.ratio))
+
+
+def memory_log_probs(
+  agent: 'AgentConfig', params, prompt: Tokens, memory: Tokens
+) -> jax.Array:
+  """Log-probs of writing a memory in response to a prompt, and of ending there.
+
+  Returns:
+    float32 [N, M + 1]; 0 behind the end.
+  """
+  end = tokens_lib.repeat_ids((agent.end_id,), memory.length_N.shape[0])
+  response = tokens_lib.concatenate([memory, end])
+  return log_probs_after(
+    agent.model,
+    params,
+    prompt,
+    response,
+    temperature=agent.memory.temperature,
+  )
+
+
+def support(
+  agent: 'AgentConfig',
+  params,
+  turn: WrittenTurn,
+  log_probs: Callable[..., jax.Array] = memory_log_probs,
+) -> tuple[jax.Array, jax.Array]:
+  """How well founded the memory is that a turn wrote.
+
+  Args:
+    agent: static configuration.
+    params: the model's.
+    turn: N rows.
+    log_probs: as `memory_log_probs`.
+
+  Returns:
+    float32 [N], the log of how much likelier it is than the old memory, both as
+    responses to the turn's prompt; and bool [N], whether the chunk gives it to an
+    empty memory as well: with half of the probability, and it is not empty.
+  """
+  before, written = turn.before.memory, turn.written
+  empty = empty_memory(agent, before.length_N.shape[0])
+  pairs = [(before, written), (before, before), (empty, written)]
+  shown, response = (
+    jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
+    for tokens in zip(*pairs, strict=True)
+  )
+  question, chunk = jax.tree.map(
+    lambda x: jnp.concatenate([x] * len(pairs)), (turn.question, turn.chunk)
+  )
+  prompt = prompts_lib.memory_prompt(agent.prompts, question, shown, chunk)
+  written_N, before_N, alone_N = jnp.split(
+    log_probs(agent, params, prompt, response).sum(axis=1), len(pairs)
+  )
+  given_N = (alone_N >= math.log(0.5)) & ~_is_empty(agent, written)
+  return written_N - before_N, given_N
+
+
+def empty_memory(agent: 'AgentConfig', rows: int) -> Tokens:
+  """The template's "no memory yet" text in every row, M wide."""
+  ids = agent.prompts.empty_memory
+  memory = tokens_lib.repeat_ids(ids, rows)
+  unused = agent.memory.max_tokens - len(ids)
+  return memory.replace(ids_NxW=jnp.pad(memory.ids_NxW, ((0, 0), (0, unused))))
+
+
+def _is_empty(agent: 'AgentConfig', memory: Tokens) -> jax.Array:
+  """bool [N]: whether it is the template's text for no memory."""
+  found_N = jnp.zeros(memory.length_N.shape, bool)
+  prompts = agent.prompts
+  for ids in (prompts.empty_memory, prompts.spaced_empty_memory):
+    if len(ids) <= memory.ids_NxW.shape[1]:
+      same_N = (memory.ids_NxW[:, : len(ids)] == jnp.array(ids)).all(axis=1)
+      found_N |= same_N & (memory.length_N == len(ids))
+  return found_N
+
+
+# The rules that a saved reading can name.
+RULES = {rule.__name__: rule for rule in (Overwrite, Guarded)}
+
+
+def to_json(rule: MemoryRule) -> dict[str, Any]:
+  """The rule as a name with its settings; read back by `from_json`."""
+  return {'name': type(rule).__name__, **dataclasses.asdict(rule)}
+
+
+def from_json(fields: Mapping[str, Any]) -> MemoryRule:
+  """The rule that `to_json` wrote.
+
+  Raises:
+    ValueError: an unknown name, or settings that are not the rule's.
+  """
+  settings = dict(fields)
+  name = settings.pop('name', None)
+  if name not in RULES:
+    raise ValueError(
+      f'memory rule {name!r} is unknown; choose from {", ".join(RULES)}.'
+    )
+  try:
+    return RULES[name](**settings)
+  except TypeError as e:
+    raise ValueError(f'memory rule {name}: {e}') from e

@@ -1,0 +1,45 @@
+"""A batch of documents and its settings: what readings take, light to import.
+
+BatchIterator(BatchConfig) -> Batch -> engine -> trajectories
+"""
+
+import dataclasses
+
+from memagent_jax.structs import Documents
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+  """Shapes of a batch, and the order of the examples."""
+
+  # Documents of one batch over all processes.
+  batch_size: int
+  # Budget of a chunk, and width of its slot.
+  chunk_tokens: int
+  # Width of a question; a longer one is an error.
+  question_tokens: int
+  # Where chunks end, as in `data.chunks`.
+  chunk_cut: str = 'sentence'
+  # Of the order.
+  seed: int = 0
+
+  def __post_init__(self):
+    for name in ('batch_size', 'chunk_tokens', 'question_tokens'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'{name} is {getattr(self, name)}; expected 1 or more.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Documents for the device, and what the host scores them with."""
+
+  documents: Documents
+  ids: tuple[str, ...]
+  tasks: tuple[str, ...]
+  answers: tuple[tuple[str, ...], ...]
+  rewards: tuple[str, ...]
+  metrics: tuple[str, ...]
+  # Which reading of its document each row is: samples of every one differ.
+  readings: tuple[int, ...]
