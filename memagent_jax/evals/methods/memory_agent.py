@@ -42,7 +42,7 @@ class Memory(ChunkMethod):
   # Chunk slots of one call on the device.
   window_chunks: int = 8
 
-  independent_rows = False
+  independent_examples = False
   needs_params = True
 
   def answer(
