@@ -6,7 +6,7 @@
   python -m experiments.evaluate ... --shard=0/4        # on each of four machines
   python -m experiments.evaluate ... --merge=OTHER_WORKDIR --merge=...
 
-Rows go to WORKDIR/rows.jsonl as batches are finished. `experiments.report` draws
+Records go to WORKDIR/records.jsonl as batches are finished. `experiments.report` draws
 them, finished or not. What it is for and the hardware stand at the top of each
 gin file.
 """
@@ -32,10 +32,10 @@ _PROCESSES = flags.DEFINE_integer(
   'processes', 1, 'Processes on this machine; each has its own cores.'
 )
 _MERGE = flags.DEFINE_multi_string(
-  'merge', None, 'Join the rows of these workdirs with those here, and stop.'
+  'merge', None, 'Join the records of these workdirs with those here, and stop.'
 )
 _RETRY_FAILED = flags.DEFINE_bool(
-  'retry_failed', False, 'Compute failed rows again.'
+  'retry_failed', False, 'Compute failed examples again.'
 )
 # Of prctl(2): the signal that a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
@@ -61,9 +61,9 @@ def _print_cells() -> None:
   from memagent_jax.evals import records
   from memagent_jax.evals.report import series, tables
 
-  rows = records.read_rows(_WORKDIR.value)
-  for sampling, mine in series.samplings(rows).items():
-    found = series.points(mine) + series.points(mine, by_task=True)
+  read = records.read_records(_WORKDIR.value)
+  for sampling, group in series.by_sampling(read).items():
+    found = series.points(group) + series.points(group, by_task=True)
     for task in dict.fromkeys(point.task for point in found):
       print(f'{task}, {sampling}: right answers, % [95 % interval]')
       points = [point for point in found if point.task == task]

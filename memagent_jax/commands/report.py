@@ -15,7 +15,7 @@ _TITLE = flags.DEFINE_string(
   'title', 'Accuracy against document length', 'Of the page.'
 )
 _AXIS = flags.DEFINE_string(
-  'axis', 'SmolLM2 tokens', 'What the tokens of the rows are called.'
+  'axis', 'SmolLM2 tokens', 'What the tokens of the records are called.'
 )
 _TRAINED_TOKENS = flags.DEFINE_integer(
   'trained_tokens', None, 'Longest document of training, shaded in the plot.'
@@ -53,10 +53,10 @@ def main(argv):
       compared=_COMPARE.value,
       scorer=_SCORER.value,
     )
-    rows = records.read_rows(_WORKDIR.value, _SCORER.value)
-    for sampling, mine in series_lib.samplings(rows).items():
+    read = records.read_records(_WORKDIR.value, _SCORER.value)
+    for sampling, group in series_lib.by_sampling(read).items():
       scored = f'{_SCORER.value}, ' if _SCORER.value else ''
       print(f'{sampling}, {scored}{_AXIS.value}')
-      table = tables.accuracy_table(series_lib.points(mine))
+      table = tables.accuracy_table(series_lib.points(group))
       print(tables.text(table))
     print(f'page: {path}')

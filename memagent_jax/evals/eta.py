@@ -1,95 +1,136 @@
-"""What a grid tells while it runs: how far it is, and how long it will take.
+"""Lines of progress of a grid: how far it is, and how long the rest will take.
 
-batches that are done, and the share of one in flight -> rates -> a line, with ETAs
+finished batches, and the share of the one that runs -> rates -> a line
 """
 
 from collections.abc import Callable, Sequence
 import time
 
-from memagent_jax.evals.grid import Batch
+from memagent_jax.evals.grid import GridBatch
 
-# Between two lines about the same batch.
-_TOLD_EVERY_SECONDS = 60.0
+# Least time between two lines about the same batch.
+_LINE_EVERY_SECONDS = 60.0
+_LINE_COLUMNS = 80
 
 # FLOPs and seconds so far, by model and method.
 _Rates = dict[tuple[str, str], tuple[float, float]]
 
 
-class Pace:
-  """The rates of all batches so far, and who is told."""
+class Eta:
+  """Estimates the remaining time from the rates of all batches so far."""
 
   def __init__(self, report: Callable[[str], None]):
-    """Begins without any; `report` gets the lines."""
+    """Starts without any rate.
+
+    Args:
+      report: gets every line.
+    """
     self._report = report
     self._rates: _Rates = {}
-    self._told_at = time.perf_counter()
+    self._reported_at = time.perf_counter()
 
-  def meanwhile(
+  def on_progress(
     self,
-    batch: Batch,
-    left: Sequence[Batch],
-    done: str,
+    batch: GridBatch,
+    remaining: Sequence[GridBatch],
+    position: str,
     share: float,
     seconds: float,
   ) -> None:
-    """Reports a batch of which a share took so many seconds, not too often."""
-    if share and time.perf_counter() - self._told_at > _TOLD_EVERY_SECONDS:
-      self._tell(batch, left, done, f'{share:.1%} read', share, seconds)
-
-  def finished(
-    self,
-    batch: Batch,
-    left: Sequence[Batch],
-    done: str,
-    what: str,
-    seconds: float,
-  ) -> None:
-    """Reports a batch that is done, and learns from it.
+    """Reports on a running batch, unless the last line is recent.
 
     Args:
-      batch: took so many seconds.
-      left: come after it.
-      done: how far the grid is.
-      what: became of the batch.
-      seconds: of it, those of killed runs too.
+      batch: the batch that runs.
+      remaining: the batches after it.
+      position: how far the grid is, such as `120/312`.
+      share: how much of the batch is done, in [0, 1].
+      seconds: how long that took.
     """
-    self._tell(batch, left, done, f'{what}, {seconds:.0f} s', 1.0, seconds)
+    since_last = time.perf_counter() - self._reported_at
+    if share and since_last > _LINE_EVERY_SECONDS:
+      percent = f'{100 * share:.0f} %'
+      self._write(batch, remaining, position, percent, share, seconds)
+
+  def on_finished(
+    self,
+    batch: GridBatch,
+    remaining: Sequence[GridBatch],
+    position: str,
+    outcome: str,
+    seconds: float,
+  ) -> None:
+    """Reports on a finished batch, and takes its rate into account.
+
+    Args:
+      batch: the batch that is done.
+      remaining: the batches after it.
+      position: how far the grid is, such as `124/312`.
+      outcome: what came out, such as `3/4 right`.
+      seconds: how long it took, including runs that were killed.
+    """
+    self._write(batch, remaining, position, outcome, 1.0, seconds)
     self._rates = self._rates_with(batch, 1.0, seconds)
 
-  def _tell(self, batch, left, done, what, share, seconds) -> None:
+  def _write(
+    self,
+    batch: GridBatch,
+    remaining: Sequence[GridBatch],
+    position: str,
+    status: str,
+    share: float,
+    seconds: float,
+  ) -> None:
     cell, rates = batch.cell, self._rates_with(batch, share, seconds)
-    same = [
-      b
-      for b in left
-      if (b.cell.model, b.cell.method, b.tokens)
+    alike = [
+      other
+      for other in remaining
+      if (other.cell.model, other.cell.method, other.tokens)
       == (cell.model, cell.method, batch.tokens)
     ]
     rest = (1 / share - 1) * seconds
-    self._told_at = time.perf_counter()
+    self._reported_at = time.perf_counter()
     self._report(
-      f'{done}  {cell.model}, {cell.method}, {batch.tokens:,} tokens: {what}; '
-      f'left: {_clock(rest + _seconds(same, rates))} of this length, '
-      f'{_clock(rest + _seconds(left, rates))} in all'
+      _line(
+        f'{position} ',
+        f'{cell.method} {cell.model}',
+        f' {batch.tokens:,} tokens {status} | ',
+        f'left {_clock(rest + _seconds(alike, rates))}, ',
+        f'all {_clock(rest + _seconds(remaining, rates))}',
+      )
     )
 
-  def _rates_with(self, batch: Batch, share: float, seconds: float) -> _Rates:
-    """The rates with a share of one more batch."""
+  def _rates_with(
+    self, batch: GridBatch, share: float, seconds: float
+  ) -> _Rates:
+    """The rates including a share of one more batch."""
     key = (batch.cell.model, batch.cell.method)
     flops, spent = self._rates.get(key, (0.0, 0.0))
     return self._rates | {key: (flops + share * batch.flops, spent + seconds)}
 
 
-def _seconds(batches: Sequence[Batch], rates: _Rates) -> float:
-  """What batches will take."""
-  flops, spent = map(sum, zip(*rates.values(), strict=True))
+def _seconds(batches: Sequence[GridBatch], rates: _Rates) -> float:
+  """The seconds that batches will take; unknown ones at the mean rate."""
+  all_flops, all_spent = map(sum, zip(*rates.values(), strict=True))
   seconds = 0.0
   for batch in batches:
     key = (batch.cell.model, batch.cell.method)
-    known_flops, known_spent = rates.get(key, (flops, spent))
-    seconds += batch.flops * known_spent / known_flops
+    flops, spent = rates.get(key, (all_flops, all_spent))
+    seconds += batch.flops * spent / flops
   return seconds
 
 
 def _clock(seconds: float) -> str:
-  hours, rest = divmod(round(seconds), 3600)
-  return f'{hours}:{rest // 60:02d}:{rest % 60:02d}'
+  minutes, rest = divmod(round(seconds), 60)
+  if minutes < 60:
+    return f'{minutes}:{rest:02d}'
+  return f'{minutes // 60}:{minutes % 60:02d}:{rest:02d}'
+
+
+def _line(start: str, name: str, middle: str, alike: str, end: str) -> str:
+  """A line within the columns: without `alike`, and with the name cut, if need be."""
+  line = start + name + middle + alike + end
+  if len(line) <= _LINE_COLUMNS:
+    return line
+  room = _LINE_COLUMNS - len(start + middle + end)
+  name = name if len(name) <= room else name[: max(room, 8) - 2] + '..'
+  return start + name + middle + end

@@ -1,37 +1,40 @@
 """A grid of evaluation: models x methods x tasks x sizes x seeds, resumable.
 
     blocks -> plan: batches, longest first, and cells too long to run
-      -> Method.answer -> traces/, rows*.jsonl, timings*.jsonl -> finish
+      -> Method.answer -> traces/, records*.jsonl, timings*.jsonl
 
-Which rows are in a batch depends on the grid alone and a batch always has its
-full shape, so a killed grid's rows are an uninterrupted one's, byte for byte.
+The grid alone decides which examples share a batch, and a batch always has its
+full shape, so a killed grid's records equal an uninterrupted one's byte for byte.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import itertools
+import re
 
 from memagent_jax.data.benchmarks import registry
 from memagent_jax.evals.methods.method import Method
-from memagent_jax.evals.records import Cell
+from memagent_jax.evals.records import Cell, CellExample
 from memagent_jax.models.configs import ModelConfig
 
-# About the tokens of a paragraph, and of a document that nobody counted.
+# Rough tokens of a paragraph, and of a document whose length nobody counted.
 _PARAGRAPH_TOKENS, _OWN_TOKENS = 150, 8192
+# Names become folders; a comma separates them in the names of batches.
+_NAME = re.compile(r'[\w .+-]+')
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-  """A part of a grid: everything in it with everything else."""
+class GridBlock:
+  """A part of a grid: every combination of its values."""
 
   models: tuple[str, ...]
   methods: tuple[str, ...]
   tasks: tuple[str, ...]
-  # Of documents, as `benchmarks.unit` says: tokens or paragraphs; 0: as they are.
+  # Document sizes in `registry.unit(task)`; 0: documents as they are.
   sizes: tuple[int, ...] = (0,)
-  # Documents of a cell.
+  # Documents per cell.
   examples: int = 64
-  # Of the documents.
+  # Seeds of the documents.
   seeds: tuple[int, ...] = (0,)
 
   def __post_init__(self):
@@ -50,121 +53,126 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-  """One row of a grid."""
+class GridBatch:
+  """Examples that are computed together, all by one model and method."""
 
-  cell: Cell
-  index: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-  """Rows that are computed together."""
-
-  # Names its progress file; the same in every shard.
+  # Name of its progress file; the same in every shard.
   name: str
-  places: tuple[Place, ...]
-  # Rows that its arrays have: the last batch of a group is filled up.
-  rows: int
-  # About how long its documents are.
+  examples: tuple[CellExample, ...]
+  # Examples its arrays hold; the last batch of a group is filled up to it.
+  size: int
+  # Rough length of its documents.
   tokens: int
   flops: float
 
   @property
   def cell(self) -> Cell:
-    """Of the first row; model and method are those of all."""
-    return self.places[0].cell
+    """The first example's cell; all examples share its model and method."""
+    return self.examples[0].cell
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """All that a grid is going to do."""
+class GridPlan:
+  """All the work of a grid."""
 
   # Longest first.
-  batches: tuple[Batch, ...]
-  # Cells that no method will run, and tokens of one of their documents.
+  batches: tuple[GridBatch, ...]
+  # Cells too long for their method, and the tokens of one of their documents.
   not_run: tuple[tuple[Cell, int], ...]
 
-  def order(self) -> dict[tuple[Cell, int], int]:
-    """Where a row stands in the finished file."""
-    places = [place for batch in self.batches for place in batch.places]
-    places.sort(key=lambda p: (dataclasses.astuple(p.cell), p.index))
-    return {(p.cell, p.index): i for i, p in enumerate(places)}
+  def order(self) -> dict[CellExample, int]:
+    """The position of every example's record in the finished file."""
+    examples = [e for batch in self.batches for e in batch.examples]
+    examples.sort(key=lambda e: (dataclasses.astuple(e.cell), e.index))
+    return {example: i for i, example in enumerate(examples)}
 
-  def shard(self, index: int, count: int) -> tuple[Batch, ...]:
-    """The batches of one of `count` processes; each gets the same work.
+  def shard(self, index: int, count: int) -> tuple[GridBatch, ...]:
+    """The batches of one of `count` processes, which share the work evenly.
+
+    Args:
+      index: number of the process, from 0.
+      count: number of processes.
 
     Raises:
-      ValueError: no such shard.
+      ValueError: `index` is not below `count`.
     """
     if not 0 <= index < count:
       raise ValueError(
         f'shard {index}/{count}: expected an index from 0 to {count - 1}.'
       )
-    loads, mine = [0.0] * count, []
-    # The longest that is left goes to whom has the least.
+    loads, batches = [0.0] * count, []
+    # Greedy: the longest remaining batch goes to the shard with the least work.
     for batch in self.batches:
       least = loads.index(min(loads))
       loads[least] += batch.flops
       if least == index:
-        mine.append(batch)
-    return tuple(mine)
+        batches.append(batch)
+    return tuple(batches)
 
 
 def plan(
-  blocks: Sequence[Block],
+  blocks: Sequence[GridBlock],
   methods: Mapping[str, Method],
   configs: Mapping[str, ModelConfig],
-  rows: int,
+  batch_size: int,
   size_tokens: int | None = None,
-) -> Plan:
-  """Batches of all blocks; a row that is in several blocks is in one batch.
+) -> GridPlan:
+  """Plans all blocks; an example that is in several blocks is in one batch.
 
   Args:
-    blocks: of the grid.
-    methods: by name.
-    configs: of the models, by name.
-    rows: of a batch at most; a method may take fewer of long documents.
-    size_tokens: tokens of a unit of size; None: as `benchmarks.unit` says.
+    blocks: the parts of the grid.
+    methods: methods by name.
+    configs: configs of the models by name.
+    batch_size: most documents in a batch; a method may take fewer if they are
+      long.
+    size_tokens: tokens of one unit of size; None: as `registry.unit` says.
+
+  Returns:
+    the batches, longest first, and the cells that are too long to run.
 
   Raises:
-    ValueError: a block with an unknown model or method; it lists the known.
+    ValueError: a name that no folder can have, or a block with an unknown model
+      or method; the message lists the known ones.
   """
+  for name in (*configs, *methods):
+    if not _NAME.fullmatch(name):
+      raise ValueError(
+        f'name {name!r}: expected letters, digits, spaces and . + - _ only.'
+      )
   counts: dict[Cell, int] = {}
   for cell, count in _cells(blocks, methods, configs):
     counts[cell] = max(count, counts.get(cell, 0))
-  groups: dict[tuple[str, str, int], list[Place]] = {}
+  groups: dict[tuple[str, str, int], list[CellExample]] = {}
   not_run = []
   for cell in sorted(counts, key=dataclasses.astuple):
-    method, config = methods[cell.method], configs[cell.model]
-    tokens, limit = _tokens(cell, size_tokens), method.most_tokens()
+    tokens = _tokens(cell, size_tokens)
+    limit = methods[cell.method].most_tokens()
     if limit is not None and tokens > limit:
       not_run.append((cell, tokens))
       continue
     group = groups.setdefault((cell.model, cell.method, tokens), [])
-    group += [Place(cell, index) for index in range(counts[cell])]
+    group += [CellExample(cell, index) for index in range(counts[cell])]
   batches = []
-  for (model, name, tokens), places in groups.items():
+  for (model, name, tokens), examples in groups.items():
     method, config = methods[name], configs[model]
-    size = method.batch_rows(config, rows, tokens)
-    cost = size * method.flops(config, tokens)
-    for number, start in enumerate(range(0, len(places), size)):
+    size = method.batch_size(config, batch_size, tokens)
+    flops = size * method.flops(config, tokens)
+    for number, start in enumerate(range(0, len(examples), size)):
       batches.append(
-        Batch(
-          # A comma is in no name.
-          f'{model},{name},{tokens},{number}',
-          tuple(places[start : start + size]),
-          size,
-          tokens,
-          cost,
+        GridBatch(
+          name=f'{model},{name},{tokens},{number}',
+          examples=tuple(examples[start : start + size]),
+          size=size,
+          tokens=tokens,
+          flops=flops,
         )
       )
   batches.sort(key=lambda batch: (-batch.flops, batch.name))
-  return Plan(tuple(batches), tuple(not_run))
+  return GridPlan(tuple(batches), tuple(not_run))
 
 
 def _tokens(cell: Cell, size_tokens: int | None) -> int:
-  """About how long a cell's documents are."""
+  """The rough length of a cell's documents."""
   unit = registry.unit(cell.task)
   if size_tokens is None and unit == 'documents':
     return _OWN_TOKENS
@@ -174,20 +182,21 @@ def _tokens(cell: Cell, size_tokens: int | None) -> int:
 
 
 def _cells(
-  blocks: Sequence[Block],
+  blocks: Sequence[GridBlock],
   methods: Mapping[str, Method],
   configs: Mapping[str, ModelConfig],
-) -> Iterable[tuple[Cell, int]]:
+) -> Iterator[tuple[Cell, int]]:
+  """Yields the cells of all blocks, each with its number of examples."""
   for block in blocks:
-    for kind, names, known in (
+    for kind, names, choices in (
       ('model', block.models, configs),
       ('method', block.methods, methods),
     ):
       for name in names:
-        if name not in known:
+        if name not in choices:
           raise ValueError(
             f'{kind} {name!r} of a block is unknown; choose from '
-            f'{", ".join(known)}.'
+            f'{", ".join(choices)}.'
           )
     for values in itertools.product(
       block.models, block.methods, block.tasks, block.sizes, block.seeds

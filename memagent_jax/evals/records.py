@@ -1,23 +1,27 @@
-"""The files of a grid's workdir: what is read of them, without any model.
+"""The files of a grid's workdir, read and written without any model.
 
-rows*.jsonl, timings*.jsonl, not_run.jsonl -> runner.py, report/
+    runner.py -> records*.jsonl, timings*.jsonl, not_run.jsonl, traces/ -> report/
+
+A record is the result of one example: one line of `records.jsonl`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 from pathlib import Path
 
 from memagent_jax import rewards
-from memagent_jax.io import jsonl
+from memagent_jax.io import jsonl, workdirs
 
+# Records of a finished grid; shards in progress have `records_*.jsonl`.
+RECORDS = 'records.jsonl'
 LIKELIHOOD = 'likelihood.jsonl'
 NOT_RUN = 'not_run.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One number of a report: rows that differ in their example only."""
+  """One number of a report: its records differ in nothing but their example."""
 
   model: str
   method: str
@@ -26,35 +30,50 @@ class Cell:
   seed: int
 
 
-def read_rows(
+@dataclasses.dataclass(frozen=True)
+class CellExample:
+  """One example of a cell, of which a grid has one record."""
+
+  cell: Cell
+  index: int
+
+
+def key(record: Mapping) -> CellExample:
+  """The example of the grid that a record belongs to."""
+  fields = [field.name for field in dataclasses.fields(Cell)]
+  return CellExample(Cell(*(record[name] for name in fields)), record['index'])
+
+
+def read_records(
   workdir: str | os.PathLike, scorer: str | None = None
 ) -> list[dict]:
-  """The rows of a workdir, every one once; half-written lines are left out.
+  """The records of a workdir, one for every example.
 
-  A failed row gives way to one of its place that did not fail.
+  Half-written lines are left out. A failed record gives way to a later one of
+  the same example.
 
   Args:
-    workdir: of a grid.
-    scorer: one of `rewards.SCORERS` that scores the answers anew; None leaves
-      the score of the row's own metric.
+    workdir: the workdir of a grid.
+    scorer: one of `rewards.SCORERS`, which scores the answers anew; None: the
+      scores by the tasks' own metrics.
 
   Raises:
     ValueError: an unknown scorer, or answers that it does not take.
   """
-  rows: dict[tuple[Cell, int], dict] = {}
-  for path in sorted(Path(workdir).glob('rows*.jsonl')):
-    for row in jsonl.read(path):
-      if rows.setdefault(place(row), row)['error']:
-        rows[place(row)] = row
+  records: dict[CellExample, dict] = {}
+  for path in sorted(Path(workdir).glob('records*.jsonl')):
+    for record in jsonl.read(path):
+      if records.setdefault(key(record), record)['error']:
+        records[key(record)] = record
   if scorer is not None:
-    for row in rows.values():
-      score = rewards.score(scorer, row['answer'], row['answers'])
-      row['score'] = 0.0 if row['error'] else score.value
-  return list(rows.values())
+    for record in records.values():
+      score = rewards.score(scorer, record['answer'], record['answers'])
+      record['score'] = 0.0 if record['error'] else score.value
+  return list(records.values())
 
 
 def read_timings(workdir: str | os.PathLike) -> list[dict]:
-  """What every finished batch took."""
+  """The time, FLOPs and peak memory of every finished batch."""
   return [
     line
     for path in sorted(Path(workdir).glob('timings*.jsonl'))
@@ -62,20 +81,14 @@ def read_timings(workdir: str | os.PathLike) -> list[dict]:
   ]
 
 
-def place(row: Mapping) -> tuple[Cell, int]:
-  """Which row of the grid a line of `rows.jsonl` is."""
-  fields = [field.name for field in dataclasses.fields(Cell)]
-  return Cell(*(row[name] for name in fields)), row['index']
-
-
 def read_likelihood(workdir: str | os.PathLike) -> list[dict]:
-  """What `likelihood.measure` found, a line a model."""
+  """The results of `likelihood.measure`, one for every model."""
   path = Path(workdir) / LIKELIHOOD
   return list(jsonl.read(path)) if path.exists() else []
 
 
 def read_not_run(workdir: str | os.PathLike) -> list[dict]:
-  """Cells that are too long for their method; tokens and FLOPs of a document."""
+  """Cells too long for their method, with tokens and FLOPs of a document."""
   path = Path(workdir) / NOT_RUN
   return list(jsonl.read(path)) if path.exists() else []
 
@@ -83,7 +96,12 @@ def read_not_run(workdir: str | os.PathLike) -> list[dict]:
 def write_not_run(
   workdir: str | os.PathLike, not_run: Iterable[tuple[Cell, int, float]]
 ) -> None:
-  """Writes what `read_not_run` reads: cell, tokens and FLOPs of each."""
+  """Writes the file that `read_not_run` reads.
+
+  Args:
+    workdir: the workdir of a grid.
+    not_run: cell, tokens and FLOPs of a document of each.
+  """
   jsonl.rewrite(
     Path(workdir) / NOT_RUN,
     [
@@ -91,3 +109,92 @@ def write_not_run(
       for cell, tokens, flops in not_run
     ],
   )
+
+
+class Writer:
+  """Writes what one shard of a grid has computed."""
+
+  def __init__(self, workdir: str | os.PathLike, suffix: str = ''):
+    """Prepares to write.
+
+    Args:
+      workdir: the workdir of a grid.
+      suffix: end of the files' names, different in every shard.
+    """
+    self._workdir = Path(workdir)
+    self._suffix = suffix
+
+  def add_records(self, records: Sequence[Mapping]) -> None:
+    """Appends records, all in one write."""
+    jsonl.append(self._workdir / f'records{self._suffix}.jsonl', records)
+
+  def add_timing(self, timing: Mapping) -> None:
+    """Appends what a batch took."""
+    jsonl.append(self._workdir / f'timings{self._suffix}.jsonl', [timing])
+
+  def write_trace(
+    self, cell: Cell, example_id: str, lines: Sequence[Mapping]
+  ) -> str:
+    """Writes the trace of an example; its path in the workdir."""
+    name = f'{example_id.replace("/", "_")}.jsonl'
+    path = Path('traces') / cell.model / cell.method / name
+    (self._workdir / path).parent.mkdir(parents=True, exist_ok=True)
+    jsonl.rewrite(self._workdir / path, lines)
+    return str(path)
+
+
+def join(
+  workdir: str | os.PathLike, order: Mapping[CellExample, int]
+) -> tuple[int, int]:
+  """Brings all records of a workdir into one file, in the grid's order.
+
+  Args:
+    workdir: the workdir of a grid.
+    order: position of every example's record, as `GridPlan.order` gives it.
+
+  Returns:
+    the number of records in the file, and the number the whole grid has.
+  """
+  records = {
+    order[key(record)]: record
+    for record in read_records(workdir)
+    if key(record) in order
+  }
+  jsonl.rewrite(Path(workdir) / RECORDS, [records[i] for i in sorted(records)])
+  for path in Path(workdir).glob('records_*.jsonl'):
+    path.unlink()
+  return len(records), len(order)
+
+
+def collect(
+  workdir: str | os.PathLike,
+  others: Sequence[str | os.PathLike],
+  config_text: str,
+) -> None:
+  """Copies the files of other workdirs of the same grid into this one.
+
+  Args:
+    workdir: gets records, timings, traces and what the first shard alone writes.
+    others: workdirs of the other shards.
+    config_text: the config that all of them must have.
+
+  Raises:
+    ValueError: a folder where no grid ran, or one of another config.
+  """
+  workdir = Path(workdir)
+  for number, other in enumerate(map(Path, others)):
+    if not (other / workdirs.CONFIG).exists():
+      raise ValueError(f'{other}: no grid ran here.')
+    workdirs.claim(other, config_text)
+    for kind in ('records', 'timings'):
+      for path in sorted(other.glob(f'{kind}*.jsonl')):
+        target = workdir / f'{kind}_from_{number}_{path.name}'
+        jsonl.rewrite(target, list(jsonl.read(path)))
+    # The first shard alone has these.
+    for name in (LIKELIHOOD, NOT_RUN):
+      if (other / name).exists():
+        jsonl.rewrite(workdir / name, list(jsonl.read(other / name)))
+    for path in (other / 'traces').rglob('*.jsonl'):
+      target = workdir / path.relative_to(other)
+      target.parent.mkdir(parents=True, exist_ok=True)
+      target.write_bytes(path.read_bytes())

@@ -1,13 +1,13 @@
-"""Runs a grid: makes its documents, answers, scores, writes, and goes on.
+"""Runs a grid, resumably: makes documents, has them answered, scores, writes.
 
-Plan.shard -> batch by batch -> traces/, rows.jsonl, timings.jsonl
+    GridPlan.shard -> batch by batch -> traces/, records.jsonl, timings.jsonl
 
-WORKDIR/config.gin            the grid; a workdir of another one is refused
-        rows*.jsonl           a finished row a line, never computed twice
-        timings*.jsonl        a finished batch a line
+WORKDIR/config.gin            the grid; a workdir of another grid is refused
+        records*.jsonl        one line per finished example, never computed twice
+        timings*.jsonl        one line per finished batch
         likelihood.jsonl      how well each model predicts from its memory
-        traces/, progress/    what memories did; where killed batches were
-        not_run.jsonl         cells that are too long, and what they cost
+        traces/, progress/    changes of the memories; saves of running batches
+        not_run.jsonl         cells that are too long, and what they would cost
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
-import re
 import statistics
 
 import jax
@@ -26,45 +25,50 @@ from memagent_jax.data.benchmarks.registry import Benchmark, Texts
 from memagent_jax.data.examples import Example
 from memagent_jax.evals import grid, records
 from memagent_jax.evals import likelihood as likelihood_lib
-from memagent_jax.evals.eta import Pace
-from memagent_jax.evals.grid import Batch, Block, Place, Plan
+from memagent_jax.evals.eta import Eta
+from memagent_jax.evals.grid import GridBatch, GridBlock, GridPlan
 from memagent_jax.evals.likelihood import LikelihoodConfig
-from memagent_jax.evals.methods.method import Method, Result
+from memagent_jax.evals.methods.method import Answered, Method, Result
 from memagent_jax.evals.methods.progress import Progress
+from memagent_jax.evals.records import CellExample
 from memagent_jax.io import jsonl, process_memory, workdirs
 from memagent_jax.models.model import Model
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.models.weights import pretrained
 from memagent_jax.sharding import MeshConfig
 
-_NAME = re.compile(r'[\w .+-]+')
-# Longest document that tokens of two tokenizers are compared in.
+# Longest document in which the tokens of two tokenizers are compared.
 _SAMPLE_TOKENS = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkSizes:
-  """Sizes are chunks of one model, not tokens."""
+  """Document sizes in chunks of one model instead of tokens."""
 
-  # Name or directory of the model, or of its tokenizer.
+  # Name or directory of the model, or directory of its tokenizer.
   tokenizer: str
   chunk_tokens: int
   chunk_cut: str = 'sentence'
 
 
 @dataclasses.dataclass(frozen=True)
-class Documents:
-  """What the documents of a grid are made of, and counted with."""
+class DocumentsConfig:
+  """The documents of a grid: their texts, and how their sizes are counted."""
 
   texts: Texts = dataclasses.field(default_factory=Texts)
-  # Its tokenizer counts tokens: of sizes, and of every row.
+  # Model whose tokenizer counts sizes and the `tokens` of every record.
   counted_with: str = pretrained.DEFAULT_MODEL
-  # None: sizes are as `benchmarks.unit` says.
+  # None: sizes in the units of `registry.unit`.
   chunks: ChunkSizes | None = None
-  # Room in a size for the wording around document and question.
+  # Part of a size that is left for the wording around document and question.
   template_tokens: int = 64
-  # Room in a size for the answer; None: the task's published budget.
+  # Part of a size that is left for the answer; None: the task's published budget.
   answer_tokens: int | None = None
+
+  @property
+  def size_tokens(self) -> int | None:
+    """Tokens of one unit of size; None: the units differ by task."""
+    return None if self.chunks is None else self.chunks.chunk_tokens
 
 
 @sharding.under_mesh
@@ -73,9 +77,9 @@ def evaluate(
   workdir: str | os.PathLike,
   models: Mapping[str, str],
   methods: Mapping[str, Method],
-  blocks: Sequence[Block],
-  documents: Documents,
-  rows: int = 32,
+  blocks: Sequence[GridBlock],
+  documents: DocumentsConfig,
+  batch_size: int = 32,
   config_text: str = '',
   shard: tuple[int, int] = (0, 1),
   retry_failed: bool = False,
@@ -85,336 +89,138 @@ def evaluate(
   save_every_seconds: float = 30.0,
   report: Callable[[str], None] = print,
 ) -> None:
-  """Runs what of a grid, or of one shard of it, is not done.
+  """Runs what is missing of a grid, or of one shard of it.
 
   Args:
-    workdir: of the grid; shards may share it or have their own.
-    models: name or directory of each, by the name that rows have.
-    methods: by the name that rows have.
-    blocks: what is run with what.
-    documents: what they are made of.
-    rows: of a batch at most.
-    config_text: a workdir of another one is refused.
-    shard: which part of how many.
-    retry_failed: compute rows that failed once more.
-    merge: workdirs of shards: take their rows, run nothing.
-    likelihood: measured for every model, by the first shard; None: not at all.
-    mesh: devices of this process that share every batch, for models that one does
-      not hold; None: the default device alone. Several hosts take a shard each.
-    save_every_seconds: least time between two saves of a batch in flight.
-    report: gets a line per batch, and one a minute meanwhile.
+    workdir: shards may share a workdir or have their own.
+    models: name or directory of every model, by its name in the records.
+    methods: methods by their names in the records.
+    blocks: which models, methods, tasks and sizes are combined.
+    documents: what the documents are made of.
+    batch_size: most documents that are computed together.
+    config_text: the grid's config; a workdir of another one is refused.
+    shard: index of this part of the grid, and the number of parts.
+    retry_failed: whether failed records are computed again.
+    merge: workdirs of shards, whose records are taken over and nothing is run;
+      None: the grid is run.
+    likelihood: what the first shard measures for every model; None: nothing.
+    mesh: devices of this process that share every batch, for models too large for
+      one; None: the default device alone. Several hosts take a shard each.
+    save_every_seconds: least time between two saves of a running batch.
+    report: gets a line per batch, and one a minute while a batch runs.
 
   Raises:
     ValueError: a workdir of another grid, an unknown task, model or method, or
       a cell with more examples than its task has.
   """
-  for name in (*models, *methods):
-    if not _NAME.fullmatch(name):
-      raise ValueError(
-        f'name {name!r}: expected letters, digits, spaces and . + - _ only.'
-      )
   workdir = Path(workdir)
-  made = _plan(models, methods, blocks, rows, documents)
+  configs = {
+    name: pretrained.describe_model(directory).config
+    for name, directory in models.items()
+  }
+  plan = grid.plan(blocks, methods, configs, batch_size, documents.size_tokens)
   workdirs.claim(workdir, config_text)
   if merge is not None:
-    _collect(workdir, merge, config_text)
-    done, all_rows = finish(workdir, made)
-    report(f'{workdir}: {done} of {all_rows} rows')
+    records.collect(workdir, merge, config_text)
+    count, all_count = records.join(workdir, plan.order())
+    report(f'{workdir}: {count} of {all_count} records')
     return
-  batches = made.shard(*shard)
-  ending = '' if shard == (0, 1) else f'_{shard[0]}_of_{shard[1]}'
-  with workdirs.alone(workdir / f'lock{ending}'):
-    runner = _Runner(
-      workdir,
-      ending,
-      models,
-      methods,
-      documents,
-      mesh,
-      save_every_seconds,
-      retry_failed,
-      report,
-    )
+  batches = plan.shard(*shard)
+  suffix = '' if shard == (0, 1) else f'_{shard[0]}_of_{shard[1]}'
+  with workdirs.exclusive(workdir / f'lock{suffix}'):
+    loader = _Loader(models, mesh)
+    examples = _ExampleMaker(documents)
     if shard[0] == 0:
-      runner.price(made)
-    runner.run(batches)
+      _price_not_run(workdir, plan, methods, loader, examples)
+    _Runner(
+      workdir=workdir,
+      methods=methods,
+      loader=loader,
+      examples=examples,
+      writer=records.Writer(workdir, suffix),
+      done={
+        records.key(record)
+        for record in records.read_records(workdir)
+        if not (retry_failed and record['error'])
+      },
+      save_every_seconds=save_every_seconds,
+      eta=Eta(report),
+    ).run(batches)
     if likelihood is not None and shard[0] == 0:
-      runner.measure_likelihood(likelihood)
+      _measure_likelihood(workdir, models, loader, likelihood)
     if shard == (0, 1):
-      finish(workdir, made)
+      records.join(workdir, plan.order())
 
 
-def finish(workdir: str | os.PathLike, made: Plan) -> tuple[int, int]:
-  """Brings all rows of a workdir into one file, in the grid's order.
+class _Loader:
+  """Loads the models of a grid; the two that were used last are kept."""
 
-  Returns:
-    how many rows there are, and how many the grid has.
-  """
-  order = made.order()
-  rows = {
-    order[place]: row
-    for row in records.read_rows(workdir)
-    if (place := records.place(row)) in order
-  }
-  jsonl.rewrite(Path(workdir) / 'rows.jsonl', [rows[i] for i in sorted(rows)])
-  for path in Path(workdir).glob('rows_*.jsonl'):
-    path.unlink()
-  return len(rows), len(order)
-
-
-def _collect(
-  workdir: Path, others: Sequence[str | os.PathLike], config_text: str
-) -> None:
-  """Copies rows, timings and traces of other workdirs of the same grid here."""
-  for number, other in enumerate(map(Path, others)):
-    if not (other / workdirs.CONFIG).exists():
-      raise ValueError(f'{other}: no grid ran here.')
-    workdirs.claim(other, config_text)
-    for kind in ('rows', 'timings'):
-      for path in sorted(other.glob(f'{kind}*.jsonl')):
-        target = workdir / f'{kind}_from_{number}_{path.name}'
-        jsonl.rewrite(target, list(jsonl.read(path)))
-    # Both are of the first shard alone.
-    for name in (records.LIKELIHOOD, records.NOT_RUN):
-      if (other / name).exists():
-        jsonl.rewrite(workdir / name, list(jsonl.read(other / name)))
-    for path in (other / 'traces').rglob('*.jsonl'):
-      target = workdir / path.relative_to(other)
-      target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_bytes(path.read_bytes())
-
-
-@dataclasses.dataclass
-class _Runner:
-  """Runs batches one after another."""
-
-  workdir: Path
-  # Of the names of its files.
-  ending: str
-  models: Mapping[str, str]
-  methods: Mapping[str, Method]
-  documents: Documents
-  mesh: MeshConfig | None
-  save_every_seconds: float
-  retry_failed: bool
-  report: Callable[[str], None]
-
-  def __post_init__(self):
-    documents = self.documents
-    self._done = {
-      records.place(row)
-      for row in records.read_rows(self.workdir)
-      if not (self.retry_failed and row['error'])
-    }
-    load = functools.partial(_load, mesh=self.mesh)
+  def __init__(self, directories: Mapping[str, str], mesh: MeshConfig | None):
+    self._directories = directories
+    load = functools.partial(_load, mesh=mesh)
     self._load = functools.lru_cache(maxsize=2)(load)
+
+  def __call__(self, name: str, with_params: bool = True) -> Model:
+    """The model of a name; without params it has config and tokenizer alone."""
+    return self._load(self._directories[name], with_params)
+
+
+def _load(directory: str, with_params: bool, mesh: MeshConfig | None) -> Model:
+  if not with_params:
+    return pretrained.describe_model(directory)
+  return pretrained.load_model(directory, mesh, sharding.ROLLOUTS)
+
+
+class _ExampleMaker:
+  """Makes the examples of a grid."""
+
+  def __init__(self, config: DocumentsConfig):
+    self._config = config
     self._benchmark = functools.lru_cache(_open_benchmark)
-    self._encoder = Tokenizer.from_directory(
-      pretrained.resolve(documents.counted_with)
-    )
-    if documents.chunks is not None:
-      self._chunk_tokenizer = Tokenizer.from_directory(
-        pretrained.resolve(documents.chunks.tokenizer)
-      )
-    self._pace = Pace(self.report)
+    self._encoder = _tokenizer(config.counted_with)
+    if config.chunks is not None:
+      self._chunk_tokenizer = _tokenizer(config.chunks.tokenizer)
 
-  def run(self, batches: Sequence[Batch]) -> None:
-    """Computes the rows that are missing."""
-    open_batches = [b for b in batches if self._missing(b)]
-    known = sum(len(b.places) for b in batches)
-    for number, batch in enumerate(open_batches):
-      left = open_batches[number + 1 :]
-      done = known - sum(len(self._missing(b)) for b in left)
-      before = done - len(self._missing(batch))
-      told = functools.partial(
-        self._pace.meanwhile, batch, left, f'{before} of {known} rows'
-      )
-      rows, seconds = self._batch(batch, told)
-      right = sum(row['score'] for row in rows)
-      failed = sum(bool(row['error']) for row in rows)
-      what = f'{right:g} of {len(rows)} right'
-      what += f', {failed} failed' if failed else ''
-      self._pace.finished(batch, left, f'{done} of {known} rows', what, seconds)
+  def __call__(self, cell_example: CellExample) -> Example:
+    """The document, question and answers of an example.
 
-  def price(self, made: Plan) -> None:
-    """Writes what one document of every cell that is not run would cost."""
-    if not made.not_run or records.read_not_run(self.workdir):
-      return
-    shares, priced = {}, []
-    for cell, tokens in made.not_run:
-      key = cell.model, cell.task
-      if key not in shares:
-        shares[key] = self._own_share(made, *key)
-      config = self._load(self.models[cell.model], False).config
-      flops = self.methods[cell.method].flops(
-        config, round(tokens * shares[key])
-      )
-      priced.append((cell, tokens, flops))
-    records.write_not_run(self.workdir, priced)
-
-  def _own_share(self, made: Plan, model: str, task: str) -> float:
-    """A model's tokens of a counted token, in a document that the grid has."""
-    places = (
-      place
-      for batch in made.batches  # the longest first
-      if batch.tokens <= _SAMPLE_TOKENS
-      for place in batch.places
-      if place.cell.task == task
-    )
-    place = next(places, None)
-    if place is None:
-      return 1.0
-    example = self._example(place)
-    tokenizer = self._load(self.models[model], False).tokenizer
-    return len(tokenizer.encode(example.document)) / example.tokens
-
-  def measure_likelihood(self, config: LikelihoodConfig) -> None:
-    """Appends a line a model to `likelihood.jsonl`."""
-    path = self.workdir / records.LIKELIHOOD
-    known = {line['model'] for line in records.read_likelihood(self.workdir)}
-    for name, directory in self.models.items():
-      if name not in known:
-        model = self._load(directory, True)
-        found = likelihood_lib.measure(model, config)
-        jsonl.append(path, [{'model': name} | found])
-
-  def _missing(self, batch: Batch) -> list[Place]:
-    return [p for p in batch.places if (p.cell, p.index) not in self._done]
-
-  def _batch(
-    self, batch: Batch, told: Callable[[float, float], None]
-  ) -> tuple[list[dict], float]:
-    """Answers a batch and writes what was missing of it; its rows, and seconds."""
-    method, cell = self.methods[batch.cell.method], batch.cell
-    wanted = self._missing(batch)
-    if method.independent_rows:
-      places = list(wanted)
-    else:
-      # The shape is always the full one.
-      filler = batch.places[:1] * (batch.rows - len(batch.places))
-      places = [*batch.places, *filler]
-    examples = [self._example(place) for place in places]
-    model = self._load(self.models[cell.model], method.needs_params)
-    folder = self.workdir / 'progress'
-    folder.mkdir(exist_ok=True)
-    with process_memory.Peak() as peak:
-      progress = Progress(
-        folder / f'{batch.name}.json', told, self.save_every_seconds
-      )
-      answered = method.answer(model, examples, progress)
-      seconds = progress.seconds
-    rows = []
-    for place, example, result in zip(
-      places, examples, answered.results, strict=True
-    ):
-      if place in wanted:
-        wanted.remove(place)
-        trace = self._write_trace(place, example, result, method.caps)
-        rows.append(_row(place, example, result, method.sampling, trace))
-    self._append('rows', rows)
-    chunk_seconds = answered.chunk_seconds
-    self._append(
-      'timings',
-      [
-        {
-          'batch': batch.name,
-          'model': cell.model,
-          'method': cell.method,
-          'size': cell.size,
-          'tokens': batch.tokens,
-          'rows': len(places),
-          'read_tokens': sum(r.read_tokens for r in answered.results),
-          'flops': sum(r.flops for r in answered.results),
-          'seconds': round(seconds, 3),
-          'chunk_seconds': round(statistics.median(chunk_seconds), 6)
-          if chunk_seconds
-          else None,
-          # Whether the seconds are those of chunks, or of whole prompts.
-          'chunked': any(r.turns for r in answered.results),
-          'peak_host_bytes': peak.host_bytes,
-          'peak_device_bytes': _device_bytes(),
-        }
-      ],
-    )
-    if not any(row['error'] for row in rows):
-      # A failed row that is retried goes on where it was.
-      progress.finish()
-    self._done |= {records.place(row) for row in rows}
-    return rows, seconds
-
-  def _example(self, place: Place) -> Example:
-    cell, d = place.cell, self.documents
-    benchmark = self._benchmark(cell.task, d.texts)
-    if benchmark.count is not None and place.index >= benchmark.count:
+    Raises:
+      ValueError: the task has fewer examples.
+    """
+    cell, index, config = cell_example.cell, cell_example.index, self._config
+    benchmark = self._benchmark(cell.task, config.texts)
+    if benchmark.count is not None and index >= benchmark.count:
       raise ValueError(
         f'task {cell.task} has {benchmark.count} examples; the grid asks for '
-        f'number {place.index + 1}. Lower examples.'
+        f'number {index + 1}. Lower examples.'
       )
-    if d.chunks is not None:
-      made = benchmark.example_of_chunks(
-        place.index,
+    if config.chunks is not None:
+      example = benchmark.example_of_chunks(
+        index,
         cell.size,
         tokenizer=self._chunk_tokenizer,
-        chunk_tokens=d.chunks.chunk_tokens,
-        chunk_cut=d.chunks.chunk_cut,
+        chunk_tokens=config.chunks.chunk_tokens,
+        chunk_cut=config.chunks.chunk_cut,
         seed=cell.seed,
       )
-      counted = len(self._encoder.encode(made.document))
-      return dataclasses.replace(made, tokens=counted, tokenizer=d.counted_with)
+      return dataclasses.replace(
+        example,
+        tokens=len(self._encoder.encode(example.document)),
+        tokenizer=config.counted_with,
+      )
     return benchmark.example(
-      place.index,
+      index,
       cell.size or None,
       encoder=self._encoder,
-      encoder_name=d.counted_with,
+      encoder_name=config.counted_with,
       seed=cell.seed,
-      template_tokens=d.template_tokens,
-      answer_tokens=d.answer_tokens,
+      template_tokens=config.template_tokens,
+      answer_tokens=config.answer_tokens,
     )
 
-  def _write_trace(
-    self,
-    place: Place,
-    example: Example,
-    result: Result,
-    caps: Mapping[str, int],
-  ) -> str:
-    if not result.trace:
-      return ''
-    cell = place.cell
-    name = example.id.replace('/', '_')
-    path = Path('traces') / cell.model / cell.method / f'{name}.jsonl'
-    (self.workdir / path).parent.mkdir(parents=True, exist_ok=True)
-    jsonl.rewrite(
-      self.workdir / path,
-      [
-        {
-          'question': example.question,
-          'answer': result.answer,
-          'caps': dict(caps),
-        },
-        *result.trace,
-      ],
-    )
-    return str(path)
 
-  def _append(self, kind: str, lines: Sequence[Mapping]) -> None:
-    jsonl.append(self.workdir / f'{kind}{self.ending}.jsonl', lines)
-
-
-def _plan(models, methods, blocks, rows, documents) -> Plan:
-  configs = {
-    name: pretrained.describe_model(path).config
-    for name, path in models.items()
-  }
-  chunks = documents.chunks
-  unit = None if chunks is None else chunks.chunk_tokens
-  return grid.plan(blocks, methods, configs, rows, unit)
-
-
-def _load(name: str, with_params: bool, mesh: MeshConfig | None) -> Model:
-  if not with_params:
-    return pretrained.describe_model(name)
-  return pretrained.load_model(name, mesh, sharding.ROLLOUTS)
+def _tokenizer(model: str) -> Tokenizer:
+  return Tokenizer.from_directory(pretrained.resolve(model))
 
 
 def _open_benchmark(task: str, texts: Texts) -> Benchmark:
@@ -422,39 +228,212 @@ def _open_benchmark(task: str, texts: Texts) -> Benchmark:
   return Benchmark(task, registry.obtain(task, texts, cache))
 
 
-def _row(
-  place: Place, example: Example, result: Result, sampling: str, trace: str
+@dataclasses.dataclass
+class _Runner:
+  """Runs batches one after another."""
+
+  workdir: Path
+  methods: Mapping[str, Method]
+  loader: _Loader
+  examples: _ExampleMaker
+  writer: records.Writer
+  # Examples whose records are written.
+  done: set[CellExample]
+  save_every_seconds: float
+  eta: Eta
+
+  def run(self, batches: Sequence[GridBatch]) -> None:
+    """Computes the records that are missing, and reports on every batch."""
+    count = sum(len(batch.examples) for batch in batches)
+    unfinished = [batch for batch in batches if self._missing(batch)]
+    for number, batch in enumerate(unfinished):
+      remaining = unfinished[number + 1 :]
+      after = count - sum(len(self._missing(b)) for b in remaining)
+      before = after - len(self._missing(batch))
+      written, seconds = self._run_batch(
+        batch,
+        functools.partial(
+          self.eta.on_progress, batch, remaining, f'{before}/{count}'
+        ),
+      )
+      right = sum(record['score'] for record in written)
+      failed = sum(bool(record['error']) for record in written)
+      outcome = f'{right:g}/{len(written)} right'
+      outcome += f', {failed} failed' if failed else ''
+      self.eta.on_finished(
+        batch, remaining, f'{after}/{count}', outcome, seconds
+      )
+
+  def _missing(self, batch: GridBatch) -> list[CellExample]:
+    return [e for e in batch.examples if e not in self.done]
+
+  def _run_batch(
+    self, batch: GridBatch, on_progress: Callable[[float, float], None]
+  ) -> tuple[list[dict], float]:
+    """Answers a batch, writes its missing records; these, and the seconds."""
+    method, missing = self.methods[batch.cell.method], self._missing(batch)
+    computed, filler = missing, []
+    if not method.independent_examples:
+      # The batch always has its full shape.
+      computed = batch.examples
+      filler = batch.examples[:1] * (batch.size - len(batch.examples))
+    examples = [self.examples(e) for e in (*computed, *filler)]
+    model = self.loader(batch.cell.model, method.needs_params)
+    folder = self.workdir / 'progress'
+    folder.mkdir(exist_ok=True)
+    with process_memory.Peak() as peak:
+      progress = Progress(
+        folder / f'{batch.name}.json', on_progress, self.save_every_seconds
+      )
+      answered = method.answer(model, examples, progress)
+      seconds = progress.seconds
+    written = [
+      self._record(cell_example, example, result, method)
+      # Not strict: the filler at the end is left out.
+      for cell_example, example, result in zip(
+        computed, examples, answered.results, strict=False
+      )
+      if cell_example in missing
+    ]
+    self.writer.add_records(written)
+    self.writer.add_timing(_timing(batch, answered, seconds, peak.host_bytes))
+    # A failed example that is retried resumes where it was.
+    if not any(record['error'] for record in written):
+      progress.finish()
+    self.done |= set(missing)
+    return written, seconds
+
+  def _record(
+    self,
+    cell_example: CellExample,
+    example: Example,
+    result: Result,
+    method: Method,
+  ) -> dict:
+    """A line of `records.jsonl`, whose trace is written.
+
+    It holds no times, so that the records of two runs are equal.
+    """
+    trace = ''
+    if result.trace:
+      first = {
+        'question': example.question,
+        'answer': result.answer,
+        'caps': dict(method.caps),
+      }
+      trace = self.writer.write_trace(
+        cell_example.cell, example.id, [first, *result.trace]
+      )
+    score = 0.0
+    if not result.error:
+      answers = example.answers
+      score = rewards.score(example.metric, result.answer, answers).value
+    depth = None
+    if example.gold_spans:
+      depth = example.gold_spans[0][0] / max(len(example.document), 1)
+    return {
+      **dataclasses.asdict(cell_example.cell),
+      'index': cell_example.index,
+      'id': example.id,
+      'tokens': example.tokens,
+      'sampling': method.sampling,
+      'answer': result.answer,
+      'answers': list(example.answers),
+      'score': score,
+      'error': result.error,
+      'finish_reason': result.finish_reason,
+      'turns': dict(result.turns),
+      'own_tokens': result.own_tokens,
+      'read_tokens': result.read_tokens,
+      'flops': result.flops,
+      'depth': depth,
+      'health': dict(result.health),
+      'trace': trace,
+    }
+
+
+def _timing(
+  batch: GridBatch, answered: Answered, seconds: float, host_bytes: int
 ) -> dict:
-  """A line of `rows.jsonl`; no times, so that two runs' are equal."""
-  cell = place.cell
-  score = 0.0
-  if not result.error:
-    score = rewards.score(example.metric, result.answer, example.answers).value
-  depth = None
-  if example.gold_spans:
-    depth = example.gold_spans[0][0] / max(len(example.document), 1)
+  """A line of `timings.jsonl`."""
+  results, chunk_seconds = answered.results, answered.chunk_seconds
   return {
-    **dataclasses.asdict(cell),
-    'index': place.index,
-    'id': example.id,
-    'tokens': example.tokens,
-    'sampling': sampling,
-    'answer': result.answer,
-    'answers': list(example.answers),
-    'score': score,
-    'error': result.error,
-    'finish_reason': result.finish_reason,
-    'turns': dict(result.turns),
-    'own_tokens': result.own_tokens,
-    'read_tokens': result.read_tokens,
-    'flops': result.flops,
-    'depth': depth,
-    'health': dict(result.health),
-    'trace': trace,
+    'batch': batch.name,
+    'model': batch.cell.model,
+    'method': batch.cell.method,
+    'size': batch.cell.size,
+    'tokens': batch.tokens,
+    'batch_size': len(results),
+    'read_tokens': sum(result.read_tokens for result in results),
+    'flops': sum(result.flops for result in results),
+    'seconds': round(seconds, 3),
+    'chunk_seconds': round(statistics.median(chunk_seconds), 6)
+    if chunk_seconds
+    else None,
+    # Whether the seconds are those of chunks, or of whole prompts.
+    'chunked': any(result.turns for result in results),
+    'peak_host_bytes': host_bytes,
+    'peak_device_bytes': _device_bytes(),
   }
 
 
 def _device_bytes() -> int | None:
-  """Most memory of the first device so far; None where it does not say."""
+  """Peak memory of the first device so far; None if it does not say."""
   stats = jax.local_devices()[0].memory_stats()
   return None if stats is None else stats.get('peak_bytes_in_use')
+
+
+def _price_not_run(
+  workdir: Path,
+  plan: GridPlan,
+  methods: Mapping[str, Method],
+  loader: _Loader,
+  examples: _ExampleMaker,
+) -> None:
+  """Writes what one document of every cell that is not run would cost."""
+  if not plan.not_run or records.read_not_run(workdir):
+    return
+  ratios, priced = {}, []
+  for cell, tokens in plan.not_run:
+    model = loader(cell.model, with_params=False)
+    names = cell.model, cell.task
+    if names not in ratios:
+      ratios[names] = _token_ratio(plan, cell.task, model.tokenizer, examples)
+    flops = methods[cell.method].flops(
+      model.config, round(tokens * ratios[names])
+    )
+    priced.append((cell, tokens, flops))
+  records.write_not_run(workdir, priced)
+
+
+def _token_ratio(
+  plan: GridPlan, task: str, tokenizer: Tokenizer, examples: _ExampleMaker
+) -> float:
+  """Tokens of a tokenizer for each counted token, in one of the grid's documents."""
+  candidates = (
+    cell_example
+    for batch in plan.batches  # the longest first
+    if batch.tokens <= _SAMPLE_TOKENS
+    for cell_example in batch.examples
+    if cell_example.cell.task == task
+  )
+  cell_example = next(candidates, None)
+  if cell_example is None:
+    return 1.0
+  example = examples(cell_example)
+  return len(tokenizer.encode(example.document)) / example.tokens
+
+
+def _measure_likelihood(
+  workdir: Path,
+  models: Mapping[str, str],
+  loader: _Loader,
+  config: LikelihoodConfig,
+) -> None:
+  """Appends a line to `likelihood.jsonl` for every model that has none."""
+  measured = {line['model'] for line in records.read_likelihood(workdir)}
+  for name in models:
+    if name not in measured:
+      result = likelihood_lib.measure(loader(name), config)
+      line = {'model': name} | result
+      jsonl.append(workdir / records.LIKELIHOOD, [line])

@@ -1,4 +1,4 @@
-"""Intervals for shares and slopes: what a number from few samples can claim."""
+"""Confidence intervals of shares, differences and slopes from few samples."""
 
 from collections.abc import Sequence
 import math
@@ -6,16 +6,19 @@ import math
 import numpy as np
 import scipy.stats
 
-# Of the normal distribution, for 95 %.
+# Quantile of the normal distribution for 95 %.
 _Z = 1.959964
 
 
 def wilson_interval(successes: float, count: int) -> tuple[float, float]:
-  """95 % interval of a share; fits 0 and 1 and small counts.
+  """95 % interval of a share; also good near 0 and 1 and for small counts.
 
   Args:
-    successes: a number, or a sum of scores in 0 ... 1.
-    count: at least 1.
+    successes: their number, or the sum of scores in [0, 1].
+    count: number of trials, at least 1.
+
+  Returns:
+    the lower and the upper end.
 
   Source: Wilson 1927, "Probable inference".
   """
@@ -30,8 +33,11 @@ def wilson_interval(successes: float, count: int) -> tuple[float, float]:
 def slope(values: Sequence[float]) -> tuple[float, float, float]:
   """Least-squares slope per step, and its 95 % interval (low, high).
 
-  The interval takes the residuals as independent. Fewer than 3 values have no
-  interval: all three are nan.
+  The interval assumes independent residuals. With fewer than 3 values all three
+  numbers are nan.
+
+  Args:
+    values: one for every step.
   """
   n = len(values)
   if n < 3:
@@ -48,8 +54,11 @@ def slope(values: Sequence[float]) -> tuple[float, float, float]:
 def upper_bound(events: float, count: float) -> float:
   """Upper end of the one-sided exact 95 % interval of a rate.
 
-  Both may be effective numbers, of events that are alike. Without events it is
-  about 3 / count.
+  Without events it is about 3 / count.
+
+  Args:
+    events: their number, or the effective number of correlated events.
+    count: number of trials, or the effective number of correlated ones.
 
   Source: Clopper and Pearson 1934.
   """
@@ -64,8 +73,11 @@ def difference_interval(
   """Difference of two shares, second - first, and its 95 % interval.
 
   Args:
-    first: successes and count of the one.
-    second: of the other, from other examples.
+    first: successes and count of the first share.
+    second: successes and count of the second, on other examples.
+
+  Returns:
+    the difference, and the lower and the upper end.
 
   Source: Newcombe 1998, "Interval estimation for the difference between
   independent proportions", method 10.
@@ -92,22 +104,25 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
   """Mean difference of paired scores, second - first, and its 95 % interval.
 
-  The interval holds the middle of the means of `draws` resamplings of the pairs.
+  The interval is the middle 95 % of the means of `draws` resamplings of the pairs.
 
   Args:
-    first: scores of the one, example by example.
-    second: scores of the other on the same examples.
-    draws: resamplings.
-    seed: of the resampling.
+    first: scores of the first, example by example.
+    second: scores of the second on the same examples.
+    draws: number of resamplings.
+    seed: seed of the resampling.
+
+  Returns:
+    the difference, and the lower and the upper end; nan without any pair.
 
   Source: Efron and Tibshirani 1993, percentile interval.
   """
-  gap = np.asarray(second, float) - np.asarray(first, float)
-  if not len(gap):
+  gaps = np.asarray(second, float) - np.asarray(first, float)
+  if not len(gaps):
     return (math.nan,) * 3
   rng = np.random.default_rng(seed)
   means = np.empty(draws)
   for i in range(draws):
-    means[i] = gap[rng.integers(0, len(gap), len(gap))].mean()
+    means[i] = gaps[rng.integers(0, len(gaps), len(gaps))].mean()
   low, high = np.percentile(means, [2.5, 97.5])
-  return float(gap.mean()), float(low), float(high)
+  return float(gaps.mean()), float(low), float(high)

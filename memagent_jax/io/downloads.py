@@ -1,6 +1,6 @@
-"""Where the benchmarks' files come from: a given path, the cache, or the network.
+"""Local files of the benchmarks: a given path, the cache, or the network.
 
-obtain(name, path) -> local files, their SHA-256 checked -> question_sets.py
+obtain(name, path) -> local files, their SHA-256 checked -> data/benchmarks
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from absl import logging
 
 @dataclasses.dataclass(frozen=True)
 class File:
-  """One file of a source, pinned."""
+  """One file of a source, pinned by its SHA-256."""
 
   name: str
   url: str
@@ -77,17 +77,20 @@ def obtain(
 ) -> tuple[Path, ...]:
   """Local files of a source.
 
-  A path that is given is taken as it is: it may hold a part of the set. Files of
-  the cache and of the network must have their pinned SHA-256.
+  A given path is taken as it is: it may hold a part of the set. Files from the
+  cache or the network must have their pinned SHA-256.
 
   Args:
     name: one of SOURCES.
-    path: the user's file, or None.
-    cache: folder that keeps downloads, in a folder of the source's name.
+    path: the user's own file; None: the cache or the network.
+    cache: folder for downloads; each source has a folder of its name in it.
+
+  Returns:
+    paths of the files, in the order of the source.
 
   Raises:
-    ValueError: no such path, a wrong hash, or no network: it says where to put
-      which file.
+    ValueError: an unknown source, a missing path, a wrong hash, or no network;
+      the last says where to put which file.
   """
   if path is not None:
     if not Path(path).is_file():

@@ -1,6 +1,6 @@
-"""Append-only logs of JSON objects.
+"""Append-only logs of JSON objects, one a line.
 
-A kill costs the line it cut, no more.
+A killed process loses at most the line it was writing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from memagent_jax.io import workdirs
 
 
 def read(path: str | os.PathLike) -> Iterator[dict]:
-  """Objects of a log; a half-written last line is left out."""
+  """Yields the objects of a log; a half-written last line is left out."""
   with Path(path).open('rb') as lines:
     for line in lines:
       if not line.endswith(b'\n'):
@@ -20,8 +20,8 @@ def read(path: str | os.PathLike) -> Iterator[dict]:
       yield json.loads(line)
 
 
-def append(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
-  """Appends objects as one write that is on disk when this returns.
+def append(path: str | os.PathLike, objects: Sequence[Mapping]) -> None:
+  """Appends objects in one write, which is on disk when this returns.
 
   A half-written last line is cut off first.
   """
@@ -31,17 +31,17 @@ def append(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
     if file.read(1) not in (b'', b'\n'):
       file.seek(0)
       file.truncate(file.read().rfind(b'\n') + 1)
-    file.write(_lines(rows))
+    file.write(_lines(objects))
     file.flush()
     os.fsync(file.fileno())
 
 
-def rewrite(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
+def rewrite(path: str | os.PathLike, objects: Sequence[Mapping]) -> None:
   """Replaces a log by these objects, all at once."""
-  workdirs.replace(path, _lines(rows))
+  workdirs.replace(path, _lines(objects))
 
 
-def _lines(rows: Sequence[Mapping]) -> bytes:
+def _lines(objects: Sequence[Mapping]) -> bytes:
   return b''.join(
-    json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows
+    json.dumps(value, ensure_ascii=False).encode() + b'\n' for value in objects
   )

@@ -1,6 +1,6 @@
-"""SHA-256 of every file of a directory, written last and checked before use.
+"""SHA-256 of every file in a directory, written last and checked before use.
 
-`sha256sum -c SHA256SUMS` checks it by hand. Directories are local or gs://.
+`sha256sum -c SHA256SUMS` checks the same by hand. Directories are local or gs://.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _READ_BYTES = 1 << 20
 
 
 def write(directory: epath.Path) -> None:
-  """Writes the manifest, all at once; what is in the directory is listed."""
+  """Writes the manifest of all files in the directory, all at once."""
   sums = _digests(_files(directory))
   text = ''.join(f'{digest}  {name}\n' for name, digest in sums.items())
   partial = directory / f'{NAME}.partial'
@@ -23,13 +23,13 @@ def write(directory: epath.Path) -> None:
   partial.replace(directory / NAME)
 
 
-def fault(directory: epath.Path) -> str | None:
-  """What is wrong with a directory's files; None if nothing is."""
+def first_difference(directory: epath.Path) -> str | None:
+  """How a directory first differs from its manifest; None if it does not."""
   manifest = directory / NAME
   if not manifest.exists():
     return f'{NAME} is missing'
-  # A damaged manifest need not be text, and may have lost lines: its names are
-  # compared with what is there before any file is opened.
+  # A damaged manifest need not be text and may have lost lines: names are
+  # compared before any file is opened.
   text = manifest.read_bytes().decode(errors='replace')
   listed = {}
   for line in text.splitlines():
@@ -48,14 +48,14 @@ def fault(directory: epath.Path) -> str | None:
 
 
 def _files(directory: epath.Path) -> dict[str, epath.Path]:
-  """Files of a directory by relative name, the manifest left out."""
-  found = {}
+  """The files of a directory by relative name, without the manifest."""
+  files = {}
   for root, _, names in directory.walk(on_error=_raise):
     for name in names:
       path = root / name
-      found[path.relative_to(directory).as_posix()] = path
-  found.pop(NAME, None)
-  return dict(sorted(found.items()))
+      files[path.relative_to(directory).as_posix()] = path
+  files.pop(NAME, None)
+  return dict(sorted(files.items()))
 
 
 def _raise(error: OSError) -> None:

@@ -1,4 +1,4 @@
-"""How much memory this process needed for something."""
+"""The peak memory of this process while a block of code runs."""
 
 import contextlib
 from pathlib import Path
@@ -6,12 +6,12 @@ import resource
 
 
 class Peak:
-  """Most memory in RAM while the block runs; `host_bytes` afterwards.
+  """Measures a `with` block: afterwards `host_bytes` is its peak in RAM.
 
-  Linux can forget the peak of before; elsewhere it is that of the process.
+  On Linux the earlier peak is cleared first; elsewhere the peak is the process's.
   """
 
-  host_bytes = 0
+  host_bytes: int = 0
 
   def __enter__(self) -> 'Peak':
     with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """Directories that belong to one run: claimed by its config, held by one process.
 
-config text -> claim -> config.gin | refused, with the lines that differ
+    config text -> claim -> config.gin | refused, with the lines that differ
 
-What is written here is there whole or not at all, whoever looks or is killed.
+Every file is written whole or not at all, even if the process is killed.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,20 @@ import os
 from pathlib import Path
 import uuid
 
-# The file of a workdir that says whose it is.
+# The config of the run that a workdir belongs to.
 CONFIG = 'config.gin'
 
 
 def claim(workdir: str | os.PathLike, config_text: str) -> None:
-  """Makes a workdir for one config; processes side by side may claim it at once.
+  """Makes a workdir for one config; several processes may claim it at once.
+
+  Args:
+    workdir: the directory, which need not exist.
+    config_text: the config of the run.
 
   Raises:
-    ValueError: it is of another config; the lines that differ are shown.
+    ValueError: the directory belongs to another config; the message shows the
+      lines that differ.
   """
   workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -43,11 +48,16 @@ def claim(workdir: str | os.PathLike, config_text: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: str | os.PathLike) -> Iterator[None]:
-  """Holds a lock file meanwhile; who is killed lets go of it.
+def exclusive(path: str | os.PathLike) -> Iterator[None]:
+  """Holds a lock file while the `with` block runs.
+
+  The lock ends with the process, however that ends.
+
+  Args:
+    path: the lock file, which need not exist.
 
   Raises:
-    ValueError: another process holds it.
+    ValueError: another process holds the lock.
   """
   with Path(path).open('a') as file:
     try:
@@ -60,7 +70,7 @@ def alone(path: str | os.PathLike) -> Iterator[None]:
 
 
 def replace(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a file, all at once."""
+  """Writes a file all at once: its readers see the old content or the new."""
   path = Path(path)
   partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.partial')
   try:

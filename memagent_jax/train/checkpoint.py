@@ -245,7 +245,7 @@ def _newest_good(directory: epath.Path, steps: list[int]) -> int:
   """A step, _NOTHING or _ALL_DAMAGED; renames newer ones that are not good."""
   for step in sorted(steps, reverse=True):
     path = directory / str(step)
-    fault = manifest.fault(path)
+    fault = manifest.first_difference(path)
     if fault is None:
       return step
     # Without a manifest its save was interrupted: what it would have held is lost.

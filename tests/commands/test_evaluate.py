@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 GRID = """
 from __gin__ import dynamic_registration
 import memagent_jax.commands.runs as runs
-import memagent_jax.data.benchmarks as benchmarks
+import memagent_jax.data.benchmarks.registry as registry
 import memagent_jax.evals.grid as grid
 import memagent_jax.evals.runner as runner
 import memagent_jax.evals.methods.memory_agent as memory_agent
@@ -26,15 +26,15 @@ SEED = 0
 runs.run.start = @runner.evaluate
 runner.evaluate.models = {'tiny': 'MODEL'}
 runner.evaluate.methods = {
-    'memory': @memory_agent.Memory(),
+    'MemAgent': @memory_agent.Memory(),
     'recent': @one_turn.OneTurn(),
 }
-runner.evaluate.rows = 4
-runner.evaluate.blocks = [@grid.Block()]
-runner.evaluate.documents = @runner.Documents()
-runner.Documents.texts = @registry.Texts()
-runner.Documents.counted_with = 'MODEL'
-runner.Documents.answer_tokens = 8
+runner.evaluate.batch_size = 4
+runner.evaluate.blocks = [@grid.GridBlock()]
+runner.evaluate.documents = @runner.DocumentsConfig()
+runner.DocumentsConfig.texts = @registry.Texts()
+runner.DocumentsConfig.counted_with = 'MODEL'
+runner.DocumentsConfig.answer_tokens = 8
 runner.evaluate.save_every_seconds = 0.0
 memory_agent.Memory.window_chunks = 2
 memory_agent.Memory.template = @prompts.Template()
@@ -48,12 +48,12 @@ rollout.ReadingConfig.answer_tokens = 8
 rollout.ReadingConfig.question_tokens = 100
 one_turn.OneTurn.context = 'recent'
 one_turn.OneTurn.answer_tokens = 8
-grid.Block.models = ['tiny']
-grid.Block.methods = ['memory', 'recent']
-grid.Block.tasks = ['niah_single_1', 'vt']
-grid.Block.sizes = [600, 1200, 6000]
-grid.Block.examples = 3
-grid.Block.seeds = [%SEED]
+grid.GridBlock.models = ['tiny']
+grid.GridBlock.methods = ['MemAgent', 'recent']
+grid.GridBlock.tasks = ['niah_single_1', 'vt']
+grid.GridBlock.sizes = [600, 1200, 6000]
+grid.GridBlock.examples = 3
+grid.GridBlock.seeds = [%SEED]
 """
 
 
@@ -114,28 +114,28 @@ def killed(grid_file, workdir, *flags, at_bytes):
 def test_a_grid_killed_three_times_equals_one_that_was_not(grid_file, tmp_path):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   printed = evaluate(grid_file, whole)
-  assert '36 of 36 rows' in printed and 'niah_single_1, greedy' in printed
+  assert '36/36' in printed and 'niah_single_1, greedy' in printed
   # In the first batch, behind it, and later.
   kills = [killed(grid_file, cut, at_bytes=n) for n in (500, 4000, 6000)]
   assert kills == [True, True, True]
   evaluate(grid_file, cut)
-  assert (cut / 'rows.jsonl').read_bytes() == (
-    whole / 'rows.jsonl'
+  assert (cut / 'records.jsonl').read_bytes() == (
+    whole / 'records.jsonl'
   ).read_bytes()
 
 
 @pytest.mark.slow
-def test_processes_and_shards_make_the_same_rows(grid_file, tmp_path):
+def test_processes_and_shards_make_the_same_records(grid_file, tmp_path):
   whole, both = tmp_path / 'whole', tmp_path / 'both'
   evaluate(grid_file, whole)
   if len(os.sched_getaffinity(0)) > 1:
-    # Other numbers of cores may differ in a row's last bits, not in its tokens.
+    # Other numbers of cores may differ in a record's last bits, not in its tokens.
     # Both go down with the process that started them.
     assert killed(grid_file, both, '--processes=2', at_bytes=2000)
     printed = evaluate(grid_file, both, '--processes=2')
-    assert '36 of 36 rows' in printed
-    assert (both / 'rows.jsonl').read_bytes() == (
-      whole / 'rows.jsonl'
+    assert '36 of 36 records' in printed
+    assert (both / 'records.jsonl').read_bytes() == (
+      whole / 'records.jsonl'
     ).read_bytes()
   parts = [tmp_path / f'part{i}' for i in range(2)]
   for i, part in enumerate(parts):
@@ -143,9 +143,9 @@ def test_processes_and_shards_make_the_same_rows(grid_file, tmp_path):
   printed = evaluate(
     grid_file, tmp_path / 'all', *(f'--merge={p}' for p in parts)
   )
-  assert '36 of 36 rows' in printed
-  rows = (tmp_path / 'all' / 'rows.jsonl').read_bytes()
-  assert rows == (whole / 'rows.jsonl').read_bytes()
+  assert '36 of 36 records' in printed
+  joined = (tmp_path / 'all' / 'records.jsonl').read_bytes()
+  assert joined == (whole / 'records.jsonl').read_bytes()
 
 
 @pytest.mark.slow
@@ -153,10 +153,10 @@ def test_a_report_of_a_part_and_a_seed_of_ones_own(
   grid_file, tmp_path, run_command
 ):
   workdir = tmp_path / 'run'
-  bindings = ('--gin_bindings=grid.Block.sizes = [600]', '--seed=5')
+  bindings = ('--gin_bindings=grid.GridBlock.sizes = [600]', '--seed=5')
   printed = evaluate(grid_file, workdir, *bindings)
-  assert '12 of 12 rows' in printed
-  assert '"seed": 5' in (workdir / 'rows.jsonl').read_text(encoding='utf-8')
+  assert '12/12' in printed
+  assert '"seed": 5' in (workdir / 'records.jsonl').read_text(encoding='utf-8')
   done = run_command('report', f'--workdir={workdir}', '--title=Mine')
   assert done.returncode == 0, done.stderr
   page = (workdir / 'report' / 'report.html').read_text(encoding='utf-8')
@@ -171,16 +171,19 @@ def test_a_report_of_a_part_and_a_seed_of_ones_own(
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (["--gin_bindings=grid.Block.tasks=['niah']"], 'choose from niah_single_1'),
+    (
+      ["--gin_bindings=grid.GridBlock.tasks=['niah']"],
+      'choose from niah_single_1',
+    ),
     (['--shard=2'], '--shard is'),
     *(
       pytest.param(*case, marks=pytest.mark.slow)
       for case in (
         (
-          ["--gin_bindings=grid.Block.methods=['rag']"],
-          'choose from memory, recent',
+          ["--gin_bindings=grid.GridBlock.methods=['rag']"],
+          'choose from MemAgent, recent',
         ),
-        (['--gin_bindings=grid.Block.size=[8]'], 'size'),
+        (['--gin_bindings=grid.GridBlock.size=[8]'], 'size'),
         (['--shard=2/2'], 'shard 2/2: expected an index'),
         (['--processes=999'], '--processes is 999; this machine has'),
         (['--merge=nowhere'], 'nowhere: no grid ran here'),
@@ -197,4 +200,4 @@ def test_bad_flags_are_one_clear_line(grid_file, tmp_path, flags, message):
 
 def test_a_report_of_nothing_says_so(tmp_path, run_command):
   done = run_command('report', f'--workdir={tmp_path}')
-  assert done.returncode == 1 and 'no rows' in done.stderr
+  assert done.returncode == 1 and 'no records' in done.stderr

@@ -46,26 +46,26 @@ def test_the_optimizer_of_every_training_can_be_made(path):
 def test_every_grid_can_be_planned(path, monkeypatch):
   gin.parse_config_file(str(path))
   start = gin.query_parameter('memagent_jax.commands.runs.run.start')
-  if not start.selector.endswith('grid_runner.evaluate'):
+  if not start.selector.endswith('runner.evaluate'):
     return
   monkeypatch.chdir(ROOT)
   methods, models = runs.bound('methods'), runs.bound('models')
   window = dataclasses.replace(tiny_runs.CONFIG, max_positions=2048)
-  made = grid.plan(
+  plan = grid.plan(
     runs.bound('blocks'), methods, dict.fromkeys(models, window), 16
   )
-  used = {batch.cell.method for batch in made.batches}
-  assert used & {'memory', 'remote'} and used <= set(methods)
+  used = {batch.cell.method for batch in plan.batches}
+  assert used & {'MemAgent', 'remote'} and used <= set(methods)
   sampled = 'temperature 0.7, top-p 0.95'
   expected = sampled if path.stem == 'eval_released' else 'greedy'
   assert {methods[name].sampling for name in used} == {expected}
-  assert isinstance(runs.bound('documents'), runner.Documents)
+  assert isinstance(runs.bound('documents'), runner.DocumentsConfig)
 
 
 def test_the_papers_lengths_of_ruler_hqa():
   # Source: MemAgent, arXiv 2507.02259, section 4: 7K to 3.5M tokens.
   gin.parse_config_file(str(ROOT / 'gin_configs/runs/eval_ruler_hqa.gin'))
-  assert gin.query_parameter('memagent_jax.evals.grid.Block.sizes') == [
+  assert gin.query_parameter('memagent_jax.evals.grid.GridBlock.sizes') == [
     *(50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600)
   ]
 

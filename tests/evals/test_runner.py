@@ -1,8 +1,8 @@
-"""A grid that runs: rows, traces, timings; killed, sharded, merged, retried."""
+"""A grid that runs: records, traces, timings; killed, sharded, merged, retried."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
-import itertools
 import json
 import re
 import time
@@ -12,9 +12,9 @@ import pytest
 from memagent_jax.agent.prompts import OneTurnTemplate
 from memagent_jax.data.benchmarks.registry import Texts
 from memagent_jax.evals import eta, records, runner
-from memagent_jax.evals.grid import Block
+from memagent_jax.evals.grid import GridBlock
 from memagent_jax.evals.methods.memory_agent import MemAgent
-from memagent_jax.evals.methods.method import Answered, Result
+from memagent_jax.evals.methods.method import Answered, Method, Result
 from memagent_jax.evals.methods.one_turn import OneTurn
 from memagent_jax.io import jsonl, workdirs
 from memagent_jax.models.weights import huggingface
@@ -24,7 +24,7 @@ READING = dataclasses.replace(
   tiny_runs.READING, temperature=0.0, question_tokens=90, chunk_tokens=64
 )
 METHODS = {
-  'memory': MemAgent(tiny_runs.TEMPLATE, READING, window_chunks=2),
+  'MemAgent': MemAgent(tiny_runs.TEMPLATE, READING, window_chunks=2),
   'none': OneTurn(
     context='none',
     template=OneTurnTemplate('{document}{question}', '{question}'),
@@ -33,8 +33,8 @@ METHODS = {
   ),
 }
 BLOCKS = (
-  Block(('tiny',), ('memory',), ('niah_single_1', 'vt'), (600, 900), 3),
-  Block(('tiny',), ('none',), ('vt',), (600, 3000), 2),
+  GridBlock(('tiny',), ('MemAgent',), ('niah_single_1', 'vt'), (600, 900), 3),
+  GridBlock(('tiny',), ('none',), ('vt',), (600, 3000), 2),
 )
 
 
@@ -47,10 +47,10 @@ def evaluate(workdir, directory, **changes):
       'models': {'tiny': directory},
       'methods': METHODS,
       'blocks': BLOCKS,
-      'documents': runner.Documents(
+      'documents': runner.DocumentsConfig(
         Texts(), directory, template_tokens=0, answer_tokens=5
       ),
-      'rows': 4,
+      'batch_size': 4,
       'config_text': 'this grid',
       'save_every_seconds': 0.0,
       'report': lines.append,
@@ -81,32 +81,86 @@ def whole(run, tmp_path_factory):
   return workdir
 
 
-def rows_of(workdir):
-  return (workdir / 'rows.jsonl').read_bytes()
+def bytes_of(workdir):
+  return (workdir / records.RECORDS).read_bytes()
 
 
-def with_engine(engine):
-  """The methods of the grid, with who takes the turns."""
-  return METHODS | {
-    'memory': dataclasses.replace(METHODS['memory'], engine=engine)
-  }
+class WatchedProgress:
+  """A batch's progress; a test is called before every update."""
+
+  def __init__(self, progress, on_update):
+    self._progress, self._on_update = progress, on_update
+
+  @property
+  def state(self):
+    return self._progress.state
+
+  def update(self, share, state):
+    self._on_update()
+    self._progress.update(share, state)
 
 
-# --- Rows ---------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Watched:
+  """A method whose progress a test watches."""
+
+  method: Method
+  on_update: Callable[[], None]
+
+  def __getattr__(self, name):
+    return getattr(self.method, name)
+
+  def answer(self, model, examples, progress):
+    watched = WatchedProgress(progress, self.on_update)
+    return self.method.answer(model, examples, watched)
 
 
-def test_every_row_is_there_once_in_the_grid_s_order(whole):
-  rows = list(jsonl.read(whole / 'rows.jsonl'))
-  assert [(r['method'], r['task'], r['size'], r['index']) for r in rows] == [
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+  """A method like another one, but a function of the examples answers."""
+
+  method: Method
+  answers: Callable
+
+  def __getattr__(self, name):
+    return getattr(self.method, name)
+
+  def answer(self, model, examples, progress):
+    return self.answers(examples)
+
+
+def watched(on_update):
+  """The methods, with the agent's progress watched."""
+  return METHODS | {'MemAgent': Watched(METHODS['MemAgent'], on_update)}
+
+
+def killed_at(window):
+  """The methods; the process dies in this window of the agent, unsaved."""
+  windows = []
+
+  def die():
+    windows.append(None)
+    if len(windows) == window:
+      raise KeyboardInterrupt
+
+  return watched(die)
+
+
+# --- Records ---------------------------------------------------------------------
+
+
+def test_every_record_is_there_once_in_the_grid_s_order(whole):
+  lines = list(jsonl.read(whole / records.RECORDS))
+  assert [(r['method'], r['task'], r['size'], r['index']) for r in lines] == [
     *(
-      ('memory', task, size, i)
+      ('MemAgent', task, size, i)
       for task in ('niah_single_1', 'vt')
       for size in (600, 900)
       for i in range(3)
     ),
     *(('none', 'vt', 600, i) for i in range(2)),
   ]
-  first, last = rows[0], rows[-1]
+  first, last = lines[0], lines[-1]
   assert first['id'] == 'niah_single_1/600/0/0'
   assert 0.98 * 600 <= first['tokens'] <= 600
   assert first['sampling'] == 'greedy' and first['score'] == 0.0
@@ -120,33 +174,35 @@ def test_every_row_is_there_once_in_the_grid_s_order(whole):
 def test_eight_devices_read_what_one_reads(
   run, directory, tmp_path, run_on_eight_devices
 ):
-  run(tmp_path / 'one', rows=8)
+  run(tmp_path / 'one', batch_size=8)
   run_on_eight_devices(f"""
 from memagent_jax.sharding import MeshConfig
 from tests.evals import test_runner
 
 workdir, directory = {str(tmp_path / 'eight')!r}, {directory!r}
-test_runner.evaluate(workdir, directory, rows=8, mesh=MeshConfig(4, 2, 1))
+test_runner.evaluate(workdir, directory, batch_size=8, mesh=MeshConfig(4, 2, 1))
 """)
-  assert rows_of(tmp_path / 'eight') == rows_of(tmp_path / 'one')
+  assert bytes_of(tmp_path / 'eight') == bytes_of(tmp_path / 'one')
 
 
-def test_traces_are_files_beside_the_rows(whole):
-  for row in jsonl.read(whole / 'rows.jsonl'):
-    if row['method'] == 'none':
-      assert row['trace'] == ''
+def test_traces_are_files_that_the_records_name(whole):
+  for record in jsonl.read(whole / records.RECORDS):
+    if record['method'] == 'none':
+      assert record['trace'] == ''
       continue
-    first, *lines = jsonl.read(whole / row['trace'])
-    assert first['answer'] == row['answer']
+    first, *lines = jsonl.read(whole / record['trace'])
+    assert first['answer'] == record['answer']
     assert first['caps'] == {'chunk_tokens': 64, 'memory_tokens': 6}
-    changed = (1 - row['health']['unchanged']) * sum(row['turns'].values())
+    changed = (1 - record['health']['unchanged']) * sum(
+      record['turns'].values()
+    )
     assert len(lines) == round(changed)
 
 
 def test_timings_say_what_a_batch_took(whole):
   lines = records.read_timings(whole)
-  # Memory: 6 rows of each length in batches of 4; one of 2 rows without.
-  assert len(lines) == 5 and {line['rows'] for line in lines} == {4}
+  # The agent: 6 examples of each length in batches of 4; the other method: 2.
+  assert len(lines) == 5 and {line['batch_size'] for line in lines} == {4}
   for line in lines:
     assert line['seconds'] > 0 and line['flops'] > 0
     assert line['peak_host_bytes'] > 1e8
@@ -167,95 +223,104 @@ def test_the_price_is_in_the_model_s_own_tokens(run, tmp_path):
   run(tmp_path / 'one', **options)
   (line,) = records.read_not_run(tmp_path / 'one')
   config = tiny_runs.CONFIG
-  (short, *_) = records.read_rows(tmp_path / 'one')
+  (short, *_) = records.read_records(tmp_path / 'one')
   own = 3000 * short['own_tokens'] / short['tokens']
   assert line['flops'] == pytest.approx(full.flops(config, own), rel=0.01)
   assert line['tokens'] == 3000
 
 
-def test_scores_are_those_of_the_task_s_metric(run, tmp_path, monkeypatch):
-  def right(self, model, examples, progress):
+def test_scores_are_those_of_the_task_s_metric(run, tmp_path):
+  def right(examples):
     texts = [', '.join(e.answers) for e in examples]
     texts[1] = 'something else'
     return Answered([Result(t, 'eos', 9, 9, {}, 1.0) for t in texts])
 
-  monkeypatch.setattr(MemAgent, 'answer', right)
-  lines = run(tmp_path, blocks=BLOCKS[:1])
-  scores = [row['score'] for row in jsonl.read(tmp_path / 'rows.jsonl')]
-  # Every batch has one wrong row in second place.
+  methods = {'MemAgent': Scripted(METHODS['MemAgent'], right)}
+  lines = run(tmp_path, blocks=BLOCKS[:1], methods=methods)
+  scores = [line['score'] for line in jsonl.read(tmp_path / records.RECORDS)]
+  # Every batch has one wrong answer in second place.
   assert sorted(scores) == [0.0] * 4 + [1.0] * 8
-  assert '3 of 4 right' in lines[0] and lines[-1].startswith('12 of 12 rows')
-  assert lines[-1].endswith('0:00:00 in all')
+  assert '3/4 right' in lines[0] and lines[-1].startswith('12/12 ')
+  assert lines[-1].endswith(' | left 0:00, all 0:00')
 
 
-# --- Going on -----------------------------------------------------------------
+# --- Resuming -----------------------------------------------------------------
 
 
-def test_a_grid_that_is_done_computes_nothing(run, whole, monkeypatch):
-  before = rows_of(whole)
-  monkeypatch.setattr(MemAgent, 'answer', None)
-  assert run(whole) == []
-  assert rows_of(whole) == before
+def test_a_grid_that_is_done_computes_nothing(run, whole):
+  before = bytes_of(whole)
+  methods = {name: Scripted(method, None) for name, method in METHODS.items()}
+  assert run(whole, methods=methods) == []
+  assert bytes_of(whole) == before
 
 
-def test_a_grid_killed_three_times_has_the_same_rows(run, whole, tmp_path):
-  for call in (2, 4, 9):
+def test_a_grid_killed_three_times_has_the_same_records(run, whole, tmp_path):
+  for window in (2, 4, 9):
     with pytest.raises(KeyboardInterrupt):
-      run(tmp_path, methods=with_engine(tiny_runs.dies_at(call)))
+      run(tmp_path, methods=killed_at(window))
   # As a kill in the middle of a write leaves it.
-  path = tmp_path / 'rows.jsonl'
+  path = tmp_path / records.RECORDS
   path.write_bytes(path.read_bytes() + b'{"model": "ti')
   run(tmp_path)
-  assert rows_of(tmp_path) == rows_of(whole)
+  assert bytes_of(tmp_path) == bytes_of(whole)
   assert not list((tmp_path / 'progress').iterdir())
 
 
 def test_a_batch_in_flight_says_how_far_it_is(run, tmp_path, monkeypatch):
-  monkeypatch.setattr(eta, '_TOLD_EVERY_SECONDS', 0.0)
+  monkeypatch.setattr(eta, '_LINE_EVERY_SECONDS', 0.0)
   first, *_ = lines = run(tmp_path, blocks=BLOCKS[:1])
-  assert re.match(
-    r'0 of 12 rows  tiny, memory, 900 tokens: \d+\.\d% read', first
+  assert re.fullmatch(
+    r'0/12 MemAgent tiny 900 tokens \d+ % \| left \d+:\d\d, all \d+:\d\d', first
   )
-  shares = [float(m) for m in re.findall(r'([\d.]+)% read', '\n'.join(lines))]
+  shares = [float(m) for m in re.findall(r' (\d+) % \|', '\n'.join(lines))]
   assert 0 < shares[0] < shares[1] <= 100
-  assert first.endswith(' in all') and '; left: 0:' in first
 
 
 def test_seconds_are_those_of_killed_runs_too(run, tmp_path):
-  calls = itertools.count(1)
+  windows = []
 
-  def slow(turn):
+  def slow():
     time.sleep(0.5)
-    if next(calls) == 5:
+    windows.append(None)
+    if len(windows) == 5:
       raise KeyboardInterrupt
 
-  methods = with_engine(tiny_runs.Hooked(slow))
-  block = Block(('tiny',), ('memory',), ('vt',), (900,), 2)
+  block = GridBlock(('tiny',), ('MemAgent',), ('vt',), (900,), 2)
   with pytest.raises(KeyboardInterrupt):
-    run(tmp_path, blocks=[block], methods=methods)
-  run(tmp_path, blocks=[block], methods=methods)
+    run(tmp_path, blocks=[block], methods=watched(slow))
+  run(tmp_path, blocks=[block], methods=watched(slow))
   (line,) = records.read_timings(tmp_path)
-  calls = line['read_tokens'] / line['rows'] / 64 / 2
+  calls = line['read_tokens'] / line['batch_size'] / 64 / 2
   assert line['seconds'] > 0.5 * calls > 4 * 0.5
-  assert line['chunk_seconds'] > 0.25
 
 
-def test_a_full_disk_leaves_the_rows_that_were_written(
+def test_seconds_of_a_chunk_are_the_median_of_its_batch(run, tmp_path):
+  def timed(examples):
+    results = [Result('', 'eos', 9, 9, {'eos': 1}, 1.0) for _ in examples]
+    return Answered(results, [0.25, 3.0, 0.5])
+
+  methods = {'MemAgent': Scripted(METHODS['MemAgent'], timed)}
+  run(tmp_path, blocks=BLOCKS[:1], methods=methods)
+  timings = records.read_timings(tmp_path)
+  assert {line['chunk_seconds'] for line in timings} == {0.5}
+
+
+def test_a_full_disk_leaves_the_records_that_were_written(
   run, whole, tmp_path, monkeypatch
 ):
   append = jsonl.append
 
-  def full(path, rows):
-    if path.name == 'rows.jsonl' and path.exists():
+  def full(path, objects):
+    if path.name == records.RECORDS and path.exists():
       raise OSError(28, 'No space left on device')
-    append(path, rows)
+    append(path, objects)
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match='No space'):
     patch.setattr(jsonl, 'append', full)
     run(tmp_path)
-  assert len(records.read_rows(tmp_path)) == 4
+  assert len(records.read_records(tmp_path)) == 4
   run(tmp_path)
-  assert rows_of(tmp_path) == rows_of(whole)
+  assert bytes_of(tmp_path) == bytes_of(whole)
 
 
 # --- Shards -------------------------------------------------------------------
@@ -270,14 +335,14 @@ def test_shards_joined_are_the_whole(run, whole, tmp_path, apart):
   assert int(missing[0].split()[-4]) < 14
   run(two, shard=(1, 2))
   (line,) = run(one, merge=[two] if apart else [])
-  assert line.endswith('14 of 14 rows')
-  assert rows_of(one) == rows_of(whole)
-  for row in jsonl.read(one / 'rows.jsonl'):
-    assert row['trace'] == '' or (one / row['trace']).is_file()
+  assert line.endswith('14 of 14 records')
+  assert bytes_of(one) == bytes_of(whole)
+  for line in jsonl.read(one / records.RECORDS):
+    assert line['trace'] == '' or (one / line['trace']).is_file()
   assert len(records.read_timings(one)) == 5
   # Once more changes nothing.
   run(one, merge=[two] if apart else [])
-  assert rows_of(one) == rows_of(whole)
+  assert bytes_of(one) == bytes_of(whole)
   assert len(records.read_timings(one)) == 5
 
 
@@ -291,7 +356,7 @@ def test_joined_shards_have_what_the_first_alone_measured(run, tmp_path):
 
 
 def test_a_shard_is_one_process_at_a_time(run, tmp_path):
-  with workdirs.alone(tmp_path / 'lock_0_of_2'):
+  with workdirs.exclusive(tmp_path / 'lock_0_of_2'):
     with pytest.raises(ValueError, match='another process is at this work'):
       run(tmp_path, shard=(0, 2))
     run(tmp_path, shard=(1, 2))
@@ -316,7 +381,7 @@ class Flaky(OneTurn):
   """Fails for documents in `failing`, a list that a test changes."""
 
   failing: tuple = ()
-  independent_rows = True
+  independent_examples = True
   needs_params = False
 
   def answer(self, model, examples, progress):
@@ -335,32 +400,30 @@ SEEN: list = []
 FAILING: set = set()
 
 
-def test_failed_rows_count_as_wrong_and_are_retried_alone(run, tmp_path):
+def test_failures_count_as_wrong_and_are_retried_alone(run, tmp_path):
   FAILING.update({'niah_single_1/600/0/1', 'niah_single_1/600/0/2'})
-  block = Block(('tiny',), ('flaky',), ('niah_single_1',), (600,), 6)
+  block = GridBlock(('tiny',), ('flaky',), ('niah_single_1',), (600,), 6)
   retry = functools.partial(
     run, tmp_path, blocks=[block], methods={'flaky': Flaky()}
   )
   lines = retry()
-  assert '2 of 4 right, 2 failed' in lines[0]
-  rows = list(jsonl.read(tmp_path / 'rows.jsonl'))
-  assert [row['score'] for row in rows] == [1, 0, 0, 1, 1, 1]
-  assert [row['error'] for row in rows[:2]] == ['', 'no server']
+  assert '2/4 right, 2 failed' in lines[0]
+  lines = list(jsonl.read(tmp_path / records.RECORDS))
+  assert [line['score'] for line in lines] == [1, 0, 0, 1, 1, 1]
+  assert [line['error'] for line in lines[:2]] == ['', 'no server']
   # Without the flag a failure stays one.
   SEEN.clear()
   assert retry() == [] and not SEEN
   FAILING.remove('niah_single_1/600/0/1')
   retry(retry_failed=True)
   assert SEEN == [['niah_single_1/600/0/1', 'niah_single_1/600/0/2']]
-  rows = list(jsonl.read(tmp_path / 'rows.jsonl'))
-  assert [row['score'] for row in rows] == [1, 1, 0, 1, 1, 1]
+  lines = list(jsonl.read(tmp_path / records.RECORDS))
+  assert [line['score'] for line in lines] == [1, 1, 0, 1, 1, 1]
 
 
-def test_a_retried_row_takes_the_place_of_its_failure_wherever_it_is(
-  run, tmp_path
-):
+def test_a_retried_record_replaces_its_failure_wherever_it_is(run, tmp_path):
   FAILING.add('niah_single_1/600/0/3')
-  block = Block(('tiny',), ('flaky',), ('niah_single_1',), (600,), 6)
+  block = GridBlock(('tiny',), ('flaky',), ('niah_single_1',), (600,), 6)
   options = {'blocks': [block], 'methods': {'flaky': Flaky()}}
   shard = tmp_path / 'shard'
   run(shard, **options, shard=(0, 1))
@@ -370,8 +433,8 @@ def test_a_retried_row_takes_the_place_of_its_failure_wherever_it_is(
   for i in range(2):
     run(shard, **options, shard=(i, 2), retry_failed=True)
   run(tmp_path, **options, merge=[shard])
-  rows = list(jsonl.read(tmp_path / 'rows.jsonl'))
-  assert [row['score'] for row in rows] == [1.0] * 6
+  lines = list(jsonl.read(tmp_path / records.RECORDS))
+  assert [line['score'] for line in lines] == [1.0] * 6
 
 
 def test_another_grid_s_workdir_is_refused(run, whole):
@@ -390,7 +453,7 @@ def test_more_examples_than_a_task_has(run, tmp_path, directory):
     json.dumps({'question': 'Who?', 'answers': ['Ann'], 'document': 'Ann.'}),
     encoding='utf-8',
   )
-  documents = runner.Documents(Texts(own=str(own)), directory)
-  block = Block(('tiny',), ('memory',), ('own',), examples=2)
+  documents = runner.DocumentsConfig(Texts(own=str(own)), directory)
+  block = GridBlock(('tiny',), ('MemAgent',), ('own',), examples=2)
   with pytest.raises(ValueError, match=r'own has 1 examples; .* number 2'):
     run(tmp_path / 'run', blocks=[block], documents=documents)

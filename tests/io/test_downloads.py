@@ -38,16 +38,16 @@ def test_without_network_the_error_says_where_to_put_the_file(
   published, tmp_path
 ):
   published.unlink()
-  place = tmp_path / 'cache' / 'set' / 'local.json'
-  with pytest.raises(ValueError, match=f'Put the file at {place}'):
+  target = tmp_path / 'cache' / 'set' / 'local.json'
+  with pytest.raises(ValueError, match=f'Put the file at {target}'):
     downloads.obtain('set', None, tmp_path / 'cache')
-  assert not list(place.parent.iterdir())
+  assert not list(target.parent.iterdir())
 
 
 def test_a_given_file_is_taken_as_it_is(published, tmp_path):
-  mine = tmp_path / 'mine.jsonl'
-  mine.touch()
-  assert downloads.obtain('set', mine, tmp_path) == (mine,)
+  own = tmp_path / 'own.jsonl'
+  own.touch()
+  assert downloads.obtain('set', own, tmp_path) == (own,)
   with pytest.raises(ValueError, match=r'absent\.json: no such file'):
     downloads.obtain('set', tmp_path / 'absent.json', tmp_path)
 

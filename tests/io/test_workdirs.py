@@ -37,15 +37,15 @@ def test_a_workdir_is_claimed_by_many_at_once(tmp_path):
 
 
 def test_one_holds_a_lock_at_a_time(tmp_path):
-  with workdirs.alone(tmp_path / 'lock'):
+  with workdirs.exclusive(tmp_path / 'lock'):
     with (
       pytest.raises(ValueError, match='lock: another process is at this work'),
-      workdirs.alone(tmp_path / 'lock'),
+      workdirs.exclusive(tmp_path / 'lock'),
     ):
       pass
-    with workdirs.alone(tmp_path / 'other'):
+    with workdirs.exclusive(tmp_path / 'other'):
       pass
-  with workdirs.alone(tmp_path / 'lock'):
+  with workdirs.exclusive(tmp_path / 'lock'):
     pass
 
 

@@ -44,10 +44,10 @@ class ChunkMethod:
       'memory_tokens': self.reading.memory_tokens,
     }
 
-  def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
+  def batch_size(self, config: ModelConfig, limit: int, tokens: int) -> int:
     """All of them: the length of a document costs no memory."""
     del config, tokens
-    return rows
+    return limit
 
   def most_tokens(self) -> int | None:
     """Any document is read."""

@@ -41,7 +41,7 @@ class MemAgent(ChunkMethod):
   # Chunks of every document between two saves of its progress.
   window_chunks: int = WINDOW_CHUNKS
 
-  independent_rows = False
+  independent_examples = False
   needs_params = True
 
   def answer(

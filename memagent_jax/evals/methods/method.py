@@ -1,9 +1,9 @@
-"""What every way to answer a question about a long document has in common.
+"""The interface of every way to answer a question about a long document.
 
     Model + examples of one batch -> Method.answer -> Results, in their order
 
 The agent and its baselines are values of this one interface, so that a grid runs
-any of them on the same rows.
+any of them on the same examples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,62 +18,74 @@ from memagent_jax.models.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a method made of one example; a failure is a result, too."""
+  """What a method answered to one example; a failure is a result, too."""
 
   answer: str
-  # `eos` or `length` of the answer; `error` where there is none.
+  # How the answer ended: `eos` or `length`; `error` if there is none.
   finish_reason: str
-  # Document tokens of the model's own tokenizer, and how many of them it saw.
+  # Tokens of the document by the model's own tokenizer, and those it was shown.
   own_tokens: int
   read_tokens: int
-  # Turns that read the document, by finish reason.
+  # Number of turns that read the document, by finish reason.
   turns: Mapping[str, int]
   flops: float
-  # Of the memory over all turns: shares, mean tokens, when the evidence came.
+  # Memory health over all turns: shares, lengths, turns with the evidence.
   health: Mapping[str, float | int | bool | None] = dataclasses.field(
     default_factory=dict
   )
-  # Turns that changed the memory, with the fields that `trace.write_page` wants.
+  # Turns that changed the memory, with the fields that `trace.write_page` takes.
   trace: Sequence[Mapping[str, Any]] = ()
+  # Why there is no answer; empty if there is one.
   error: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-  """Results of a batch, and how long its chunks took."""
+  """The results of a batch, and how long its chunks took."""
 
   results: Sequence[Result]
-  # Wall seconds per chunk of the whole batch, of one window each.
+  # Wall seconds per chunk of the whole batch, one value for each window.
   chunk_seconds: Sequence[float] = ()
 
 
 def sampling_name(temperature: float, top_p: float) -> str:
-  """How results that are drawn like this are called."""
+  """The name of a way to draw tokens, such as `greedy`."""
   if temperature == 0.0:
     return 'greedy'
   return f'temperature {temperature:g}, top-p {top_p:g}'
 
 
 class Method(Protocol):
-  """A way to answer; a frozen dataclass, so that its settings are its value."""
+  """A way to answer questions: a frozen dataclass of its settings."""
 
-  # How tokens are drawn: greedy and sampled results are never compared.
+  # Name of how tokens are drawn: greedy and sampled results are never compared.
   sampling: str
-  # Of its turns, chunk_tokens and memory_tokens; empty where there are none.
+  # `chunk_tokens` and `memory_tokens` of its turns; empty for methods without.
   caps: Mapping[str, int]
-  # Whether rows of a batch influence neither each other's bits nor shapes.
-  independent_rows: bool
-  # Whether the model's weights are used here.
+  # Whether an example's bits depend on no other example of its batch.
+  independent_examples: bool
+  # Whether the model's weights are used in this process.
   needs_params: bool
 
-  def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
-    """Documents of about so many tokens in a batch, `rows` at most."""
+  def batch_size(self, config: ModelConfig, limit: int, tokens: int) -> int:
+    """The number of documents in a batch.
+
+    Args:
+      config: config of the model.
+      limit: most documents in a batch.
+      tokens: rough length of the documents.
+    """
 
   def most_tokens(self) -> int | None:
-    """Longer documents are not run; None: there is no limit."""
+    """The longest document that is run; None: there is no limit."""
 
   def flops(self, config: ModelConfig, tokens: int) -> float:
-    """About what one document of so many tokens costs."""
+    """Rough FLOPs of one document.
+
+    Args:
+      config: config of the model.
+      tokens: rough length of the document.
+    """
 
   def answer(
     self, model: Model, examples: Sequence[Example], progress: Progress
@@ -82,6 +94,9 @@ class Method(Protocol):
 
     Args:
       model: params, config and tokenizer.
-      examples: of one batch; shapes depend on them alone.
-      progress: what a killed run goes on from, and gets to know of this one.
+      examples: one batch; nothing but these decides the shapes of arrays.
+      progress: holds the last save of a killed run, and takes new ones.
+
+    Returns:
+      the results in the order of the examples.
     """

@@ -1,13 +1,14 @@
-"""Baselines that answer in one turn, from what of the document they show.
+"""Baselines that answer in one turn, from the part of the document they show.
 
     document -> context (all, latest, retrieved, none) -> one prompt -> answer
 
 A prompt beyond the model's window needs an extension, which stretches the rotary
-positions or replaces the attention; while it fits, all of them are plain.
+positions or replaces the attention; a prompt that fits is read without it.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import logging
 import math
 import re
 import time
@@ -41,41 +42,52 @@ from memagent_jax.structs import FINISH_REASONS
 
 CONTEXTS = ('full', 'recent', 'retrieved', 'none')
 EXTENSIONS = ('none', 'linear', 'dynamic', 'yarn', 'dual_chunk', 'sinks')
-# Prompts are padded to a multiple of this, so that programs recur.
+# Prompts are padded to a multiple of this, so that few programs are compiled.
 _PROMPT_STEP = 128
 _WORD = re.compile(r'\w+')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+  """A prompt, and how much of the document is in it."""
+
+  ids: list[int]
+  document_tokens: int
+  shown_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
 class OneTurn:
   """Answers from one prompt."""
 
-  # Of the document: `full`, all, or its two ends where that is too long;
-  # `recent`, its end; `retrieved`, the chunks that BM25 finds for the question;
-  # `none`, nothing, which shows what the model knows anyway.
+  # The part that is shown: `full`, all of the document, or its two ends if it is
+  # too long; `recent`, its end; `retrieved`, the chunks that BM25 ranks highest;
+  # `none`, nothing, which shows what the model knows without it.
   context: str = 'full'
-  # Beyond the window: `none`, nothing longer is shown; `linear`, `dynamic` and
-  # `yarn` scale the rotary embedding, `dual_chunk` and `sinks` the attention.
+  # The way beyond the window: `none`, nothing longer is shown; `linear`, `dynamic`
+  # and `yarn` scale the rotary embedding; `dual_chunk` and `sinks` replace the
+  # attention.
   extension: str = 'none'
   template: OneTurnTemplate = DEFAULT_ONE_TURN_TEMPLATE
   answer_tokens: int = 128
-  # Longest prompt; None: the window less the answer, or none with an extension.
+  # Longest prompt; None: the window less the answer, no limit with an extension.
   prompt_tokens: int | None = None
-  # Longer documents are not run at all; None: there is no limit.
+  # Longest document that is run; None: there is no limit.
   document_tokens: int | None = None
-  # Prompt tokens of a batch; a batch has one document at least.
+  # Most prompt tokens in a batch, which has at least one document.
   batch_tokens: int = 65_536
-  # Chunks that `retrieved` chooses from.
+  # Length of the chunks that `retrieved` chooses from.
   chunk_tokens: int = 128
-  # As in `models.configs`: chunks of `dual_chunk` as a share of the window.
+  # Chunk length of `dual_chunk` as a share of the window.
   chunk_share: float = 0.75
+  # Number of first tokens that `sinks` keeps in view.
   sinks: int = 4
   # 0 is greedy.
   temperature: float = 0.0
   top_p: float = 1.0
   seed: int = 0
 
-  independent_rows = False
+  independent_examples = False
   needs_params = True
 
   def __post_init__(self):
@@ -98,20 +110,20 @@ class OneTurn:
 
   @property
   def caps(self) -> Mapping[str, int]:
-    """Empty: it has no turns."""
+    """Empty: no turn reads a part of the document."""
     return {}
 
-  def batch_rows(self, config: ModelConfig, rows: int, tokens: int) -> int:
-    """As many as `batch_tokens` hold."""
+  def batch_size(self, config: ModelConfig, limit: int, tokens: int) -> int:
+    """As many documents as `batch_tokens` hold, and at most `limit`."""
     shown = min(tokens, self._prompt_cap(config) or tokens)
-    return max(1, min(rows, self.batch_tokens // max(shown, 1)))
+    return max(1, min(limit, self.batch_tokens // max(shown, 1)))
 
   def most_tokens(self) -> int | None:
-    """Longer documents are not run."""
+    """The longest document that is run."""
     return self.document_tokens
 
   def flops(self, config: ModelConfig, tokens: int) -> float:
-    """About what a document of so many tokens costs."""
+    """Rough FLOPs of a document of `tokens` tokens."""
     shown = 0 if self.context == 'none' else tokens
     shown = min(shown, self._prompt_cap(config) or shown)
     return flops_lib.turn_flops(
@@ -121,10 +133,10 @@ class OneTurn:
   def answer(
     self, model: Model, examples: Sequence[Example], progress: Progress
   ) -> Answered:
-    """Answers all questions in one batch; a kill loses it.
+    """Answers all questions in one batch, which is not saved on the way.
 
-    Prompts that fit the window are read as they are, those that do not with the
-    extension: two calls of the same number of rows where a batch has both.
+    Prompts that fit the window are read plainly, the others with the extension.
+    A batch with both takes two calls, each with the whole batch's shape.
 
     Raises:
       ValueError: a prompt without room for any of the document.
@@ -134,32 +146,35 @@ class OneTurn:
     pieces = prompts.compile_turn(
       getattr(self.template, kind), model.tokenizer, prompts.TURNS[kind]
     )
-    made = [self._prompt(model, pieces, example) for example in examples]
+    all_prompts = [self._prompt(model, pieces, e) for e in examples]
     room = model.config.max_positions - self.answer_tokens
-    fits = [len(ids) <= room for ids, _, _ in made]
+    fits = [len(prompt.ids) <= room for prompt in all_prompts]
     results: dict[int, Result] = {}
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     for extended in (False, True):
-      places = [n for n, fit in enumerate(fits) if fit != extended]
-      if places:
-        # The shape is the whole batch's.
-        full = places + places[:1] * (len(made) - len(places))
-        found = self._results(
-          model, [examples[n] for n in full], [made[n] for n in full], extended
+      numbers = [n for n, fit in enumerate(fits) if fit != extended]
+      if numbers:
+        # Filled up to the whole batch's shape.
+        filled = numbers + numbers[:1] * (len(examples) - len(numbers))
+        answers = self._results(
+          model,
+          [examples[n] for n in filled],
+          [all_prompts[n] for n in filled],
+          extended,
         )
-        results |= zip(full, found, strict=True)
-    seconds = time.perf_counter() - begun
-    return Answered([results[n] for n in range(len(made))], [seconds])
+        results |= zip(filled, answers, strict=True)
+    seconds = time.perf_counter() - started_at
+    return Answered([results[n] for n in range(len(examples))], [seconds])
 
   def _results(
     self,
     model: Model,
     examples: Sequence[Example],
-    made: Sequence[tuple[list[int], int, int]],
+    all_prompts: Sequence[_Prompt],
     extended: bool,
   ) -> list[Result]:
-    """Answers to prompts, as `_prompt` makes them, by one call."""
-    longest = max(len(ids) for ids, _, _ in made)
+    """The answers to prompts, in one call."""
+    longest = max(len(prompt.ids) for prompt in all_prompts)
     width = -(-longest // _PROMPT_STEP) * _PROMPT_STEP
     config = self._extended(model.config, width) if extended else model.config
     key_N = decode.row_keys(
@@ -171,7 +186,7 @@ class OneTurn:
       decode.generate_jitted(
         config,
         model.params,
-        tokens_lib.pad_rows([ids for ids, _, _ in made], width),
+        tokens_lib.pad_rows([prompt.ids for prompt in all_prompts], width),
         SamplingConfig(self.answer_tokens, self.temperature, 0, self.top_p),
         model.tokenizer.control_ids,
         key_N,
@@ -182,14 +197,14 @@ class OneTurn:
       Result(
         answer=text,
         finish_reason=FINISH_REASONS[int(response.finish_N[n])],
-        own_tokens=own,
-        read_tokens=read,
+        own_tokens=prompt.document_tokens,
+        read_tokens=prompt.shown_tokens,
         turns={},
-        flops=flops_lib.turn_flops(config, len(ids), int(response.length_N[n])),
+        flops=flops_lib.turn_flops(
+          config, len(prompt.ids), int(response.length_N[n])
+        ),
       )
-      for n, (text, (ids, own, read)) in enumerate(
-        zip(answers, made, strict=True)
-      )
+      for n, (text, prompt) in enumerate(zip(answers, all_prompts, strict=True))
     ]
 
   def _prompt_cap(self, config: ModelConfig) -> int | None:
@@ -199,8 +214,7 @@ class OneTurn:
 
   def _prompt(
     self, model: Model, pieces: Sequence[prompts.Piece], example: Example
-  ) -> tuple[list[int], int, int]:
-    """Ids of the prompt, and the document's tokens: all, and those in it."""
+  ) -> _Prompt:
     tokenizer = model.tokenizer
     document = tokenizer.encode(example.document)
     fields = {'question': tokenizer.encode(example.question)}
@@ -213,16 +227,17 @@ class OneTurn:
         if room < 1:
           raise ValueError(
             f'example {example.id}: a prompt of {cap} tokens leaves no room for '
-            'the document beside question and template.'
+            'the document next to question and template.'
           )
       shown = self._shown(tokenizer, document, example.question, room)
       fields['document'] = shown
     ids = prompts.assemble_ids(pieces, fields)
-    return ids, len(document), len(shown)
+    return _Prompt(ids, len(document), len(shown))
 
   def _shown(
     self, tokenizer: Tokenizer, document: list[int], question: str, room: int
   ) -> list[int]:
+    """At most `room` tokens of the document."""
     if len(document) <= room:
       return document
     if self.context == 'recent':
@@ -233,7 +248,7 @@ class OneTurn:
     return document[:head] + document[len(document) - (room - head) :]
 
   def _extended(self, config: ModelConfig, width: int) -> ModelConfig:
-    """The model with its extension, for prompts of so many tokens."""
+    """The config with the extension, for prompts of `width` tokens."""
     window = config.max_positions
     factor = (width + self.answer_tokens) / window
     if self.extension == 'none' or factor <= 1:
@@ -248,7 +263,7 @@ class OneTurn:
         f'extension is {self.extension!r}, and the model has a rotary scaling '
         f'of its own, {config.rope.rope_type!r}; expected default.'
       )
-    # Dynamic NTK takes the factor from each row's own length.
+    # Dynamic NTK takes the factor from the length of each prompt.
     rope = dataclasses.replace(
       config.rope,
       rope_type=self.extension,
@@ -267,26 +282,31 @@ def retrieve(
 ) -> list[int]:
   """The chunks that BM25 ranks highest for a question, in the document's order.
 
-  Source: Robertson and Zaragoza 2009; the variant that Lucene has.
+  Source: Robertson and Zaragoza 2009; Lucene's variant.
 
   Args:
-    tokenizer: of the document.
-    document: ids.
-    question: words that are searched for.
-    chunk_tokens: of a chunk at most; chunks end with sentences.
-    room: tokens of all chosen chunks together, at most.
+    tokenizer: tokenizer of the document.
+    document: ids of the document.
+    question: its words are searched for.
+    chunk_tokens: longest chunk; chunks end with sentences.
+    room: most tokens of all chosen chunks together.
+
+  Returns:
+    ids of the chosen chunks, one after another.
   """
   import bm25s
 
+  # It logs every index that it builds.
+  logging.getLogger('bm25s').setLevel(logging.WARNING)
   chunks = ChunkCutter(tokenizer, chunk_tokens).split(document)
   words = [_words(tokenizer.decode(chunk)) for chunk in chunks]
-  asked = _words(question)
+  question_words = _words(question)
   score = np.zeros(len(chunks))
-  # Without a word on either side there is nothing to rank by.
-  if asked and any(words):
+  # Without words on both sides there is nothing to rank by.
+  if question_words and any(words):
     index = bm25s.BM25()
     index.index(words, show_progress=False)
-    score = index.get_scores(asked)
+    score = index.get_scores(question_words)
   chosen = []
   for i in np.argsort(-score, kind='stable'):
     if len(chunks[i]) <= room:

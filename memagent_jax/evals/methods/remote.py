@@ -52,7 +52,7 @@ class Remote(ChunkMethod):
   # Environment variable with the key, if the server wants one.
   api_key_variable: str = 'OPENAI_API_KEY'
 
-  independent_rows = True
+  independent_examples = True
   needs_params = False
 
   def __post_init__(self):

@@ -1,4 +1,6 @@
-"""The report's pictures, from points, rows and timings; matplotlib figures.
+"""The report's pictures as matplotlib figures.
+
+    points, records, timings -> Figure
 
 Lengths are tokens of the axis' tokenizer, on a logarithmic axis.
 """
@@ -9,11 +11,13 @@ from typing import Any
 import matplotlib
 
 matplotlib.use('Agg')
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 import numpy as np
 
+from memagent_jax.evals.report import series as series_lib
 from memagent_jax.evals.report.series import Labels, Point, Series
 
 # The first eight are safe for colour-blind eyes (Okabe and Ito 2008).
@@ -29,37 +33,37 @@ _COLOURS = (
     '#e7298a',
   ),
 )
-# Twelve beside thirteen colours: a pair of both repeats after 156 series.
+# Twelve marks for thirteen colours: a pair of both repeats after 156 series.
 _MARKS = 'os^DvP*Xhdp<'
 _DEPTHS = 10
-# How far apart the first and the last series stand at one length, of the axis: side by
-# side their intervals can be told from each other.
+# Distance of the first and the last series at one length, as a share of the axis:
+# apart from each other, their intervals stay legible.
 _SPREAD = 0.02
 _NOT_RUN_NOTE = 'hollow: not run, by arithmetic'
 
 
 def accuracy(
-  found: Sequence[Point],
+  points: Sequence[Point],
   labels: Labels,
   *,
   title: str,
   trained_tokens: int | None = None,
   not_run: Mapping[Series, Sequence[float]] | None = None,
 ) -> Figure:
-  """Percent of right answers against length, a line a series.
+  """Draws the percentage of right answers against length, a line a series.
 
-  At each length the series stand side by side, a little apart.
+  At each length the series stand a little apart.
 
   Args:
-    found: points of one task, or over all.
-    labels: of the series.
-    title: of the plot.
+    points: points of one task, or over all tasks.
+    labels: names of the series.
+    title: title of the plot.
     trained_tokens: longest document of training; lengths up to it are shaded.
     not_run: lengths at which a series was not run.
   """
   figure, axes = plt.subplots(figsize=(8, 4.4), layout='constrained')
-  _accuracy(axes, found, labels, not_run or {})
-  if trained_tokens is not None and found:
+  _accuracy(axes, points, labels, not_run or {})
+  if trained_tokens is not None and points:
     least, _ = axes.get_xlim()
     if trained_tokens > least:
       axes.axvspan(
@@ -79,15 +83,15 @@ def accuracy(
   return figure
 
 
-def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
-  """One small plot a task."""
-  tasks = list(dict.fromkeys(point.task for point in found))
+def accuracy_by_task(points: Sequence[Point], labels: Labels) -> Figure:
+  """Draws the percentage of right answers in a small plot for every task."""
+  tasks = list(dict.fromkeys(point.task for point in points))
   columns = 2 if len(tasks) == 4 else min(len(tasks), 3)
-  rows = -(-len(tasks) // columns)
+  lines = -(-len(tasks) // columns)
   figure, grid = plt.subplots(
-    rows,
+    lines,
     columns,
-    figsize=(3.1 * columns + 0.6, 2.5 * rows + 0.5),
+    figsize=(3.1 * columns + 0.6, 2.5 * lines + 0.5),
     sharey=True,
     squeeze=False,
     layout='constrained',
@@ -96,7 +100,7 @@ def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
     axes.set_visible(False)
   for axes, task in zip(grid.flat, tasks, strict=False):
     _accuracy(
-      axes, [p for p in found if p.task == task], labels, {}, small=True
+      axes, [p for p in points if p.task == task], labels, {}, small=True
     )
     axes.set_title(task, loc='left', fontsize=9)
     axes.tick_params(labelsize=8)
@@ -110,27 +114,33 @@ def accuracy_by_task(found: Sequence[Point], labels: Labels) -> Figure:
   return figure
 
 
-def _accuracy(axes, found, labels, not_run, small=False) -> None:
-  series = list(dict.fromkeys(point.series for point in found))
+def _accuracy(
+  axes: Axes,
+  points: Sequence[Point],
+  labels: Labels,
+  not_run: Mapping[Series, Sequence[float]],
+  small: bool = False,
+) -> None:
+  series = series_lib.all_series_of(points)
   order = list(labels)
   ends: list[tuple[float, float]] = []
-  lengths = [p.tokens for p in found]
+  lengths = [p.tokens for p in points]
   spread = 0.0
   if len(series) > 1:
     spread = _SPREAD * np.log2(max(lengths) / min(lengths))
-  places = np.linspace(-0.5, 0.5, len(series))
-  for s, place in zip(series, places, strict=True):
-    mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
-    score = [100 * p.score for p in mine]
-    tokens = [p.tokens for p in mine]
+  offsets = np.linspace(-0.5, 0.5, len(series))
+  for s, offset in zip(series, offsets, strict=True):
+    own_points = _by_length(points, s)
+    score = [100 * p.score for p in own_points]
+    tokens = [p.tokens for p in own_points]
     style = _style(order.index(s))
     axes.errorbar(
-      [t * 2 ** (spread * place) for t in tokens],
+      [t * 2 ** (spread * offset) for t in tokens],
       score,
       yerr=[
         # Rounding can take a score of 0 or 1 outside its interval.
-        [100 * max(0.0, p.score - p.low) for p in mine],
-        [100 * max(0.0, p.high - p.score) for p in mine],
+        [100 * max(0.0, p.score - p.low) for p in own_points],
+        [100 * max(0.0, p.high - p.score) for p in own_points],
       ],
       **style,
       markersize=3.5 if small else 5,
@@ -161,28 +171,43 @@ def _accuracy(axes, found, labels, not_run, small=False) -> None:
   axes.set_ylim(-2, 103)
 
 
+def _by_length(points: Iterable[Point], series: Series) -> list[Point]:
+  """The points of one series, shortest first."""
+  return sorted(
+    (p for p in points if p.series == series), key=lambda p: p.tokens
+  )
+
+
 def depth_by_length(
-  rows: Sequence[Mapping], series: Series, label: str
+  records: Iterable[Mapping], series: Series, label: str
 ) -> Figure | None:
-  """Right answers by depth of the evidence and length; None without depths."""
-  mine = [
-    row
-    for row in rows
-    if Series(row['model'], row['method']) == series
-    and row['depth'] is not None
+  """Draws right answers by depth of the evidence and length of the document.
+
+  Args:
+    records: records of one sampling.
+    series: the series that is drawn.
+    label: title of the plot.
+
+  Returns:
+    None if no record has a depth.
+  """
+  with_depth = [
+    record
+    for record in records
+    if series_lib.series_of(record) == series and record['depth'] is not None
   ]
-  sizes = sorted({row['size'] for row in mine})
+  sizes = sorted({record['size'] for record in with_depth})
   if not sizes:
     return None
   total = np.zeros((_DEPTHS, len(sizes)))
   right = np.zeros_like(total)
   tokens: dict[int, list[int]] = {size: [] for size in sizes}
-  for row in mine:
-    place = min(int(row['depth'] * _DEPTHS), _DEPTHS - 1)
-    column = sizes.index(row['size'])
-    total[place, column] += 1
-    right[place, column] += row['score']
-    tokens[row['size']].append(row['tokens'])
+  for record in with_depth:
+    row = min(int(record['depth'] * _DEPTHS), _DEPTHS - 1)
+    column = sizes.index(record['size'])
+    total[row, column] += 1
+    right[row, column] += record['score']
+    tokens[record['size']].append(record['tokens'])
   share = np.where(total > 0, right / np.maximum(total, 1), np.nan)
   figure, axes = plt.subplots(
     figsize=(1.6 + 0.62 * len(sizes), 3.4), layout='constrained'
@@ -191,12 +216,12 @@ def depth_by_length(
   image = axes.imshow(
     100 * share, cmap=colours, vmin=0, vmax=100, aspect='auto'
   )
-  for (place, column), count in np.ndenumerate(total):
+  for (row, column), count in np.ndenumerate(total):
     if count:
-      value = share[place, column]
+      value = share[row, column]
       axes.text(
         column,
-        place,
+        row,
         f'{100 * value:.0f}',
         ha='center',
         va='center',
@@ -223,34 +248,35 @@ def depth_by_length(
 
 
 def cost(
-  found: Sequence[Point],
+  points: Sequence[Point],
   labels: Labels,
   seconds: Mapping[tuple[Series, int], float],
   not_run: Iterable[tuple[Series, float, float]],
 ) -> Figure:
-  """Seconds, tokens and FLOPs of a document against its length.
+  """Draws seconds, tokens and FLOPs of a document against its length.
 
   Args:
-    found: points over all tasks.
-    labels: of the series.
-    seconds: of a document, by series and size.
-    not_run: (series, tokens, FLOPs) of documents that nobody ran.
+    points: points over all tasks.
+    labels: names of the series.
+    seconds: seconds of a document, by series and size.
+    not_run: (series, tokens, FLOPs) of documents that were not run.
   """
   figure, grid = plt.subplots(1, 3, figsize=(10.5, 3.6), layout='constrained')
   order, priced = list(labels), list(not_run)
-  for s in dict.fromkeys(point.series for point in found):
-    mine = sorted((p for p in found if p.series == s), key=lambda p: p.tokens)
+  for s in series_lib.all_series_of(points):
+    own_points = _by_length(points, s)
     style = _style(order.index(s)) | {'markersize': 4, 'linewidth': 1.6}
-    timed = [p for p in mine if (s, p.size) in seconds]
+    timed = [p for p in own_points if (s, p.size) in seconds]
     grid[0].plot(
       [p.tokens for p in timed],
       [seconds[s, p.size] for p in timed],
       **style,
       label=labels[s],
     )
-    tokens = [p.tokens for p in mine]
-    grid[1].plot(tokens, [max(p.read_tokens, 1) for p in mine], **style)
-    grid[2].plot(tokens, [p.flops for p in mine], **style)
+    tokens = [p.tokens for p in own_points]
+    shown_tokens = [max(p.read_tokens, 1) for p in own_points]
+    grid[1].plot(tokens, shown_tokens, **style)
+    grid[2].plot(tokens, [p.flops for p in own_points], **style)
     beyond = sorted((t, f) for other, t, f in priced if other == s)
     if beyond:
       grid[2].plot(
@@ -269,7 +295,7 @@ def cost(
   ):
     axes.set_yscale('log')
     least, most = axes.get_ylim()
-    # A locator with threes has no ticks at all where the decades are many.
+    # Over many decades a locator with threes sets no ticks at all.
     subs = (1.0, 3.0) if most / least < 1e6 else (1.0,)
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(
@@ -279,7 +305,7 @@ def cost(
     axes.tick_params(labelsize=8)
     axes.set_title(name, loc='left', fontsize=10)
     axes.set_xlabel('document, tokens', fontsize=9)
-    lengths = [p.tokens for p in found]
+    lengths = [p.tokens for p in points]
     if axes is grid[2]:
       lengths += [t for _, t, _ in priced]
       if priced:
@@ -298,12 +324,19 @@ def cost(
 
 
 def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
-  """Seconds of a chunk and peak memory against length; None without timings.
+  """Draws seconds of a chunk and peak memory against length.
 
-  Memory of a device is the most that its process had so far.
+  The peak of a device is that of the whole process up to then.
+
+  Args:
+    timings: lines of `records.read_timings`.
+    labels: names of the series; timings of others are left out.
+
+  Returns:
+    None without any timing.
   """
   panels = {
-    'milliseconds a chunk and row': (_chunk_milliseconds, np.median),
+    'milliseconds a chunk and document': (_chunk_milliseconds, np.median),
     'peak memory of the process, MB': (
       lambda line: line['peak_host_bytes'] / 2**20,
       max,
@@ -319,13 +352,13 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
   for name, (value, reduce) in panels.items():
     values: dict[Series, dict[int, list[float]]] = {}
     for line in sorted(timings, key=lambda line: line['tokens']):
-      s = Series(line['model'], line['method'])
+      s = series_lib.series_of(line)
       if s in labels and (measure := value(line)) is not None:
         by_length = values.setdefault(s, {})
         by_length.setdefault(line['tokens'], []).append(measure)
     if values:
       measured[name] = {
-        s: {t: float(reduce(found)) for t, found in by_length.items()}
+        s: {t: float(reduce(same)) for t, same in by_length.items()}
         for s, by_length in values.items()
       }
   if not measured:
@@ -354,7 +387,7 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
 
 
 def _legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
-  """One legend of all plots: the handle of every name."""
+  """Adds one legend for all plots, from a handle for every name."""
   columns = int(figure.get_figwidth() / _entry_inches(handles))
   columns = max(min(len(handles), columns), 1)
   # The plots keep their height.
@@ -371,14 +404,14 @@ def _legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
 
 
 def _entry_inches(names: Iterable[str]) -> float:
-  """Width of a legend's column: a handle and its letters."""
+  """Width of a column of the legend: a handle and the longest name."""
   return 0.6 + 0.07 * max(map(len, names))
 
 
 def _chunk_milliseconds(line: Mapping) -> float | None:
   if not line['chunked'] or line['chunk_seconds'] is None:
     return None
-  return 1000 * line['chunk_seconds'] / line['rows']
+  return 1000 * line['chunk_seconds'] / line['batch_size']
 
 
 def _style(number: int) -> dict:
@@ -388,16 +421,16 @@ def _style(number: int) -> dict:
   }
 
 
-def _length_axis(axes, tokens: Sequence[float], most: int) -> None:
-  """A logarithmic axis with ticks at lengths that there are."""
+def _length_axis(axes: Axes, tokens: Sequence[float], most: int) -> None:
+  """Makes the axis logarithmic, with ticks at no more than `most` lengths."""
   axes.set_xscale('log', base=2)
   ticks: list[float] = []
   for t in sorted(set(tokens)):
-    # Lengths of different tasks differ a little.
+    # Documents of one size differ a little from task to task.
     if not ticks or t > 1.35 * ticks[-1]:
       ticks.append(t)
   if ticks:
-    # The longest has one in any case.
+    # The longest always has a tick.
     ticks = ticks[::-1][:: -(-len(ticks) // most)]
   axes.set_xticks(ticks, [_short(t) for t in ticks])
   axes.minorticks_off()

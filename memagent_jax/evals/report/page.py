@@ -1,9 +1,7 @@
-"""The report of a grid: report.html with its pictures inside, and files beside it.
+"""The report of a grid, finished or not: one self-contained page, and files.
 
-    rows, timings, not_run, likelihood -> tables and figures
-      -> report.html, *.png, *.svg, tables.md, points.csv
-
-Renders whatever rows there are.
+records, timings, not_run, likelihood -> tables and figures
+  -> report.html, *.png, *.svg, tables.md, points.csv
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +23,7 @@ from memagent_jax.evals.report.series import ALL_TASKS, Labels, Point, Series
 from memagent_jax.evals.report.tables import Table
 from memagent_jax.io import jsonl
 
-# Wrong answers of a series that the page lists; rows.jsonl has them all.
+# Wrong answers that the page lists per series; records.jsonl has them all.
 _SHOWN_FAILURES = 10
 _SHOWN_CHARS = 120
 
@@ -40,35 +38,38 @@ def write(
   compared: str | os.PathLike | None = None,
   scorer: str | None = None,
 ) -> Path:
-  """Writes the report of a workdir into a folder of it; its page's path.
-
-  The folder is `report`, or `report_SCORER`.
+  """Writes the report of a workdir into its folder `report` or `report_SCORER`.
 
   Args:
-    workdir: of a grid, finished or not.
-    title: of the page.
-    axis: what the tokens of rows are called, such as `SmolLM2 tokens`.
-    trained_tokens: longest document of training, shaded in the plot.
-    least_tokens: where the drop to the longest documents is counted from.
-    compared: workdir of another run on the same examples.
-    scorer: as `records.read_rows` has it.
+    workdir: workdir of a grid, finished or not.
+    title: title of the page.
+    axis: name of the tokens that lengths are counted in, such as `SmolLM2 tokens`.
+    trained_tokens: longest document of training, shaded in the plot; None: no
+      shade.
+    least_tokens: least length that the drop to the longest documents is counted
+      from.
+    compared: workdir of another run on the same examples; None: no comparison.
+    scorer: as in `records.read_records`.
+
+  Returns:
+    path of the page.
 
   Raises:
-    ValueError: a workdir without rows, or an unknown scorer, or runs to compare
+    ValueError: a workdir without records, an unknown scorer, or runs to compare
       that have no example in common.
   """
   workdir = Path(workdir)
-  rows = _rows(workdir, scorer)
+  all_records = _records(workdir, scorer)
   folder = workdir / (f'report_{scorer}' if scorer else 'report')
   folder.mkdir(exist_ok=True)
   timings = records.read_timings(workdir)
   not_run = records.read_not_run(workdir)
   parts, lines = [], []
-  for sampling, mine in series_lib.samplings(rows).items():
+  for sampling, group in series_lib.by_sampling(all_records).items():
     parts.append(f'<h2>{html.escape(sampling.capitalize())}</h2>')
     lines.append(f'## {sampling.capitalize()}\n')
     sections = _sections(
-      mine, timings, not_run, axis, trained_tokens, least_tokens, title, scorer
+      group, timings, not_run, axis, trained_tokens, least_tokens, title, scorer
     )
     for name, heading, note, content in sections:
       if isinstance(content, list):
@@ -79,35 +80,37 @@ def write(
         figure = f'<figure>{_save(folder, stem, content)}</figure>'
         part = _part(3, heading, figure, note)
       parts.append(f'<section>{part}\n</section>')
-  for heading, note, table in _closing_tables(workdir, rows, compared, scorer):
+  for heading, note, table in _closing_tables(
+    workdir, all_records, compared, scorer
+  ):
     part, marked = _table_part(2, heading, table, note)
     parts.append(part)
     lines.append(marked)
-  parts.append(_failures(workdir, folder, rows))
+  parts.append(_failures(workdir, folder, all_records))
   (folder / 'tables.md').write_text('\n'.join(lines), encoding='utf-8')
-  _write_points(folder / 'points.csv', rows)
+  _write_points(folder / 'points.csv', all_records)
   path = folder / 'report.html'
   body = _HEAD.replace('@title@', html.escape(title)) + '\n'.join(parts)
   path.write_text(f'{body}\n</main></body></html>\n', encoding='utf-8')
   return path
 
 
-def _rows(workdir: str | os.PathLike, scorer: str | None) -> list[dict]:
-  rows = records.read_rows(workdir, scorer)
-  if not rows:
+def _records(workdir: str | os.PathLike, scorer: str | None) -> list[dict]:
+  all_records = records.read_records(workdir, scorer)
+  if not all_records:
     raise ValueError(
-      f'{workdir}: no rows; expected what experiments.evaluate wrote.'
+      f'{workdir}: no records; expected what experiments.evaluate wrote.'
     )
-  return rows
+  return all_records
 
 
 _INTERVAL_NOTE = (
-  'Percent of right answers with their 95 % interval (Wilson). A failed row '
+  'Percent of right answers with their 95 % interval (Wilson). A failed example '
   'counts as wrong.'
 )
 _CHUNK_COST_NOTE = (
-  'Seconds include compiling. The peak is of the process while a batch runs; what '
-  'its earlier batches left, programs for instance, is in it.'
+  'Seconds include compiling. The peak is that of the process while a batch runs, '
+  'including what earlier batches left, such as compiled programs.'
 )
 _LINEAR_ATTENTION_NOTE = (
   'Linear attention and recurrent models need weights of their own, trained from '
@@ -119,7 +122,7 @@ _LINEAR_ATTENTION_NOTE = (
 
 
 def _part(level: int, heading: str, content: str, note: str) -> str:
-  """A heading, the HTML below it, and a note if there is one."""
+  """A heading, the HTML below it, and a note unless it is empty."""
   lines = [f'<h{level}>{html.escape(heading)}</h{level}>', content]
   if note:
     lines.append(f'<p class="quiet">{html.escape(note)}</p>')
@@ -129,7 +132,7 @@ def _part(level: int, heading: str, content: str, note: str) -> str:
 def _table_part(
   level: int, heading: str, table: Table, note: str
 ) -> tuple[str, str]:
-  """A table below its heading: for the page, and for tables.md."""
+  """A table below its heading, for the page and for tables.md."""
   return (
     _part(level, heading, _html_table(table), note),
     f'{"#" * level} {heading}\n\n{tables.markdown(table)}',
@@ -138,38 +141,45 @@ def _table_part(
 
 def _closing_tables(
   workdir: Path,
-  rows: Sequence[Mapping],
+  all_records: Sequence[Mapping],
   compared: str | os.PathLike | None,
   scorer: str | None,
 ) -> Iterator[tuple[str, str, Table]]:
-  """(heading, note, table) of what is not of one sampling."""
+  """Yields (heading, note, table) for what does not belong to one sampling."""
   likelihood = records.read_likelihood(workdir)
   if likelihood:
     table = tables.likelihood_table(likelihood)
     yield 'Likelihood', tables.LIKELIHOOD_NOTE, table
   if compared is not None:
-    others = _rows(compared, scorer)
-    table = tables.comparison_table(rows, others)
+    others = _records(compared, scorer)
+    table = tables.comparison_table(all_records, others)
     yield f'Against {compared}', tables.BOOTSTRAP_NOTE, table
 
 
 def _sections(
-  rows, timings, not_run, axis, trained_tokens, least_tokens, title, scorer
+  group: Sequence[Mapping],
+  timings: Sequence[Mapping],
+  not_run: Sequence[Mapping],
+  axis: str,
+  trained_tokens: int | None,
+  least_tokens: int,
+  title: str,
+  scorer: str | None,
 ) -> list[tuple[str, str, str, Any]]:
-  """(file name, heading, note, table or figure) of one sampling."""
-  found = series_lib.points(rows)
-  by_task = series_lib.points(rows, by_task=True)
-  labels = series_lib.labels(series_lib.all_series(rows))
+  """(file name, heading, note, table or figure) for the records of one sampling."""
+  points = series_lib.points(group)
+  by_task = series_lib.points(group, by_task=True)
+  labels = series_lib.labels(series_lib.all_series(group))
   prices: dict[tuple[Series, int], list[float]] = {}
   for line in not_run:
-    if (s := Series(line['model'], line['method'])) in labels:
+    if (s := series_lib.series_of(line)) in labels:
       prices.setdefault((s, line['tokens']), []).append(line['flops'])
-  # Over all tasks.
+  # Means over all tasks.
   priced = [(s, t, statistics.fmean(f)) for (s, t), f in prices.items()]
   beyond = {s: [t for other, t, _ in priced if other == s] for s in labels}
   tasks = list(dict.fromkeys(p.task for p in by_task))
   plot = figures.accuracy(
-    found,
+    points,
     labels,
     title=title,
     trained_tokens=trained_tokens,
@@ -177,7 +187,7 @@ def _sections(
   )
   scored = f'Scored by {scorer}. ' if scorer else ''
   note = f'Lengths are {axis}. {scored}{_INTERVAL_NOTE}'
-  for fewer, lengths in series_lib.fewer_tasks(rows).items():
+  for fewer, lengths in series_lib.fewer_tasks(group).items():
     at = ', '.join(f'{length:,.0f}' for length in lengths)
     note += f' At {at} only {", ".join(fewer)}.'
   sections = [
@@ -186,98 +196,102 @@ def _sections(
       '',
       f'Accuracy, {ALL_TASKS}',
       _LINEAR_ATTENTION_NOTE,
-      tables.accuracy_table(found, axis),
+      tables.accuracy_table(points, axis),
     ),
   ]
-  drops = tables.drop_table(rows, labels, least_tokens)
+  drops = tables.drop_table(group, labels, least_tokens)
   if len(drops) > 1:
     sections.append(('', 'From short to long', tables.DROP_NOTE, drops))
   if len(tasks) > 1:
     figure = figures.accuracy_by_task(by_task, labels)
     sections.append(('accuracy_by_task', 'By task', '', figure))
     for task in tasks:
-      mine = [p for p in by_task if p.task == task]
-      table = tables.accuracy_table(mine, axis)
+      own_points = [p for p in by_task if p.task == task]
+      table = tables.accuracy_table(own_points, axis)
       sections.append(('', f'Accuracy, {task}', '', table))
   for number, s in enumerate(labels):
-    figure = figures.depth_by_length(rows, s, labels[s])
+    figure = figures.depth_by_length(group, s, labels[s])
     if figure is not None:
       heading = f'Depth of the evidence: {labels[s]}'
       sections.append((f'depth_{number}', heading, '', figure))
   seconds = tables.document_seconds(timings)
-  figure = figures.cost(found, labels, seconds, priced)
+  figure = figures.cost(points, labels, seconds, priced)
   sections.append(('cost', 'What a document costs', '', figure))
-  table = tables.cost_table(found, labels, seconds, priced, axis)
+  table = tables.cost_table(points, labels, seconds, priced, axis)
   sections.append(('', 'Cost', '', table))
   figure = figures.chunk_cost(timings, labels)
   if figure is not None:
     heading = 'Cost of a chunk, and memory'
     sections.append(('chunk_cost', heading, _CHUNK_COST_NOTE, figure))
-  health = tables.health_table(rows, labels, axis)
+  health = tables.health_table(group, labels, axis)
   if len(health) > 1:
-    note = ' '.join([tables.HEALTH_NOTE, *_health_alarms(rows, labels)])
+    note = ' '.join([tables.HEALTH_NOTE, *_health_alarms(group, labels)])
     sections.append(('', 'Memory health', note, health))
   return sections
 
 
-def _health_alarms(rows: Sequence[Mapping], labels: Labels) -> list[str]:
-  """What is wrong with the memories of a series at a size, a sentence each."""
-  found = []
-  for s, mine in tables.rows_with_memory(rows, labels):
+def _health_alarms(group: Sequence[Mapping], labels: Labels) -> list[str]:
+  """Sentences on what is wrong with the memories of a series at a size."""
+  sentences = []
+  for s, same_size in tables.records_with_memory(group, labels):
     shares = {}
     for name in ('saturated', 'empty', 'constant'):
-      values = [row['health'].get(name) for row in mine]
-      known = [float(value) for value in values if value is not None]
-      shares[f'memory/{name}'] = statistics.fmean(known) if known else 0.0
-    tokens = statistics.median_high(row['tokens'] for row in mine)
-    found += [
+      values = [record['health'].get(name) for record in same_size]
+      numbers = [float(value) for value in values if value is not None]
+      shares[f'memory/{name}'] = statistics.fmean(numbers) if numbers else 0.0
+    tokens = statistics.median_high(record['tokens'] for record in same_size)
+    sentences += [
       f'{labels[s]} at {tokens:,.0f}: {alarm}'
       for alarm in memory_health.alarms(shares)
     ]
-  return found
+  return sentences
 
 
-def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
+def _failures(
+  workdir: Path, folder: Path, all_records: Sequence[Mapping]
+) -> str:
   """Wrong answers of every series, longest first, with links to their traces."""
 
-  def series(row):
-    return row['model'], row['method'], row['sampling']
+  def series(record: Mapping) -> tuple[str, str, str]:
+    return record['model'], record['method'], record['sampling']
 
   wrong = sorted(
-    (row for row in rows if row['score'] < 1),
-    key=lambda row: (*series(row), -row['tokens'], row['id']),
+    (record for record in all_records if record['score'] < 1),
+    key=lambda record: (*series(record), -record['tokens'], record['id']),
   )
   parts = [
-    f'<h2>Wrong answers</h2><p class="quiet">{len(wrong):,} of {len(rows):,} rows; '
-    f'the {_SHOWN_FAILURES} longest of every series are shown.</p>'
+    f'<h2>Wrong answers</h2><p class="quiet">{len(wrong):,} of '
+    f'{len(all_records):,} records; the {_SHOWN_FAILURES} longest of every series '
+    'are shown.</p>'
   ]
   if not wrong:
     return parts[0]
   parts.append(
-    '<div class="wide"><table class="text"><thead><tr><th>row</th><th>model</th>'
+    '<div class="wide"><table class="text"><thead><tr><th>example</th><th>model</th>'
     '<th>method</th><th>tokens</th><th>answer</th><th>expected</th><th>finish</th>'
     '<th>sampling</th><th>trace</th></tr></thead><tbody>'
   )
-  shown_rows = [
-    row
-    for _, mine in itertools.groupby(wrong, key=series)
-    for row in itertools.islice(mine, _SHOWN_FAILURES)
+  listed = [
+    record
+    for _, group in itertools.groupby(wrong, key=series)
+    for record in itertools.islice(group, _SHOWN_FAILURES)
   ]
-  for number, row in enumerate(shown_rows):
+  for number, record in enumerate(listed):
     link = '-'
-    if row['trace'] and (workdir / row['trace']).exists():
+    if record['trace'] and (workdir / record['trace']).exists():
       target = f'memories_{number}.html'
-      _memory_page(folder / target, row, jsonl.read(workdir / row['trace']))
+      lines = jsonl.read(workdir / record['trace'])
+      _memory_page(folder / target, record, lines)
       link = f'<a href="{target}">memories</a>'
     cells = [
-      row['id'],
-      row['model'],
-      row['method'],
-      f'{row["tokens"]:,}',
-      _brief(row['error'] or row['answer'].strip() or '(empty)'),
-      _brief(', '.join(row['answers'])),
-      row['finish_reason'],
-      row['sampling'],
+      record['id'],
+      record['model'],
+      record['method'],
+      f'{record["tokens"]:,}',
+      _brief(record['error'] or record['answer'].strip() or '(empty)'),
+      _brief(', '.join(record['answers'])),
+      record['finish_reason'],
+      record['sampling'],
     ]
     shown = ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
     parts.append(f'<tr>{shown}<td>{link}</td></tr>')
@@ -285,34 +299,34 @@ def _failures(workdir: Path, folder: Path, rows: Sequence[Mapping]) -> str:
   return '\n'.join(parts)
 
 
-def _memory_page(path: Path, row: Mapping, lines: Iterator[dict]) -> None:
-  """The changes of one row's memory, beside the chunks that made them."""
+def _memory_page(path: Path, record: Mapping, lines: Iterator[dict]) -> None:
+  """Writes a page with the changes of one memory, and the chunks behind them."""
   first = next(lines)
   header = {
-    'document': row['id'].replace('/', ' '),
+    'document': record['id'].replace('/', ' '),
     'questions': [first['question']],
-    'tokens_read': row['read_tokens'],
-    'chunks_read': sum(row['turns'].values()),
+    'tokens_read': record['read_tokens'],
+    'chunks_read': sum(record['turns'].values()),
     'config': first['caps'],
-    'model': f'{row["model"]}, {row["method"]}; expected {row["answers"]}',
+    'model': f'{record["model"]}, {record["method"]}; expected {record["answers"]}',
     'interrupted': False,
   }
   turns = ({'question_index': 0} | line for line in lines)
   trace.write_page(path, header, [{'answer': first['answer']}], turns)
 
 
-def _brief(told: str) -> str:
-  return told if len(told) <= _SHOWN_CHARS else told[:_SHOWN_CHARS] + ' ...'
+def _brief(text: str) -> str:
+  return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + ' ...'
 
 
-def _write_points(path: Path, rows: Sequence[Mapping]) -> None:
+def _write_points(path: Path, all_records: Sequence[Mapping]) -> None:
   _, *fields = (field.name for field in dataclasses.fields(Point))
   with path.open('w', encoding='utf-8', newline='') as file:
     out = csv.writer(file, lineterminator='\n')
     out.writerow(['sampling', 'model', 'method', *fields])
-    for sampling, mine in series_lib.samplings(rows).items():
+    for sampling, group in series_lib.by_sampling(all_records).items():
       for by_task in (False, True):
-        for p in series_lib.points(mine, by_task):
+        for p in series_lib.points(group, by_task):
           values = [getattr(p, name) for name in fields]
           out.writerow([sampling, p.series.model, p.series.method, *values])
 
@@ -321,8 +335,8 @@ def _slug(name: str) -> str:
   return ''.join(c if c.isalnum() else '_' for c in name)
 
 
-def _save(folder: Path, stem: str, figure) -> str:
-  """Writes a figure as PNG and SVG; the SVG for the page."""
+def _save(folder: Path, stem: str, figure: Any) -> str:
+  """Writes a figure as PNG and SVG, and returns the SVG for the page."""
   import matplotlib.pyplot as plt
 
   figure.savefig(folder / f'{stem}.png', dpi=150)

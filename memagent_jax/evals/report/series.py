@@ -1,6 +1,6 @@
-"""Rows of a grid as points: a score with its interval at every length.
+"""Records of a grid as points: a score with its interval at every length.
 
-rows -> one sampling -> series (model, method) -> Point of every size
+records -> one sampling -> series (model, method) -> a Point for every size
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from memagent_jax.evals.statistics import (
 )
 
 ALL_TASKS = 'all tasks'
-# Fields that two rows of the same example share.
+# Fields that are equal in two records of the same example.
 _EXAMPLE = ('task', 'size', 'seed', 'index')
 
 
@@ -33,37 +33,47 @@ class Point:
   series: Series
   task: str  # or ALL_TASKS
   size: int
-  tokens: float  # median of the documents, by the axis' tokenizer
-  own_tokens: float  # median, by the model's
-  turns: float  # median number of turns that read the document
+  tokens: float  # median length of the documents by the axis' tokenizer
+  own_tokens: float  # median length by the model's tokenizer
+  turns: float  # median number of turns that read a document
   count: int
-  failed: int  # of these, without any answer: they count as wrong
+  failed: int  # examples without any answer, which count as wrong
   score: float
   low: float  # 95 % interval of the score
   high: float
-  flops: float  # mean of a document
-  read_tokens: float  # mean of a document
+  flops: float  # mean of the documents
+  read_tokens: float  # mean of the documents
 
 
-# Names of series, as `labels` gives them.
+# The name of every series, as `labels` gives it.
 Labels = Mapping[Series, str]
 
 
-def samplings(rows: Iterable[Mapping]) -> dict[str, list[Mapping]]:
-  """Rows by how they were sampled: no table mixes them."""
-  found: dict[str, list[Mapping]] = {}
-  for row in rows:
-    found.setdefault(row['sampling'], []).append(row)
-  return found
+def series_of(record: Mapping) -> Series:
+  """The series of a record or of a timing."""
+  return Series(record['model'], record['method'])
 
 
-def all_series(rows: Iterable[Mapping]) -> list[Series]:
-  """The series of rows, in order of appearance."""
-  return list(dict.fromkeys(Series(r['model'], r['method']) for r in rows))
+def by_sampling(records: Iterable[Mapping]) -> dict[str, list[Mapping]]:
+  """Groups records by how their tokens were drawn: no table mixes them."""
+  groups: dict[str, list[Mapping]] = {}
+  for record in records:
+    groups.setdefault(record['sampling'], []).append(record)
+  return groups
+
+
+def all_series(records: Iterable[Mapping]) -> list[Series]:
+  """The series of records, in order of appearance."""
+  return list(dict.fromkeys(map(series_of, records)))
+
+
+def all_series_of(all_points: Iterable[Point]) -> list[Series]:
+  """The series of points, in order of appearance."""
+  return list(dict.fromkeys(point.series for point in all_points))
 
 
 def labels(series: Sequence[Series]) -> dict[Series, str]:
-  """Names as short as they can be: what all share is left out."""
+  """Names of series, as short as they can be: what all share is left out."""
   models = {s.model for s in series}
   methods = {s.method for s in series}
 
@@ -75,94 +85,97 @@ def labels(series: Sequence[Series]) -> dict[Series, str]:
   return {s: label(s) for s in series}
 
 
-def points(rows: Iterable[Mapping], by_task: bool = False) -> list[Point]:
-  """Points of every series, by task or over all of them, by size."""
+def points(records: Iterable[Mapping], by_task: bool = False) -> list[Point]:
+  """The points of every series by size.
+
+  Args:
+    records: records of one sampling.
+    by_task: whether every task has its own points; otherwise they are over all
+      tasks.
+  """
   groups: dict[tuple[Series, str, int], list[Mapping]] = {}
-  for row in rows:
-    task = row['task'] if by_task else ALL_TASKS
-    key = (Series(row['model'], row['method']), task, row['size'])
-    groups.setdefault(key, []).append(row)
-  found = []
-  for (series, task, size), mine in groups.items():
-    right = sum(row['score'] for row in mine)
-    low, high = wilson_interval(right, len(mine))
-    found.append(
+  for record in records:
+    task = record['task'] if by_task else ALL_TASKS
+    key = (series_of(record), task, record['size'])
+    groups.setdefault(key, []).append(record)
+  all_points = []
+  for (series, task, size), group in groups.items():
+    right = sum(record['score'] for record in group)
+    low, high = wilson_interval(right, len(group))
+    all_points.append(
       Point(
         series=series,
         task=task,
         size=size,
-        tokens=_median(row['tokens'] for row in mine),
-        own_tokens=_median(row['own_tokens'] for row in mine),
-        turns=_median(sum(row['turns'].values()) for row in mine),
-        count=len(mine),
-        failed=sum(bool(row['error']) for row in mine),
-        score=right / len(mine),
+        tokens=_median(record['tokens'] for record in group),
+        own_tokens=_median(record['own_tokens'] for record in group),
+        turns=_median(sum(record['turns'].values()) for record in group),
+        count=len(group),
+        failed=sum(bool(record['error']) for record in group),
+        score=right / len(group),
         low=low,
         high=high,
-        flops=statistics.fmean(row['flops'] for row in mine),
-        read_tokens=statistics.fmean(row['read_tokens'] for row in mine),
+        flops=statistics.fmean(record['flops'] for record in group),
+        read_tokens=statistics.fmean(record['read_tokens'] for record in group),
       )
     )
-  order = {s: i for i, s in enumerate(all_series_of(found))}
-  return sorted(found, key=lambda p: (order[p.series], p.task, p.tokens))
+  order = {s: i for i, s in enumerate(all_series_of(all_points))}
+  return sorted(all_points, key=lambda p: (order[p.series], p.task, p.tokens))
 
 
-def all_series_of(found: Iterable[Point]) -> list[Series]:
-  """The series of points, in order of appearance."""
-  return list(dict.fromkeys(point.series for point in found))
+def fewer_tasks(
+  records: Iterable[Mapping],
+) -> dict[tuple[str, ...], list[float]]:
+  """Lengths (median tokens) at which tasks are missing, by the tasks there are."""
+  records = list(records)
+  every_task = {record['task'] for record in records}
+  incomplete: dict[tuple[str, ...], list[float]] = {}
+  for size, point in lengths(points(records)).items():
+    tasks = {record['task'] for record in records if record['size'] == size}
+    if tasks != every_task:
+      incomplete.setdefault(tuple(sorted(tasks)), []).append(point.tokens)
+  return incomplete
 
 
-def fewer_tasks(rows: Iterable[Mapping]) -> dict[tuple[str, ...], list[float]]:
-  """Lengths (median tokens) whose rows are not of all tasks, by their tasks."""
-  rows = list(rows)
-  everything = {row['task'] for row in rows}
-  found: dict[tuple[str, ...], list[float]] = {}
-  for size, point in lengths(points(rows)).items():
-    tasks = {row['task'] for row in rows if row['size'] == size}
-    if tasks != everything:
-      found.setdefault(tuple(sorted(tasks)), []).append(point.tokens)
-  return found
-
-
-def lengths(found: Sequence[Point]) -> dict[int, Point]:
-  """A point of every size, by length: of a series with turns and most rows."""
+def lengths(all_points: Sequence[Point]) -> dict[int, Point]:
+  """A point for every size, by length: a series with turns and most records."""
   by_size: dict[int, Point] = {}
-  for point in sorted(found, key=lambda p: (p.turns == 0, -p.count)):
+  for point in sorted(all_points, key=lambda p: (p.turns == 0, -p.count)):
     by_size.setdefault(point.size, point)
   return dict(sorted(by_size.items(), key=lambda item: item[1].tokens))
 
 
 def drop(
-  rows: Iterable[Mapping], least_tokens: int = 0
+  records: Iterable[Mapping], least_tokens: int = 0
 ) -> tuple[Point, Point, tuple[str, ...], tuple[float, float, float]] | None:
   """First and last point of one series on the same tasks, and their difference.
 
   Args:
-    rows: of one series.
-    least_tokens: the first point has as many; 5 % less are no less.
+    records: records of one series.
+    least_tokens: least length of the first point, with a tolerance of 5 %.
 
   Returns:
-    None where there are not two such points; else both over the tasks that the
+    None if there are not two such points; else both over the tasks that the
     longest documents have, these tasks, and the difference of the scores with its
     95 % interval, as shares.
   """
-  rows = list(rows)
-  last = max(points(rows), key=lambda p: p.tokens)
-  tasks = {row['task'] for row in rows if row['size'] == last.size}
-  mine = [
+  records = list(records)
+  last = max(points(records), key=lambda p: p.tokens)
+  tasks = {r['task'] for r in records if r['size'] == last.size}
+  long_enough = [
     p
-    for p in points(row for row in rows if row['task'] in tasks)
+    for p in points(r for r in records if r['task'] in tasks)
     if p.tokens >= 0.95 * least_tokens
   ]
-  if len(mine) < 2:
+  if len(long_enough) < 2:
     return None
-  first = mine[0]
-  tasks &= {row['task'] for row in rows if row['size'] == first.size}
+  first = long_enough[0]
+  tasks &= {r['task'] for r in records if r['size'] == first.size}
   first, last = (
     point
     for size in (first.size, last.size)
     for point in points(
-      r for r in rows if r['size'] == size and r['task'] in tasks
+      r for r in records if r['size'] == size and r['task'] in tasks
     )
   )
   return (
@@ -177,37 +190,43 @@ def drop(
 
 
 def paired(
-  rows: Iterable[Mapping], others: Iterable[Mapping]
+  records: Iterable[Mapping], others: Iterable[Mapping]
 ) -> list[tuple[Series, Series, int, tuple[float, float, float]]]:
-  """Series of two runs, both of one sampling, on their common examples.
+  """Compares the series of two runs on their common examples.
 
-  Series of the same name are compared, or all with all where none have one.
+  Series of the same name are compared, or all with all if no name is common.
+
+  Args:
+    records: records of the first run, of one sampling.
+    others: records of the second run, of the same sampling.
 
   Returns:
     (series of the first, of the second, pairs, mean difference second - first
     with its 95 % interval), for each pair of series with common examples.
   """
-  one, two = _by_series(rows), _by_series(others)
-  same = [s for s in one if s in two]
-  pairs = [(s, s) for s in same] or [(a, b) for a in one for b in two]
-  found = []
+  first, second = _scores(records), _scores(others)
+  common_series = [s for s in first if s in second]
+  pairs = [(s, s) for s in common_series]
+  pairs = pairs or [(a, b) for a in first for b in second]
+  comparisons = []
   for a, b in pairs:
-    common = [key for key in one[a] if key in two[b]]
+    common = [example for example in first[a] if example in second[b]]
     if common:
-      scores = [
-        [side[s][k] for k in common] for side, s in ((one, a), (two, b))
-      ]
-      found.append((a, b, len(common), paired_bootstrap(*scores)))
-  return found
+      difference = paired_bootstrap(
+        [first[a][example] for example in common],
+        [second[b][example] for example in common],
+      )
+      comparisons.append((a, b, len(common), difference))
+  return comparisons
 
 
-def _by_series(rows: Iterable[Mapping]) -> dict[Series, dict[tuple, float]]:
-  found: dict[Series, dict[tuple, float]] = {}
-  for row in rows:
-    series = Series(row['model'], row['method'])
-    key = tuple(row[name] for name in _EXAMPLE)
-    found.setdefault(series, {})[key] = row['score']
-  return found
+def _scores(records: Iterable[Mapping]) -> dict[Series, dict[tuple, float]]:
+  """The score of every example, by series."""
+  scores: dict[Series, dict[tuple, float]] = {}
+  for record in records:
+    example = tuple(record[name] for name in _EXAMPLE)
+    scores.setdefault(series_of(record), {})[example] = record['score']
+  return scores
 
 
 def _median(values: Iterable[float]) -> float:

@@ -1,8 +1,8 @@
 """The tables of a grid's report, for a page and for a terminal.
 
-rows, points, timings, likelihood -> Table -> Markdown | columns
+    records, points, timings, likelihood -> Table -> Markdown | columns
 
-Needs no matplotlib.
+This module needs no matplotlib.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ import statistics
 from memagent_jax.evals.report import series as series_lib
 from memagent_jax.evals.report.series import Labels, Point, Series
 
-# A header, and lines of as many cells.
+# A header and lines, all with the same number of cells.
 Table = list[list[str]]
 
 HEALTH_NOTE = (
@@ -36,22 +36,27 @@ BOOTSTRAP_NOTE = (
 )
 
 
-def accuracy_table(found: Sequence[Point], axis: str = 'tokens') -> Table:
-  """Header and lines: a length a line, a series a column."""
-  labels = series_lib.labels(series_lib.all_series_of(found))
-  places = {(p.series, p.size): p for p in found}
+def accuracy_table(points: Sequence[Point], axis: str = 'tokens') -> Table:
+  """Scores with their intervals: a line for every length, a column for a series.
+
+  Args:
+    points: points of one task, or over all tasks.
+    axis: name of the tokens that lengths are counted in.
+  """
+  labels = series_lib.labels(series_lib.all_series_of(points))
+  by_series_and_size = {(p.series, p.size): p for p in points}
   header = [axis, 'own tokens', 'chunks', 'n', *labels.values()]
   lines = [header]
-  for size, point in series_lib.lengths(found).items():
-    mine = [places[s, size] for s in labels if (s, size) in places]
-    counts = dict.fromkeys(str(p.count) for p in mine)
+  for size, point in series_lib.lengths(points).items():
+    columns = [by_series_and_size.get((s, size)) for s in labels]
+    counts = dict.fromkeys(str(p.count) for p in columns if p is not None)
     lines.append(
       [
         f'{point.tokens:,.0f}',
         f'{point.own_tokens:,.0f}',
         f'{point.turns:,.0f}' if point.turns else '',
         '/'.join(counts),
-        *(_score(places.get((s, size))) for s in labels),
+        *map(_score, columns),
       ]
     )
   return lines
@@ -65,7 +70,7 @@ def markdown(table: Table) -> str:
 
 
 def text(table: Table) -> str:
-  """The table in columns, for a terminal."""
+  """The table in aligned columns, for a terminal."""
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]
   return '\n'.join(
     '  '.join(t.rjust(w) for t, w in zip(line, widths, strict=True))
@@ -83,14 +88,20 @@ def _score(point: Point | None) -> str:
 
 
 def drop_table(
-  rows: Sequence[Mapping], labels: Labels, least_tokens: int
+  records: Sequence[Mapping], labels: Labels, least_tokens: int
 ) -> Table:
-  """A line a series: its shortest and longest documents, and the difference."""
+  """The drop from short to long documents, a line for every series.
+
+  Args:
+    records: records of one sampling.
+    labels: names of the series.
+    least_tokens: least length that the drop is counted from.
+  """
   lines = [['', 'tasks', 'from', 'to', 'difference in points']]
-  every_task = {row['task'] for row in rows}
+  every_task = {record['task'] for record in records}
   for s, label in labels.items():
-    mine = [row for row in rows if Series(row['model'], row['method']) == s]
-    result = series_lib.drop(mine, least_tokens)
+    own_records = [r for r in records if series_lib.series_of(r) == s]
+    result = series_lib.drop(own_records, least_tokens)
     if result is not None:
       first, last, tasks, difference = result
       lines.append(
@@ -111,24 +122,24 @@ def _points(difference: tuple[float, float, float]) -> str:
 
 
 def cost_table(
-  found: Sequence[Point],
+  points: Sequence[Point],
   labels: Labels,
   seconds: Mapping[tuple[Series, int], float],
   not_run: Sequence[tuple[Series, float, float]],
   axis: str,
 ) -> Table:
-  """A line a point, and one a length that a series was not run at.
+  """What documents cost: a line for every point, and for lengths not run.
 
   Args:
-    found: points over all tasks.
-    labels: of the series.
-    seconds: as `document_seconds` gives them.
-    not_run: (series, tokens, FLOPs) of a document.
-    axis: what tokens are called.
+    points: points over all tasks.
+    labels: names of the series.
+    seconds: seconds of a document, as `document_seconds` gives them.
+    not_run: (series, tokens, FLOPs) of documents that were not run.
+    axis: name of the tokens that lengths are counted in.
   """
   lines = [['', axis, 'tokens seen', 'TFLOPs', 'seconds']]
   for s, label in labels.items():
-    for p in found:
+    for p in points:
       if p.series == s:
         spent = seconds.get((s, p.size))
         lines.append(
@@ -151,26 +162,34 @@ def cost_table(
 def document_seconds(
   timings: Iterable[Mapping],
 ) -> dict[tuple[Series, int], float]:
-  """Seconds of a document by series and size, side by side with its batch."""
+  """Seconds of a document by series and size: its share of the batch's seconds."""
   totals: dict[tuple[Series, int], list[float]] = {}
   for line in timings:
-    key = Series(line['model'], line['method']), line['size']
+    key = series_lib.series_of(line), line['size']
     total = totals.setdefault(key, [0.0, 0])
     total[0] += line['seconds']
-    total[1] += line['rows']
-  return {key: spent / rows for key, (spent, rows) in totals.items()}
+    total[1] += line['batch_size']
+  return {key: spent / count for key, (spent, count) in totals.items()}
 
 
-def health_table(rows: Iterable[Mapping], labels: Labels, axis: str) -> Table:
-  """What memories did, a line a series and size; HEALTH_NOTE explains it."""
+def health_table(
+  records: Iterable[Mapping], labels: Labels, axis: str
+) -> Table:
+  """Memory health, a line for every series and size; see HEALTH_NOTE.
+
+  Args:
+    records: records of one sampling.
+    labels: names of the series.
+    axis: name of the tokens that lengths are counted in.
+  """
   lines = [
     [
       *('', axis, 'memory tokens', 'cut', 'unchanged'),
       *('evidence came', 'stayed', 'came at', 'went at'),
     ]
   ]
-  for s, mine in rows_with_memory(rows, labels):
-    health = [row['health'] for row in mine]
+  for s, group in records_with_memory(records, labels):
+    health = [record['health'] for record in group]
     came = [h for h in health if h['evidence_enters_turn'] is not None]
     kept = [h for h in came if h['evidence_kept']]
     lengths = [
@@ -181,7 +200,7 @@ def health_table(rows: Iterable[Mapping], labels: Labels, axis: str) -> Table:
     lines.append(
       [
         labels[s],
-        f'{statistics.median_high(row["tokens"] for row in mine):,.0f}',
+        f'{statistics.median_high(record["tokens"] for record in group):,.0f}',
         ' / '.join(f'{length:.0f}' for length in lengths),
         f'{statistics.fmean(h["saturated"] for h in health):.1%}',
         f'{statistics.fmean(h["unchanged"] for h in health):.1%}',
@@ -194,27 +213,32 @@ def health_table(rows: Iterable[Mapping], labels: Labels, axis: str) -> Table:
   return lines
 
 
-def rows_with_memory(
-  rows: Iterable[Mapping], labels: Labels
+def records_with_memory(
+  records: Iterable[Mapping], labels: Labels
 ) -> list[tuple[Series, list[Mapping]]]:
-  """Rows that kept a memory, by series and size, in their order."""
+  """Groups the records of methods with a memory by series and size.
+
+  Args:
+    records: records of one sampling.
+    labels: names of the series, in the order of the groups.
+  """
   groups: dict[tuple[Series, int], list[Mapping]] = {}
-  for row in rows:
-    if row['health']:
-      key = Series(row['model'], row['method']), row['size']
-      groups.setdefault(key, []).append(row)
+  for record in records:
+    if record['health']:
+      key = series_lib.series_of(record), record['size']
+      groups.setdefault(key, []).append(record)
   order = list(labels)
   keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
   return [(key[0], groups[key]) for key in keys]
 
 
 def _turn(turns: Iterable[int | None]) -> str:
-  known = [turn + 1 for turn in turns if turn is not None]
-  return f'{statistics.median_high(known):,.0f}' if known else ''
+  numbers = [turn + 1 for turn in turns if turn is not None]
+  return f'{statistics.median_high(numbers):,.0f}' if numbers else ''
 
 
 def likelihood_table(lines: Iterable[Mapping]) -> Table:
-  """A line a model, of what `records.read_likelihood` gives."""
+  """A line for every model that `records.read_likelihood` returns."""
   table = [['model', 'chunks', 'with memory', 'without', 'difference']]
   for line in lines:
     table.append(
@@ -230,23 +254,27 @@ def likelihood_table(lines: Iterable[Mapping]) -> Table:
 
 
 def comparison_table(
-  rows: Iterable[Mapping], others: Iterable[Mapping]
+  records: Iterable[Mapping], others: Iterable[Mapping]
 ) -> Table:
-  """Two runs on their common examples, a line a pair of series and sampling.
+  """Two runs on their common examples, a line for every pair of series.
+
+  Args:
+    records: records of the first run.
+    others: records of the second run.
 
   Raises:
-    ValueError: they have no example in common.
+    ValueError: the runs have no example in common.
   """
   lines = [['sampling', 'this run', 'the other', 'pairs', 'other - this']]
-  theirs = series_lib.samplings(others)
-  for sampling, mine in series_lib.samplings(rows).items():
-    pairs = series_lib.paired(mine, theirs.get(sampling, ()))
-    for one, two, count, difference in pairs:
+  other_groups = series_lib.by_sampling(others)
+  for sampling, group in series_lib.by_sampling(records).items():
+    pairs = series_lib.paired(group, other_groups.get(sampling, ()))
+    for first, second, count, difference in pairs:
       lines.append(
         [
           sampling,
-          f'{one.model}, {one.method}',
-          f'{two.model}, {two.method}',
+          f'{first.model}, {first.method}',
+          f'{second.model}, {second.method}',
           str(count),
           _points(difference),
         ]

@@ -126,12 +126,12 @@ def test_retrieved_shows_what_the_question_names_in_its_order(
 
 
 def test_a_batch_has_what_its_tokens_allow(model):
-  assert make(batch_tokens=1000).batch_rows(model.config, 8, 300) == 4
+  assert make(batch_tokens=1000).batch_size(model.config, 8, 300) == 4
   # No prompt is longer than the window, without an extension.
-  assert make(batch_tokens=1000).batch_rows(model.config, 8, 10**6) == 4
+  assert make(batch_tokens=1000).batch_size(model.config, 8, 10**6) == 4
   yarn = make(batch_tokens=1000, extension='yarn')
-  assert yarn.batch_rows(model.config, 8, 10**6) == 1
-  assert yarn.batch_rows(model.config, 8, 100) == 8
+  assert yarn.batch_size(model.config, 8, 10**6) == 1
+  assert yarn.batch_size(model.config, 8, 100) == 8
 
 
 @pytest.mark.parametrize('extension', one_turn.EXTENSIONS)

@@ -1,11 +1,11 @@
-"""Where a batch is: what is saved, when, and how long it took in all."""
+"""The progress of a batch: what is saved, when, and how long it took in all."""
 
 import time
 
 from memagent_jax.evals.methods.progress import Progress
 
 
-def test_a_killed_batch_goes_on_with_its_state_and_its_seconds(tmp_path):
+def test_a_killed_batch_resumes_with_its_state_and_its_seconds(tmp_path):
   path = tmp_path / 'batch.json'
   killed = Progress(path, every_seconds=0.0)
   assert killed.state is None and not path.exists()
@@ -23,15 +23,15 @@ def test_a_killed_batch_goes_on_with_its_state_and_its_seconds(tmp_path):
   assert Progress(path).state is None
 
 
-def test_nothing_is_saved_or_told_too_often(tmp_path):
-  told, made = [], []
+def test_nothing_is_saved_or_reported_too_often(tmp_path):
+  reported, saved = [], []
   progress = Progress(
-    tmp_path / 'x.json', lambda share, _: told.append(share), 0.2
+    tmp_path / 'x.json', lambda share, _: reported.append(share), 0.2
   )
-  state = lambda: made.append(0)  # noqa: E731
+  state = lambda: saved.append(0)  # noqa: E731
   progress.update(0.1, state)
-  assert not made and not told
+  assert not saved and not reported
   time.sleep(0.25)
   progress.update(0.2, state)
   progress.update(0.3, state)
-  assert told == [0.2] and len(made) == 1
+  assert reported == [0.2] and len(saved) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from memagent_jax.evals.report import figures
 from memagent_jax.evals.report import series as series_lib
-from tests.evals.report.rows import rows, timing
+from tests.evals.report.fake_records import records, timing
 
 _SIZES = (256, 8192, 524_288, 3_500_000)
 
@@ -14,22 +14,22 @@ _SIZES = (256, 8192, 524_288, 3_500_000)
 @pytest.fixture
 def many():
   """Points of a dozen models, each with its label."""
-  found = series_lib.points(
+  points = series_lib.points(
     [
-      row
+      record
       for number in range(12)
       for size in _SIZES
-      for row in rows(f'model {number}', size, [1, 0])
+      for record in records(f'model {number}', size, [1, 0])
     ]
   )
-  labels = series_lib.labels(series_lib.all_series_of(found))
-  yield found, labels
+  labels = series_lib.labels(series_lib.all_series_of(points))
+  yield points, labels
   plt.close('all')
 
 
 def test_every_one_of_a_dozen_series_has_its_own_colour(many):
-  found, labels = many
-  figure = figures.accuracy(found, labels, title='')
+  points, labels = many
+  figure = figures.accuracy(points, labels, title='')
   lines = figure.axes[0].get_lines()
   named = [line for line in lines if len(line.get_xdata()) == len(_SIZES)]
   curves = {line.get_color() for line in named if line.get_linestyle() == '-'}
@@ -40,19 +40,19 @@ def test_every_one_of_a_dozen_series_has_its_own_colour(many):
 
 
 def test_the_longest_document_has_a_tick(many):
-  found, labels = many
-  axes = figures.accuracy_by_task(found, labels).axes[0]
+  points, labels = many
+  axes = figures.accuracy_by_task(points, labels).axes[0]
   assert axes.get_xticklabels()[0].get_text() == '3.5M'
 
 
 def test_a_legend_of_long_names_is_not_wider_than_its_figure(many):
-  found, labels = many
+  points, labels = many
   long = {s: f'{name} that reads with a memory' for s, name in labels.items()}
   timings = [timing(s.model, 100) for s in labels]
   for figure in (
-    figures.accuracy_by_task(found, long),
+    figures.accuracy_by_task(points, long),
     figures.chunk_cost(timings, long),
-    figures.cost(found, long, {}, []),
+    figures.cost(points, long, {}, []),
   ):
     figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -63,20 +63,22 @@ def test_a_legend_of_long_names_is_not_wider_than_its_figure(many):
 
 
 def test_curves_that_end_together_have_one_label(many):
-  found, labels = many
+  points, labels = many
   not_run = {s: [7_000_000.0] for s in labels}
-  figure = figures.accuracy(found, labels, title='', not_run=not_run)
+  figure = figures.accuracy(points, labels, title='', not_run=not_run)
   (text,) = figure.axes[0].texts
   assert text.get_text() == '12 not run beyond'
 
 
 def test_a_heat_map_has_depth_downwards_and_length_to_the_right():
-  made = [
-    *rows('a', 100, [1, 0], depth=0.05),
-    *rows('a', 100, [1], depth=0.95),
-    *rows('a', 400, [0], depth=0.95),
+  given = [
+    *records('a', 100, [1, 0], depth=0.05),
+    *records('a', 100, [1], depth=0.95),
+    *records('a', 400, [0], depth=0.95),
   ]
-  figure = figures.depth_by_length(made, series_lib.Series('a', 'memory'), 'a')
+  figure = figures.depth_by_length(
+    given, series_lib.Series('a', 'MemAgent'), 'a'
+  )
   axes = figure.axes[0]
   (image,) = axes.get_images()
   shown = np.ma.filled(image.get_array(), -1.0)
@@ -99,7 +101,7 @@ def test_memory_is_drawn_where_chunks_were_not_timed():
     timing('a', 400, chunk_seconds=None, chunked=False),
     timing('a', 400, peak_host_bytes=2**30, chunked=False),
   ]
-  labels = {series_lib.Series('a', 'memory'): 'a'}
+  labels = {series_lib.Series('a', 'MemAgent'): 'a'}
   (axes,) = figures.chunk_cost(timings, labels).axes
   (line,) = axes.get_lines()
   assert list(line.get_xdata()) == [100, 400]
@@ -113,9 +115,9 @@ def test_memory_is_drawn_where_chunks_were_not_timed():
 
 
 def test_flops_over_many_decades_have_ticks(many):
-  found, labels = many
+  points, labels = many
   series = next(iter(labels))
-  figure = figures.cost(found, labels, {}, [(series, 3.5e6, 1e18)])
+  figure = figures.cost(points, labels, {}, [(series, 3.5e6, 1e18)])
   axes = figure.axes[2]
   least, most = axes.get_ylim()
   assert most / least > 1e6

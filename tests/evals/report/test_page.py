@@ -10,21 +10,22 @@ import pytest
 from memagent_jax.evals import records
 from memagent_jax.evals.report import page
 from memagent_jax.io import jsonl
-from tests.evals.report.rows import row, rows, timing
+from tests.evals.report.fake_records import record, timing
+from tests.evals.report.fake_records import records as fake_records
 
 
 @pytest.fixture
 def workdir(tmp_path):
   """Two models and a baseline that was not run to the end; one is sampled."""
-  made = [
-    *rows('before <1>', 1000, [1, 0, 1, 0]),
-    *rows('before <1>', 4000, [0, 0, 0, 1]),
-    *rows('after', 1000, [1, 1, 1, 1]),
-    *rows('after', 4000, [1, 1, 1, 0], trace='traces/x.jsonl'),
-    *rows('after', 1000, [1, 1], method='full', health={}, turns={}),
-    row('after', 1000, 9, sampling='temperature 0.7, top-p 0.95', score=0.5),
+  given = [
+    *fake_records('before <1>', 1000, [1, 0, 1, 0]),
+    *fake_records('before <1>', 4000, [0, 0, 0, 1]),
+    *fake_records('after', 1000, [1, 1, 1, 1]),
+    *fake_records('after', 4000, [1, 1, 1, 0], trace='traces/x.jsonl'),
+    *fake_records('after', 1000, [1, 1], method='full', health={}, turns={}),
+    record('after', 1000, 9, sampling='temperature 0.7, top-p 0.95', score=0.5),
   ]
-  jsonl.append(tmp_path / 'rows.jsonl', made)
+  jsonl.append(tmp_path / records.RECORDS, given)
   change = {'chunk_index': 3, 'chunk': 'It is <4>.', 'chunk_tokens': 5}
   change |= {'memory': 'is 4', 'memory_ids': [1, 2], 'finish_reason': 'eos'}
   caps = {'chunk_tokens': 8, 'memory_tokens': 4}
@@ -101,7 +102,7 @@ def test_tables_and_points_are_files(workdir):
     p
     for p in points
     if (p['model'], p['method'], p['size'], p['task'])
-    == ('after', 'memory', '4000', 'niah')
+    == ('after', 'MemAgent', '4000', 'niah')
   )
   assert (point['count'], point['score']) == ('4', '0.75')
 
@@ -116,10 +117,10 @@ def test_a_series_that_was_not_run_to_the_end_says_so(workdir):
   assert '| after, full | 4,000 |  | 5 | not run |' in tables
 
 
-def test_one_row_is_a_report(tmp_path):
-  jsonl.append(tmp_path / 'rows.jsonl', [row('a', 100, 0, depth=None)])
+def test_one_record_is_a_report(tmp_path):
+  jsonl.append(tmp_path / records.RECORDS, [record('a', 100, 0, depth=None)])
   _, text = written(tmp_path)
-  assert '100.0 [20.7, 100.0]' in text and '0 of 1 rows' in text
+  assert '100.0 [20.7, 100.0]' in text and '0 of 1 records' in text
 
 
 def test_a_likelihood_is_a_table(workdir):
@@ -130,38 +131,48 @@ def test_a_likelihood_is_a_table(workdir):
   assert '-2.5000' in text and '+0.2500 [+0.2000, +0.3000]' in text
 
 
-def test_two_runs_are_compared_on_their_common_rows(workdir, tmp_path_factory):
+def test_two_runs_are_compared_on_their_common_examples(
+  workdir, tmp_path_factory
+):
   other = tmp_path_factory.mktemp('other')
-  jsonl.append(other / 'rows.jsonl', rows('after', 4000, [1, 0, 0, 0]))
+  jsonl.append(
+    other / records.RECORDS, fake_records('after', 4000, [1, 0, 0, 0])
+  )
   _, text = written(workdir, compared=other)
   # 1 1 1 0 against 1 0 0 0.
   assert 'other - this' in text and '-50.0 [' in text
 
 
-def test_runs_without_a_common_row_are_not_compared(workdir, tmp_path_factory):
+def test_runs_without_a_common_example_are_not_compared(
+  workdir, tmp_path_factory
+):
   other = tmp_path_factory.mktemp('other')
-  with pytest.raises(ValueError, match='no rows; expected what'):
+  with pytest.raises(ValueError, match='no records; expected what'):
     written(workdir, compared=other)
-  sampled = rows('after', 4000, [1, 1], sampling='temperature 1, top-p 1')
-  jsonl.append(other / 'rows.jsonl', sampled)
+  sampled = fake_records(
+    'after', 4000, [1, 1], sampling='temperature 1, top-p 1'
+  )
+  jsonl.append(other / records.RECORDS, sampled)
   with pytest.raises(ValueError, match='no example in common'):
     written(workdir, compared=other)
 
 
 def test_lengths_of_fewer_tasks_are_named(tmp_path):
-  made = [*rows('a', 100, [1, 1]), *rows('a', 900, [1, 1])]
-  made += rows('a', 100, [0, 0], task='vt')
-  jsonl.append(tmp_path / 'rows.jsonl', made)
+  given = [*fake_records('a', 100, [1, 1]), *fake_records('a', 900, [1, 1])]
+  given += fake_records('a', 100, [0, 0], task='vt')
+  jsonl.append(tmp_path / records.RECORDS, given)
   _, text = written(tmp_path)
   assert 'At 900 only niah.' in text
 
 
 def test_many_wrong_answers_of_a_series_do_not_hide_those_of_another(tmp_path):
-  many = rows('poor', 4000, [0] * 200)
-  jsonl.append(tmp_path / 'rows.jsonl', many + rows('good', 1000, [0, 1, 0]))
+  many = fake_records('poor', 4000, [0] * 200)
+  jsonl.append(
+    tmp_path / records.RECORDS, many + fake_records('good', 1000, [0, 1, 0])
+  )
   _, text = written(tmp_path)
   _, text = text.split('<h2>Wrong answers</h2>')
-  assert '202 of 203 rows' in text
+  assert '202 of 203 records' in text
   assert text.count('<td>good</td>') == 2
   assert text.count('<td>poor</td>') == 10
   # The longest first.
@@ -169,12 +180,14 @@ def test_many_wrong_answers_of_a_series_do_not_hide_those_of_another(tmp_path):
 
 
 def test_memories_that_are_cut_or_never_change_set_off_an_alarm(tmp_path):
-  cut = rows('cut', 100, [1, 1])
-  still = rows('still', 100, [1, 1])
-  for row_cut, row_still in zip(cut, still, strict=True):
-    row_cut['health'] |= {'saturated': 0.9}
-    row_still['health'] |= {'constant': True}
-  jsonl.append(tmp_path / 'rows.jsonl', [*cut, *still, *rows('a', 9, [1])])
+  cut = fake_records('cut', 100, [1, 1])
+  still = fake_records('still', 100, [1, 1])
+  for cut_record, still_record in zip(cut, still, strict=True):
+    cut_record['health'] |= {'saturated': 0.9}
+    still_record['health'] |= {'constant': True}
+  jsonl.append(
+    tmp_path / records.RECORDS, [*cut, *still, *fake_records('a', 9, [1])]
+  )
   _, text = written(tmp_path)
   assert 'cut at 101: 90% of the memories were cut at their cap' in text
   assert 'still at 101: 100% of the trajectories never change' in text
@@ -184,9 +197,9 @@ def test_memories_that_are_cut_or_never_change_set_off_an_alarm(tmp_path):
 def test_answers_are_scored_anew(workdir, tmp_path_factory):
   other = tmp_path_factory.mktemp('other')
   answers = ('\\boxed{4}', 'four', '4, or so', '\\boxed{4}')
-  made = [row('after', 4000, i, answer=a) for i, a in enumerate(answers)]
-  made[3]['error'] = 'it ended'
-  jsonl.append(other / 'rows.jsonl', made)
+  given = [record('after', 4000, i, answer=a) for i, a in enumerate(answers)]
+  given[3]['error'] = 'it ended'
+  jsonl.append(other / records.RECORDS, given)
   path, text = written(other, scorer='boxed_em')
   assert path.parent.name == 'report_boxed_em'
   assert 'Scored by boxed_em.' in text and '25.0 [' in text
@@ -197,8 +210,8 @@ def test_answers_are_scored_anew(workdir, tmp_path_factory):
     written(other, scorer='x')
 
 
-def test_no_rows_are_an_error(tmp_path):
-  with pytest.raises(ValueError, match='no rows; expected what'):
+def test_no_records_are_an_error(tmp_path):
+  with pytest.raises(ValueError, match='no records; expected what'):
     written(tmp_path)
 
 

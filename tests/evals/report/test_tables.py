@@ -1,15 +1,17 @@
-"""Tables of rows that are written down here, as text and as Markdown."""
+"""Tables of records that are written down here, as text and as Markdown."""
 
 import subprocess
 import sys
 
 from memagent_jax.evals.report import series, tables
-from tests.evals.report.rows import row, rows
+from tests.evals.report.fake_records import record, records
 
 
 def test_a_length_is_a_line_and_a_series_a_column():
-  found = series.points([*rows('a', 100, [1, 0]), row('b', 100, 0, error='x')])
-  table = tables.accuracy_table(found, 'bytes')
+  points = series.points(
+    [*records('a', 100, [1, 0]), record('b', 100, 0, error='x')]
+  )
+  table = tables.accuracy_table(points, 'bytes')
   assert table[0] == ['bytes', 'own tokens', 'chunks', 'n', 'a', 'b']
   assert table[1][3:] == [
     *('2/1', '50.0 [9.5, 90.5]', '100.0 [20.7, 100.0], 1 failed'),
@@ -17,16 +19,17 @@ def test_a_length_is_a_line_and_a_series_a_column():
 
 
 def test_a_table_is_columns_or_markdown():
-  table = [['', 'tokens'], ['memory', '7']]
-  assert tables.text(table) == '        tokens\nmemory       7'
+  table = [['', 'tokens'], ['window', '7']]
+  assert tables.text(table) == '        tokens\nwindow       7'
   assert tables.markdown(table) == (
-    '|  | tokens |\n| --- | --- |\n| memory | 7 |\n'
+    '|  | tokens |\n| --- | --- |\n| window | 7 |\n'
   )
 
 
 def test_of_an_even_number_the_median_is_the_higher_one():
-  made = rows('a', 100, [1, 1, 1, 1])
-  (_, line) = tables.health_table(made, {series.Series('a', 'memory'): 'a'}, '')
+  given = records('a', 100, [1, 1, 1, 1])
+  labels = {series.Series('a', 'MemAgent'): 'a'}
+  (_, line) = tables.health_table(given, labels, '')
   # Tokens are 100 ... 103.
   assert line[:4] == ['a', '102', '18 / 20 / 24', '33.3%']
 

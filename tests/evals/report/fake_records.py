@@ -1,11 +1,11 @@
-"""Rows and timings as a grid writes them."""
+"""Records and timings as a grid writes them."""
 
 
-def row(model, size, index, **changes):
-  """One row; its score is 1."""
+def record(model, size, index, **changes):
+  """One record, with a score of 1."""
   return {
     'model': model,
-    'method': 'memory',
+    'method': 'MemAgent',
     'task': 'niah',
     'size': size,
     'seed': 0,
@@ -39,23 +39,23 @@ def row(model, size, index, **changes):
   } | changes
 
 
-def rows(model, size, scores, **changes):
-  """A row a score."""
+def records(model, size, scores, **changes):
+  """A record for every score."""
   return [
-    row(model, size, i, score=float(score), **changes)
+    record(model, size, i, score=float(score), **changes)
     for i, score in enumerate(scores)
   ]
 
 
 def timing(model, size, **changes):
-  """A finished batch of 4 rows."""
+  """A finished batch of 4 documents."""
   return {
     'batch': f'{model}_{size}',
     'model': model,
-    'method': 'memory',
+    'method': 'MemAgent',
     'size': size,
     'tokens': size,
-    'rows': 4,
+    'batch_size': 4,
     'read_tokens': 4 * size,
     'flops': 4e9 * size,
     'seconds': size / 100,
