@@ -72,12 +72,12 @@ def _attention_flops(c: ModelConfig, tokens: int) -> float:
 def _pairs(config: ModelConfig, tokens: int) -> float:
   """Query and key pairs of a causal text."""
   all_pairs = tokens * (tokens + 1) / 2
-  if isinstance(config.attention, SinkAttention):
+  if isinstance(config.long_attention, SinkAttention):
     window = config.max_positions
     beyond = max(tokens - window, 0)
     # A triangle up to the window, then `window` keys a query.
     return min(all_pairs, window * (window + 1) / 2 + beyond * window)
-  assert config.attention is None or isinstance(
-    config.attention, DualChunkAttention
+  assert config.long_attention is None or isinstance(
+    config.long_attention, DualChunkAttention
   )
   return all_pairs
