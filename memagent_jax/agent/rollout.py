@@ -339,7 +339,7 @@ def read(
       agent.control_ids,
       jax.vmap(jax.random.fold_in)(key_N, turn_N),
       active_N=chunk.length_N > 0,
-      prefill_rows=agent.prefill_rows,
+      prefill_prompts=agent.prefill_rows,
     )
     new_memory, thought_N = carried_memory(agent, response, memory)
     if agent.least_ratio:
@@ -387,5 +387,5 @@ def answer(
     agent.answer,
     agent.control_ids,
     jax.vmap(jax.random.fold_in, (0, None))(key_N, ANSWER_TURN),
-    prefill_rows=agent.prefill_rows,
+    prefill_prompts=agent.prefill_rows,
   )

@@ -97,7 +97,7 @@ LORA_TARGETS = ('q', 'kv', 'o', 'gate_up', 'down')
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Low-rank updates beside frozen kernels: W + alpha / rank * A B.
+  """Low-rank updates of frozen kernels: W + alpha / rank * A B.
 
   Source: arXiv 2106.09685.
   """
@@ -155,7 +155,7 @@ class ModelConfig:
   # What queries see of texts beyond max_positions, a baseline without training;
   # None: all of it, as it is. Not part of an exported model.
   long_attention: DualChunkAttention | SinkAttention | None = None
-  # Adapters beside frozen kernels, see `lora`. Not part of an exported model, into
+  # Adapters of frozen kernels, see `lora`. Not part of an exported model, into
   # whose kernels they are merged.
   lora: LoraConfig | None = None
 

@@ -129,8 +129,8 @@ def decode(
     config: its `long_attention` is not None.
     q_views: q_NxTxHxD of every view, rotated.
     segments: what plain attention would see.
-    position_NxT: of the queries in the text.
-    origins_N: position of each segment's first slot, a row each.
+    position_NxT: positions of the queries in the text.
+    origins_N: for each segment, the position of its first slot in every row.
   """
   parts = []
   for q, view in zip(q_views, views(config, position_NxT), strict=True):
@@ -148,15 +148,15 @@ def decode(
 def _ranges(
   config: ModelConfig, start: jax.Array, queries: int, end: int
 ) -> list[tuple[jax.Array | int, int]]:
-  """(first slot, slots) that hold all a block of queries sees, view by view.
+  """For each view, the (first slot, slots) that hold all a block of queries sees.
 
-  No slots: no block up to `end` sees anything of the view.
+  The slots are 0 where no block up to `end` sees anything of the view.
 
   Args:
     config: its `long_attention` is not None.
     start: first query of the block.
-    queries: of the block.
-    end: slots that there are.
+    queries: size of the block.
+    end: number of slots.
   """
   variant = config.long_attention
   if isinstance(variant, SinkAttention):
