@@ -88,7 +88,7 @@ def read(
       agent.control_ids,
       jax.vmap(jax.random.fold_in)(key_N, turn_N),
       active_N=chunk.length_N > 0,
-      prefill_rows=agent.prefill_prompts,
+      prefill_prompts=agent.prefill_prompts,
     )
     skipped_N = response.finish_N == SKIPPED
     text, thought_N = written_text(agent, response)
@@ -138,7 +138,7 @@ def answer(
     agent.answer,
     agent.control_ids,
     jax.vmap(jax.random.fold_in, (0, None))(key_N, ANSWER_TURN),
-    prefill_rows=agent.prefill_prompts,
+    prefill_prompts=agent.prefill_prompts,
   )
 
 

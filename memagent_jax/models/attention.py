@@ -1,5 +1,8 @@
 """The one attention of training, prefill and decode, on every platform.
 
+Where a platform has a kernel of its own (see `kernels`), it is used; what follows is
+computed elsewhere, and defines what a kernel has to compute.
+
 A query sees one or more segments of keys. Training and prefill have one causal
 segment (the row itself); decode has two, the prompt's cache and the response's.
 Scores exist for one block of queries at a time, over the keys that block can
@@ -13,7 +16,8 @@ Keys and values are heads-major with the slots last (NxJxDxS): both matmuls of a
 block, and the matvecs of a decode step, then read them in memory order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,13 +25,14 @@ from jax import lax
 import jax.numpy as jnp
 
 from memagent_jax import sharding
-from memagent_jax.models import kernels, recompute
+from memagent_jax.models import kernels
+from memagent_jax.models.kernels import recompute
 
 # Queries of one block. 128 rows of scores over 1K keys stay in a core's cache.
 BLOCK_QUERIES = 128
-# Distinct key prefixes of one program: each is a shape to compile.
+# Distinct key prefixes of one program, each of them a shape to compile.
 MAX_PREFIXES = 12
-# What a hidden slot scores: exp() of it is exactly 0 beside any real score.
+# Score of a hidden slot: exp() of it is exactly 0 next to any real score.
 _HIDDEN = -1e30
 
 
@@ -55,23 +60,21 @@ def attention(q_NxTxHxD: jax.Array, segments: Sequence[Segment]) -> jax.Array:
   platform = sharding.platform()
   if segments[0].visible_NxT is None:
     (segment,) = segments
-    causal = _CAUSAL.get(platform, _causal)
+    causal = kernels.CAUSAL.get(platform, _causal)
     out = causal(q, segment.k_NxJxDxS, segment.v_NxJxDxS)
-  elif platform == 'tpu' and q.shape[3] == 1:
-    out = _decode_tpu(q, segments)
+  elif platform in kernels.LIVE and q.shape[3] == 1:
+    out = _attend_live(q, segments, kernels.LIVE[platform])
   else:
     out, _ = attend([(q, segment) for segment in segments])
   return ungrouped(out)
 
 
-# By platform; elsewhere, as on CPU, in blocks.
-_CAUSAL = {'tpu': kernels.causal_tpu, 'gpu': kernels.causal_gpu}
-
-
-def _decode_tpu(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+def _attend_live(
+  q: jax.Array, segments: Sequence[Segment], live: Callable
+) -> jax.Array:
   """`attend` for one query a row, reading only the slots that it sees."""
   parts = [
-    kernels.live_tpu(
+    live(
       q[:, :, :, 0],
       segment.k_NxJxDxS,
       segment.v_NxJxDxS,
@@ -79,7 +82,23 @@ def _decode_tpu(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     )
     for segment in segments
   ]
-  return kernels.merged(parts)[:, :, :, None].astype(q.dtype)
+  return merged(parts)[:, :, :, None].astype(q.dtype)
+
+
+def merged(
+  parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+) -> jax.Array:
+  """One softmax over segments, float32 [N, J, G, D], from a kernel's parts.
+
+  Args:
+    parts: for each segment the weighted sum of the values [N, J, G, D], the largest
+      score, and the sum of the weights relative to it, both [N, J, G, 1].
+  """
+  top = functools.reduce(jnp.maximum, (t for _, t, _ in parts))
+  weight = [jnp.exp(t - top) for _, t, _ in parts]
+  total = sum(w * s for w, (_, _, s) in zip(weight, parts, strict=True))
+  out = sum(w * o for w, (o, _, _) in zip(weight, parts, strict=True))
+  return out / total
 
 
 def grouped(q_NxTxHxD: jax.Array, kv_heads: int) -> jax.Array:
@@ -101,8 +120,8 @@ def _causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
   Scores are computed again for the gradients: saved, they would add up to all
   of T x T. With `jax.checkpoint` XLA:CPU saves them all the same in rows of up
-  to MAX_PREFIXES blocks (see `recompute`); and the saved normaliser spares the
-  second pass a maximum and a sum.
+  to MAX_PREFIXES blocks (see `kernels.recompute`); and the saved normaliser spares
+  the second pass a maximum and a sum.
   """
   return _causal_forward(q, k, v)[0]
 
@@ -191,7 +210,9 @@ def pieces(t: int) -> list[tuple[int, int, int, int]]:
   return pieces
 
 
-def split(first: int, last: int, size: int, *xs: jax.Array):
+def split(
+  first: int, last: int, size: int, *xs: jax.Array
+) -> tuple[jax.Array, ...]:
   """First query of every block [B], and queries of x as [B,N,J,G,size,D]."""
   blocks = (last - first) // size
 
@@ -230,10 +251,12 @@ def attend(
   n, j, g, t, d = parts[0][0].shape
   scores = [_scores(q, segment) for q, segment in parts]
   top = [s.max(axis=-1, keepdims=True) for s in scores]
-  top = lax.stop_gradient(_reduce(jnp.maximum, top))
+  top = lax.stop_gradient(functools.reduce(jnp.maximum, top))
   weights = [jnp.exp(s - top) for s in scores]
-  total = _reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
-  out = _reduce(
+  total = functools.reduce(
+    jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights]
+  )
+  out = functools.reduce(
     jnp.add,
     [
       _rows_by_values(
@@ -258,45 +281,15 @@ def _scores(q: jax.Array, segment: Segment) -> jax.Array:
   return jnp.where(seen, s, _HIDDEN)
 
 
-def _reduce(combine, parts):
-  total = parts[0]
-  for part in parts[1:]:
-    total = combine(total, part)
-  return total
-
-
 def _rows_by_keys(x_NxJxRxD, k_NxJxDxS):
-  return _matmul('njrd,njds->njrs', 'njd,njds->njs', x_NxJxRxD, k_NxJxDxS)
+  return kernels.matmul('njrd,njds->njrs', x_NxJxRxD, k_NxJxDxS)
 
 
 def _rows_by_values(p_NxJxRxS, v_NxJxDxS):
-  return _matmul('njrs,njds->njrd', 'njs,njds->njd', p_NxJxRxS, v_NxJxDxS)
+  return kernels.matmul('njrs,njds->njrd', p_NxJxRxS, v_NxJxDxS)
 
 
 def _keys_by_rows(x_NxJxRxD, w_NxJxRxS):
   return jnp.einsum(
     'njrd,njrs->njds', x_NxJxRxD, w_NxJxRxS, preferred_element_type=jnp.float32
   )
-
-
-def _matmul(matrix: str, vector: str, x: jax.Array, y: jax.Array) -> jax.Array:
-  """einsum(matrix, x, y) in float32; on CPU a few rows go as matvecs.
-
-  XLA:CPU packs both operands of a matmul, which for the 3 to 7 query rows that
-  share a kv head in a decode step costs more than the product; its matvec reads
-  the cache in place (1.6x faster per decode step at batch 8 and 1K of context).
-  """
-
-  def rows_at_once(x, y):
-    return jnp.einsum(matrix, x, y, preferred_element_type=jnp.float32)
-
-  def row_by_row(x, y):
-    rows = [
-      jnp.einsum(vector, x[:, :, r], y, preferred_element_type=jnp.float32)
-      for r in range(x.shape[2])
-    ]
-    return jnp.stack(rows, axis=2)
-
-  if x.shape[2] > 8:
-    return rows_at_once(x, y)
-  return lax.platform_dependent(x, y, cpu=row_by_row, default=rows_at_once)

@@ -97,7 +97,7 @@ LORA_TARGETS = ('q', 'kv', 'o', 'gate_up', 'down')
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Low-rank updates beside frozen kernels: W + alpha / rank * A B.
+  """Low-rank updates of frozen kernels: W + alpha / rank * A B.
 
   Source: arXiv 2106.09685.
   """
@@ -152,10 +152,10 @@ class ModelConfig:
   # Keep only what stands between layers for the gradient, and compute the rest of
   # each layer again: one more forward pass for far less memory.
   remat: bool = False
-  # How texts beyond max_positions are seen; None: all of it, as it is. Not part
-  # of an exported model.
-  attention: DualChunkAttention | SinkAttention | None = None
-  # Adapters beside frozen kernels, see `lora`. Not part of an exported model, into
+  # What queries see of texts beyond max_positions, a baseline without training;
+  # None: all of it, as it is. Not part of an exported model.
+  long_attention: DualChunkAttention | SinkAttention | None = None
+  # Adapters of frozen kernels, see `lora`. Not part of an exported model, into
   # whose kernels they are merged.
   lora: LoraConfig | None = None
 
@@ -174,16 +174,16 @@ class ModelConfig:
         f'num_heads {self.num_heads} is not a multiple of num_kv_heads '
         f'{self.num_kv_heads}.'
       )
-    if isinstance(self.attention, DualChunkAttention):
+    if isinstance(self.long_attention, DualChunkAttention):
       # Else chunks that are no neighbours would be within one window.
       self._check_part('chunk_tokens', -(-self.max_positions // 2))
-    elif isinstance(self.attention, SinkAttention):
+    elif isinstance(self.long_attention, SinkAttention):
       self._check_part('sinks', 1)
     if self.head_dim % 2:
       raise ValueError(f'head_dim {self.head_dim} is odd; rotary needs pairs.')
 
   def _check_part(self, name: str, least: int) -> None:
-    value = getattr(self.attention, name)
+    value = getattr(self.long_attention, name)
     if not least <= value < self.max_positions:
       raise ValueError(
         f'{name} of the attention is {value}; expected at least {least} and '

@@ -1,8 +1,8 @@
 """What a model costs, by arithmetic: FLOPs of a turn, a text, an update.
 
 A multiplication and an addition are two; norms, rotations and the softmax, which
-are a few in a thousand, are left out. So is what an implementation computes and
-masks.
+are a few in a thousand, are left out. So is whatever an implementation computes and
+then masks.
 """
 
 from memagent_jax.models.configs import (
@@ -19,8 +19,8 @@ def turn_flops(
 
   Args:
     config: the model; sliding windows cost less, dual chunks do not.
-    prompt_tokens: of the prompt.
-    response_tokens: sampled; the last one is never read.
+    prompt_tokens: length of the prompt.
+    response_tokens: tokens sampled, of which the last is never read.
   """
   read = prompt_tokens + max(response_tokens - 1, 0)
   return forward_flops(config, read, max(response_tokens, 1))
@@ -31,8 +31,8 @@ def forward_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
 
   Args:
     config: as in `turn_flops`.
-    tokens: of the text.
-    head_tokens: whose scores over the vocabulary are wanted.
+    tokens: length of the text.
+    head_tokens: tokens that get scores over the vocabulary.
   """
   c = config
   heads = c.head_dim * (
@@ -53,8 +53,8 @@ def update_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
   Layers that are computed again take one more.
 
   Args:
-    config: of the model, its `remat` and `lora` among it.
-    tokens: of the text.
+    config: the model; `remat` and `lora` count.
+    tokens: length of the text.
     head_tokens: as in `forward_flops`.
   """
   forward = forward_flops(config, tokens, head_tokens)
@@ -72,12 +72,12 @@ def _attention_flops(c: ModelConfig, tokens: int) -> float:
 def _pairs(config: ModelConfig, tokens: int) -> float:
   """Query and key pairs of a causal text."""
   all_pairs = tokens * (tokens + 1) / 2
-  if isinstance(config.attention, SinkAttention):
+  if isinstance(config.long_attention, SinkAttention):
     window = config.max_positions
     beyond = max(tokens - window, 0)
     # A triangle up to the window, then `window` keys a query.
     return min(all_pairs, window * (window + 1) / 2 + beyond * window)
-  assert config.attention is None or isinstance(
-    config.attention, DualChunkAttention
+  assert config.long_attention is None or isinstance(
+    config.long_attention, DualChunkAttention
   )
   return all_pairs

@@ -1,6 +1,6 @@
 """Params to train from scratch, in a state from which copying is learned fast.
 
-ModelConfig -> init_params -> small residual branches, local heads -> TrainState
+    ModelConfig -> init_for_copying: random, small branches, local heads -> Model
 
 Two things keep a small decoder from learning to copy for thousands of steps: at
 the usual scale its branches drown the embedding of the current token, and no head
@@ -17,10 +17,11 @@ from memagent_jax.models import rope, transformer
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.model import Model
 from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.models.transformer import Params
 
-# Of the output projections of attention and MLP.
+# Factor on the output projections of attention and MLP.
 _BRANCH_SCALE = 0.1
-# Of a local head's query and key bias, and of the content beside them.
+# Norm of a local head's query and key bias, and factor on their kernels.
 _BIAS_NORM = 7.0
 _CONTENT_SCALE = 0.1
 
@@ -32,12 +33,12 @@ def new_model(
   return Model(
     'new',
     config,
-    init_params(config, jax.random.key(seed)),
+    init_for_copying(config, jax.random.key(seed)),
     Tokenizer.from_directory(tokenizer_directory),
   )
 
 
-def init_params(config: ModelConfig, key: jax.Array):
+def init_for_copying(config: ModelConfig, key: jax.Array) -> Params:
   """Random float32 params with small branches and, given biases, local heads.
 
   Head h of the first layer starts out attending to the token h + 1 places back, in
@@ -64,7 +65,7 @@ def init_params(config: ModelConfig, key: jax.Array):
 
 
 def _make_heads_local(
-  config: ModelConfig, attention, distances: Sequence[int]
+  config: ModelConfig, attention: Params, distances: Sequence[int]
 ) -> None:
   """Makes the first heads look that many tokens back."""
   heads, dim = len(distances), config.head_dim
@@ -78,6 +79,6 @@ def _make_heads_local(
   rotated_HxD = rope.rotate(query_1xHx1xD, cos, sin)[0, :, 0]
   q['bias'] = q['bias'].at[:heads].set(rotated_HxD)
   q['kernel'] = q['kernel'].at[:, :heads].multiply(_CONTENT_SCALE)
-  # Key heads that serve them.
+  # The key heads that these query heads share.
   shared = config.num_heads // config.num_kv_heads
   kv['bias'] = kv['bias'].at[0, : -(-heads // shared)].set(bias_D)

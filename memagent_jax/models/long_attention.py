@@ -39,14 +39,14 @@ class View(NamedTuple):
 
 def key_positions(config: ModelConfig, position_NxT: jax.Array) -> jax.Array:
   """Rotary positions of keys at the given positions of the text."""
-  if isinstance(config.attention, DualChunkAttention):
-    return position_NxT % config.attention.chunk_tokens
+  if isinstance(config.long_attention, DualChunkAttention):
+    return position_NxT % config.long_attention.chunk_tokens
   return position_NxT
 
 
 def views(config: ModelConfig, position_NxT: jax.Array) -> tuple[View, ...]:
   """The views of queries at the given positions of the text."""
-  variant, window = config.attention, config.max_positions
+  variant, window = config.long_attention, config.max_positions
   at, end_NxT = position_NxT, position_NxT + 1
   if isinstance(variant, SinkAttention):
     recent = window - variant.sinks
@@ -78,7 +78,7 @@ def prefill(
   """Attention of a text over itself, [N, T, H, D].
 
   Args:
-    config: its `attention` is a variant.
+    config: its `long_attention` is not None.
     q_views: q_NxTxHxD of every view, rotated.
     k_NxJxDxS: keys of the same tokens, rotated to `key_positions`.
     v_NxJxDxS: their values.
@@ -126,11 +126,11 @@ def decode(
   """Attention of single steps over cached segments, [N, T, H, D].
 
   Args:
-    config: its `attention` is a variant.
+    config: its `long_attention` is not None.
     q_views: q_NxTxHxD of every view, rotated.
     segments: what plain attention would see.
-    position_NxT: of the queries in the text.
-    origins_N: position of each segment's first slot, a row each.
+    position_NxT: positions of the queries in the text.
+    origins_N: for each segment, the position of its first slot in every row.
   """
   parts = []
   for q, view in zip(q_views, views(config, position_NxT), strict=True):
@@ -148,17 +148,17 @@ def decode(
 def _ranges(
   config: ModelConfig, start: jax.Array, queries: int, end: int
 ) -> list[tuple[jax.Array | int, int]]:
-  """(first slot, slots) that hold all a block of queries sees, view by view.
+  """For each view, the (first slot, slots) that hold all a block of queries sees.
 
-  No slots: no block up to `end` sees anything of the view.
+  The slots are 0 where no block up to `end` sees anything of the view.
 
   Args:
-    config: its `attention` is a variant.
+    config: its `long_attention` is not None.
     start: first query of the block.
-    queries: of the block.
-    end: slots that there are.
+    queries: size of the block.
+    end: number of slots.
   """
-  variant = config.attention
+  variant = config.long_attention
   if isinstance(variant, SinkAttention):
     recent = config.max_positions - variant.sinks
     width = min(recent + queries, end)

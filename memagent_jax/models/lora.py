@@ -1,10 +1,10 @@
 """Adapters of low rank: added to a model, taken apart from it, merged into it.
 
-    Model -> add -> params with `lora_a`, `lora_b` beside the kernels they adapt
+    Model -> add -> params with `lora_a`, `lora_b` next to the kernels they adapt
     params -> split -> (adapters, which learn; the rest, which is frozen) -> join
     params -> merged -> params of the plain model, to export
 
-What an adapter computes stands in `transformer.Linear`.
+`transformer.Linear` says what an adapter computes.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import LoraConfig, ModelConfig
 from memagent_jax.models.model import Model
+from memagent_jax.models.transformer import Params
 
 _NAMES = ('lora_a', 'lora_b')
 
@@ -25,9 +26,9 @@ def add(model: Model, config: LoraConfig, seed: int = 0) -> Model:
   """The model with adapters that change nothing yet, in float32.
 
   Args:
-    model: without any.
-    config: of the adapters.
-    seed: of their first factors.
+    model: one without adapters.
+    config: rank, scale and targets.
+    seed: seed of the first factors.
 
   Raises:
     ValueError: a model that has adapters.
@@ -50,11 +51,11 @@ def add(model: Model, config: LoraConfig, seed: int = 0) -> Model:
   return dataclasses.replace(model, config=adapted, params=params)
 
 
-def split(params: dict) -> tuple[dict, dict]:
+def split(params: Params) -> tuple[Params, Params]:
   """What learns and what is frozen: all and nothing, where there is no adapter.
 
   Args:
-    params: of arrays, boxes or shardings.
+    params: a params tree of arrays, boxes or shardings.
   """
   flat = flax.traverse_util.flatten_dict(params)
   adapters = {p: x for p, x in flat.items() if p[-1] in _NAMES}
@@ -64,7 +65,7 @@ def split(params: dict) -> tuple[dict, dict]:
   return tuple(map(flax.traverse_util.unflatten_dict, (adapters, rest)))
 
 
-def join(learned: dict, frozen: dict) -> dict:
+def join(learned: Params, frozen: Params) -> Params:
   """The params that `split` took apart."""
   if not frozen:
     return learned
@@ -73,7 +74,7 @@ def join(learned: dict, frozen: dict) -> dict:
   return flax.traverse_util.unflatten_dict(flat)
 
 
-def unadapted(params: dict) -> dict:
+def unadapted(params: Params) -> Params:
   """Params with adapters that change nothing: the model before training."""
   flat = flax.traverse_util.flatten_dict(params)
   return flax.traverse_util.unflatten_dict(
@@ -84,7 +85,7 @@ def unadapted(params: dict) -> dict:
   )
 
 
-def merged(config: ModelConfig, params: dict) -> tuple[ModelConfig, dict]:
+def merged(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
   """Config and params of the plain model that computes the same."""
   if config.lora is None:
     return config, params

@@ -1,10 +1,10 @@
 """A network with everything it takes to read: the value that every wing passes on."""
 
 import dataclasses
-from typing import Any
 
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.models.transformer import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,5 +13,5 @@ class Model:
 
   name: str  # as the user gave it
   config: ModelConfig
-  params: Any  # unboxed tree of jax arrays
+  params: Params  # unboxed tree of jax arrays
   tokenizer: Tokenizer

@@ -30,7 +30,7 @@ _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 
 
 class Tokenizer:
-  """Encodes, decodes and renders chats; made by `from_directory`, `from_gguf`.
+  """Encodes, decodes and renders chats; from `from_directory` or `from_gguf`.
 
   Attributes:
     chat_template: the Jinja source of the model's chat format, or None.
@@ -52,7 +52,7 @@ class Tokenizer:
     Args:
       backend: encodes with added tokens.
       hf: has the names of the special tokens and renders the chat template.
-      eos_ids: ids that end a turn, beside the tokenizer's own.
+      eos_ids: ids that end a turn, in addition to the tokenizer's own.
     """
     self._backend = backend
     self._hf = hf
@@ -323,11 +323,11 @@ def _backend_of_gguf(
     backend.normalizer = normalizers.NFC()
   backend.pre_tokenizer = _pre_tokenizer(pre)
   backend.decoder = decoders.ByteLevel()
-  for special, wanted in ((True, _CONTROL), (False, _USER_DEFINED)):
+  for special, role in ((True, _CONTROL), (False, _USER_DEFINED)):
     added = [
       tokenizers.AddedToken(token, special=special, normalized=False)
       for token, type_ in zip(tokens, types, strict=True)
-      if type_ == wanted
+      if type_ == role
     ]
     (backend.add_special_tokens if special else backend.add_tokens)(added)
   return backend

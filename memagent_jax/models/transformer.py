@@ -13,20 +13,23 @@ prompt of 5 tokens in 8 prompt slots and the 3rd decode step of 6:
 """
 
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
 
-from memagent_jax.models import long_attention, recompute, rope
+from memagent_jax.models import kernels, long_attention, rope
 from memagent_jax.models.attention import Segment, attention
 from memagent_jax.models.configs import LoraConfig, ModelConfig
-from memagent_jax.sharding import constrain, gathered, parts
+from memagent_jax.sharding import constrain, gathered
 
 # Keys and values of one layer, heads-major, slots last: (NxJxDxS, NxJxDxS).
 LayerKV = tuple[jax.Array, jax.Array]
+# Nested dicts of arrays, as `abstract_params` has them.
+Params = dict[str, Any]
 
 
 class Past(struct.PyTreeNode):
@@ -45,27 +48,27 @@ class Past(struct.PyTreeNode):
   step: jax.Array
 
 
-class Places(NamedTuple):
-  """Where the tokens of a forward pass stand, and how that turns their heads."""
+class Positions(NamedTuple):
+  """Where the tokens of a forward pass stand, and the rotary tables for that."""
 
   position_NxT: jax.Array
-  # cos and sin [N, T, D] of keys, and of the queries of every view.
+  # cos and sin [N, T, D]: of the keys, and of the queries in every view.
   keys: tuple[jax.Array, jax.Array]
   queries: tuple[tuple[jax.Array, jax.Array], ...]
 
 
-def _places(
+def _positions(
   config: ModelConfig, frequency_NxD2: jax.Array, position_NxT: jax.Array
-) -> Places:
-  turn = functools.partial(rope.tables, config, frequency_NxD2)
-  if config.attention is None:
-    both = turn(position_NxT)
-    return Places(position_NxT, both, (both,))
-  return Places(
+) -> Positions:
+  tables = functools.partial(rope.tables, config, frequency_NxD2)
+  if config.long_attention is None:
+    both = tables(position_NxT)
+    return Positions(position_NxT, both, (both,))
+  return Positions(
     position_NxT,
-    turn(long_attention.key_positions(config, position_NxT)),
+    tables(long_attention.key_positions(config, position_NxT)),
     tuple(
-      turn(view.query_NxT)
+      tables(view.query_NxT)
       for view in long_attention.views(config, position_NxT)
     ),
   )
@@ -106,9 +109,7 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     out_shape, out_axes = self.shape[self.inputs :], self.axes[self.inputs :]
-    fan_in = 1
-    for size in self.shape[: self.inputs]:
-      fan_in *= size
+    fan_in = math.prod(self.shape[: self.inputs])
     kernel = self.param(
       'kernel',
       nn.with_logical_partitioning(
@@ -116,18 +117,8 @@ class Linear(nn.Module):
       ),
       self.shape,
     )
-    lead = x.shape[: x.ndim - self.inputs]
     kernel = gathered(kernel.astype(x.dtype), *self.axes)
-    if parts('mlp') == 1:
-      # One matrix, not [N, T, fan_in]: with two axes to sum over, XLA:CPU
-      # transposes copies of both operands for the kernel's gradient (12 % of a
-      # block's time).
-      y = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
-      y = y.reshape(*lead, *out_shape)
-    else:
-      # Axis by axis: a pair and heads as one axis have no layout where the heads
-      # are split, and the whole kernel would be gathered.
-      y = jnp.tensordot(x, kernel, self.inputs)
+    y = kernels.linear(x, kernel, self.inputs)
     if self.lora is not None and self.name in self.lora.targets:
       y = y + self._adapted(x, fan_in)
     if self.bias:
@@ -141,21 +132,21 @@ class Linear(nn.Module):
 
   def _adapted(self, x: jax.Array, fan_in: int) -> jax.Array:
     """What the adapter adds: nothing, until `lora_b` has learned."""
-    given, made = self.shape[: self.inputs], self.shape[self.inputs :]
+    in_shape, out_shape = self.shape[: self.inputs], self.shape[self.inputs :]
     a = self.param(
       'lora_a',
       nn.with_logical_partitioning(
         nn.initializers.normal(fan_in**-0.5),
         (*self.axes[: self.inputs], 'rank'),
       ),
-      (*given, self.lora.rank),
+      (*in_shape, self.lora.rank),
     )
     b = self.param(
       'lora_b',
       nn.with_logical_partitioning(
         nn.initializers.zeros, ('rank', *self.axes[self.inputs :])
       ),
-      (self.lora.rank, *made),
+      (self.lora.rank, *out_shape),
     )
     low = jnp.tensordot(x, a.astype(x.dtype), self.inputs)
     return self.lora.scale * jnp.tensordot(low, b.astype(x.dtype), 1)
@@ -170,7 +161,7 @@ class Attention(nn.Module):
   def __call__(
     self,
     x_NxTxE: jax.Array,
-    places: Places,
+    positions: Positions,
     cache: tuple[LayerKV, LayerKV] | None,
     past: Past | None,
   ) -> tuple[jax.Array, LayerKV]:
@@ -199,15 +190,15 @@ class Attention(nn.Module):
     q_NxTxHxD = constrain(q_NxTxHxD, 'rows', 'tokens', 'heads', 'head_dim')
     k_NxTxJxD = constrain(k_NxTxJxD, 'rows', 'tokens', 'kv_heads', 'head_dim')
     v_NxTxJxD = constrain(v_NxTxJxD, 'rows', 'tokens', 'kv_heads', 'head_dim')
-    q_views = [rope.rotate(q_NxTxHxD, *turn) for turn in places.queries]
-    k_NxTxJxD = rope.rotate(k_NxTxJxD, *places.keys)
+    q_views = [rope.rotate(q_NxTxHxD, *tables) for tables in positions.queries]
+    k_NxTxJxD = rope.rotate(k_NxTxJxD, *positions.keys)
     k = k_NxTxJxD.transpose(0, 2, 3, 1)
     v = v_NxTxJxD.transpose(0, 2, 3, 1)
     if past is None:
       segments, written = [Segment(k, v)], (k, v)
     else:
       segments, written = _extend(cache, k, v, past)
-    if c.attention is None:
+    if c.long_attention is None:
       out_NxTxHxD = attention(q_views[0], segments)
     elif past is None:
       out_NxTxHxD = long_attention.prefill(c, q_views, k, v)
@@ -217,7 +208,7 @@ class Attention(nn.Module):
         c,
         q_views,
         segments,
-        places.position_NxT,
+        positions.position_NxT,
         [jnp.zeros_like(start_N), start_N],
       )
     out_NxTxHxD = constrain(out_NxTxHxD, 'rows', 'tokens', 'heads', 'head_dim')
@@ -265,41 +256,10 @@ class Mlp(nn.Module):
     gate_up = Linear(
       (e, 2, f), ('embed', 'gate_up', 'mlp'), lora=lora, name='gate_up'
     )(x_NxTxE)
-    hidden_NxTxF = constrain(_gated(gate_up), 'rows', 'tokens', 'mlp')
+    hidden_NxTxF = constrain(kernels.swiglu(gate_up), 'rows', 'tokens', 'mlp')
     return Linear((f, e), ('mlp', 'embed'), lora=lora, name='down')(
       hidden_NxTxF
     )
-
-
-@jax.custom_vjp
-def _gated(gate_up_NxTx2xF: jax.Array) -> jax.Array:
-  """silu(gate) * up, [N, T, F], which saves nothing but its argument.
-
-  Left to itself, JAX saves two more [N, T, F] and pads the two halves of the
-  gradient one by one: 8 % more time of the MLP on CPU.
-  """
-  return nn.silu(gate_up_NxTx2xF[:, :, 0]) * gate_up_NxTx2xF[:, :, 1]
-
-
-def _gated_forward(gate_up_NxTx2xF):
-  return _gated(gate_up_NxTx2xF), gate_up_NxTx2xF
-
-
-def _gated_backward(gate_up_NxTx2xF, d_NxTxF):
-  gate_up_NxTx2xF = recompute.after(gate_up_NxTx2xF, d_NxTxF)
-  gate, up = gate_up_NxTx2xF[:, :, 0], gate_up_NxTx2xF[:, :, 1]
-  sigmoid = nn.sigmoid(gate)
-  d_gate = d_NxTxF * up * sigmoid * (1 + gate * (1 - sigmoid))
-  d_up = d_NxTxF * gate * sigmoid
-  if parts('mlp') > 1:
-    # Here the two as one axis have no layout; see `Linear`.
-    return (jnp.stack([d_gate, d_up], axis=2),)
-  # On CPU faster than `stack`, which says the same.
-  d = jnp.concatenate([d_gate, d_up], axis=-1)
-  return (d.reshape(gate_up_NxTx2xF.shape),)
-
-
-_gated.defvjp(_gated_forward, _gated_backward)
 
 
 class Block(nn.Module):
@@ -308,12 +268,18 @@ class Block(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x_NxTxE, places, cache, past):
+  def __call__(
+    self,
+    x_NxTxE: jax.Array,
+    positions: Positions,
+    cache: tuple[LayerKV, LayerKV] | None,
+    past: Past | None,
+  ) -> tuple[jax.Array, LayerKV]:
     norm = self.config.norm_epsilon
     with jax.named_scope('attention'):
       y, written = Attention(self.config, name='attention')(
         RMSNorm(norm, name='attention_norm')(x_NxTxE),
-        places,
+        positions,
         cache,
         past,
       )
@@ -376,11 +342,11 @@ class Decoder(nn.Module):
     c = self.config
     x_NxTxE = self.embedding[ids_NxT].astype(c.dtype)
     x_NxTxE = constrain(x_NxTxE, 'rows', 'tokens', 'embed')
-    places = _places(c, frequency_NxD2, position_NxT)
+    positions = _positions(c, frequency_NxD2, position_NxT)
     written = []
     for i, layer in enumerate(self.layers):
       cache = None if past is None else (past.prompt[i], past.response[i])
-      x_NxTxE, kv = layer(x_NxTxE, places, cache, past)
+      x_NxTxE, kv = layer(x_NxTxE, positions, cache, past)
       written.append(kv)
     return self.final_norm(x_NxTxE), tuple(written)
 
@@ -398,7 +364,7 @@ class Decoder(nn.Module):
 
 
 @functools.lru_cache(maxsize=8)
-def abstract_params(config: ModelConfig):
+def abstract_params(config: ModelConfig) -> Params:
   """The params tree as `LogicallyPartitioned` boxes of ShapeDtypeStructs.
 
   Weight loading, shardings and init all derive from this one tree.
@@ -420,7 +386,7 @@ def abstract_params(config: ModelConfig):
     return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def init_params(config: ModelConfig, key: jax.Array):
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
   """Random float32 params, unboxed; the same tree that weight loading fills."""
   model = Decoder(config)
   ids_NxT = jnp.zeros((1, 1), jnp.int32)

@@ -1,11 +1,12 @@
 """Compiles ahead of time, for devices that are described and not here.
 
-Knows nothing of the project, so that programs of others are compiled alike.
+Knows nothing of this project: programs of others compile as well.
 """
 
 import dataclasses
 from pathlib import Path
 import tempfile
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -17,22 +18,25 @@ class Compiled:
 
   # Optimised HLO: what a device runs.
   hlo: str
-  # Bytes of a device: what goes in, what comes out anew, and all between.
+  # Bytes on a device: arguments, results that take no argument's place, and what
+  # is there in between.
   argument_bytes: int
   output_bytes: int
   temporary_bytes: int
 
 
-def compile_program(mesh: Mesh, program, *given) -> Compiled:
+def compile_program(
+  mesh: Mesh, program: jax.stages.Wrapped, *arguments: Any
+) -> Compiled:
   """A jitted function, compiled for abstract arguments on a mesh.
 
   Args:
-    mesh: of devices, or of their descriptions.
-    program: what `jax.jit` made.
-    *given: its arguments; arrays as ShapeDtypeStructs with shardings.
+    mesh: a mesh of devices, or of their descriptions.
+    program: the result of `jax.jit`.
+    *arguments: its arguments; arrays as ShapeDtypeStructs with shardings.
   """
   with jax.set_mesh(mesh):
-    lowered = program.lower(*given)
+    lowered = program.lower(*arguments)
     with tempfile.TemporaryDirectory() as folder:
       # The text of the executable itself cannot be read back from every backend.
       executable = lowered.compile(
@@ -52,7 +56,7 @@ def compile_program(mesh: Mesh, program, *given) -> Compiled:
 
 
 def _optimised(folder: Path) -> str:
-  found = sorted(folder.glob('*after_optimizations.txt'))
-  if not found:
-    found = sorted(folder.glob('*after_codegen.txt'))
-  return max((path.read_text() for path in found), key=len)
+  paths = sorted(folder.glob('*after_optimizations.txt'))
+  if not paths:
+    paths = sorted(folder.glob('*after_codegen.txt'))
+  return max((path.read_text() for path in paths), key=len)

@@ -8,6 +8,8 @@ cheapest region of the United States, both read in 2025.
 from collections.abc import Sequence
 import dataclasses
 
+import jax
+
 from memagent_jax.planning.hlo import Rates
 
 GIB = 2**30
@@ -15,7 +17,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One generation."""
+  """One generation of accelerators."""
 
   rates: Rates
   hbm_bytes: int
@@ -26,7 +28,7 @@ class Chip:
 
 _FLAT = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8')
-# Links: the sum over a chip's links, one way, in bytes.
+# Rates are FLOPs, bytes of HBM and bytes over all links, one way, in a second.
 CHIPS = {
   'v4': Chip(Rates(275e12, 1228e9, 300e9), 32 * GIB, 3.22, _CUBES),
   'v5e': Chip(Rates(197e12, 819e9, 200e9), 16 * GIB, 1.20, _FLAT),
@@ -56,7 +58,7 @@ def slices(topology: str) -> list[str]:
   return [f'{generation}:{shape}' for shape in chip(topology).slices]
 
 
-def devices(topology: str) -> Sequence:
+def devices(topology: str) -> Sequence[jax.Device]:
   """Descriptions of the devices of a topology, for the compiler.
 
   Raises:
@@ -67,11 +69,13 @@ def devices(topology: str) -> Sequence:
   from jax.experimental import topologies
 
   try:
-    found = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+    description = topologies.get_topology_desc(
+      platform='tpu', topology_name=topology
+    )
   except Exception as e:  # of many types, by what is missing
     raise ValueError(
       f'topology {topology!r}: the TPU compiler is not here or does not know it '
       f'({" ".join(str(e).split())[:200]}); install the extra [tpu_aot] and set '
       'TPU_SKIP_MDS_QUERY=1 where there is no TPU.'
     ) from e
-  return found.devices
+  return description.devices

@@ -4,7 +4,7 @@
 
 The compiler's own count takes the body of a loop once, and a Pallas kernel for
 nothing. Here a loop counts as often as it runs, and kernels have costs of their
-own: what the kernel declares, or what `_KERNELS` knows of it.
+own: those that a kernel declares, or those in `_KERNELS`.
 
 FLOPs are those of matrix products. Bytes are what instructions move from and to
 HBM; operands that stay on the chip, and parts of an operand that are not read, do
@@ -66,7 +66,7 @@ class Array(NamedTuple):
 
   @property
   def bytes(self) -> int:
-    """Of its elements; what tiles add is not counted."""
+    """Size of its elements; what tiles add is not counted."""
     return math.prod(self.shape) * _ITEM_BYTES.get(self.dtype, 4)
 
 
@@ -74,7 +74,7 @@ class Instruction(NamedTuple):
   """One line of a computation."""
 
   name: str
-  arrays: tuple[Array, ...]  # of its result
+  arrays: tuple[Array, ...]  # the result
   opcode: str
   operands: tuple[str, ...]
   rest: str  # attributes; of a parameter its number, of a constant its value
@@ -82,7 +82,7 @@ class Instruction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """What a device does in a second."""
+  """Peak rates of a device, per second."""
 
   flops: float
   hbm_bytes: float
@@ -91,7 +91,7 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of one device; sums over instructions."""
+  """What instructions cost one device; sums over them."""
 
   flops: float = 0.0
   hbm_bytes: float = 0.0
@@ -114,7 +114,7 @@ class Cost:
     )
 
   def times(self, count: float) -> 'Cost':
-    """The cost of doing it so many times."""
+    """The cost of `count` runs."""
     return dataclasses.replace(
       self,
       flops=count * self.flops,
@@ -129,7 +129,7 @@ def cost(text: str, rates: Rates) -> Cost:
 
   Args:
     text: optimised HLO of the program, scheduled or not.
-    rates: of the device, for `seconds`.
+    rates: peak rates of the device, for `seconds`.
 
   Raises:
     ValueError: text without an entry computation, or a kernel without a cost.
@@ -153,9 +153,9 @@ def _parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
 
 def _pieces(begin: re.Pattern, text: str) -> Iterator[tuple[re.Match, str]]:
   """Every match, and the text from there to the next."""
-  found = list(begin.finditer(text))
-  ends = [*(match.start() for match in found), len(text)][1:]
-  for match, end in zip(found, ends, strict=True):
+  matches = list(begin.finditer(text))
+  ends = [*(match.start() for match in matches), len(text)][1:]
+  for match, end in zip(matches, ends, strict=True):
     yield match, text[match.end() : end]
 
 
@@ -172,11 +172,11 @@ def _instruction(name: str, text: str) -> Instruction:
     )
     for dtype, sizes, layout in _ARRAY.findall(kind)
   )
-  given = rest[len(opcode) : end]
-  operands = tuple(_REFERENCE.findall(given))
-  # A parameter's number, or a constant, is all that it is given.
+  arguments = rest[len(opcode) : end]
+  operands = tuple(_REFERENCE.findall(arguments))
+  # A parameter has its number as argument, a constant its value.
   literal = opcode in ('parameter', 'constant')
-  rest = given[1:-1] if literal else rest[end:]
+  rest = arguments[1:-1] if literal else rest[end:]
   return Instruction(name, arrays, opcode, operands, rest)
 
 
@@ -191,7 +191,7 @@ def _closing(text: str, start: int) -> int:
 
 
 class _Walk:
-  """Costs of computations, each found once."""
+  """Costs of computations, each computed once."""
 
   def __init__(self, computations, rates: Rates):
     self._computations, self._rates = computations, rates
@@ -263,7 +263,7 @@ class _Walk:
     return None
 
   def _stride(self, loop: Instruction) -> int:
-    """What a round adds to the counter: 2 where two rounds were made one."""
+    """What a round adds to the counter: 2 where two rounds were merged."""
     body = _called(loop, 'body')
     named = self._by_name[body]
     *_, carried = [
@@ -307,14 +307,14 @@ class _Walk:
 
   def _collective(self, opcode, one, operands) -> Cost:
     """Over the links goes the larger side; all-reduce sends everything twice."""
-    given = sum(a.bytes for x in operands for a in x.arrays)
-    made = [a.bytes for a in _result(one)]
-    largest = max(given, sum(made))
+    read = sum(a.bytes for x in operands for a in x.arrays)
+    written = [a.bytes for a in _result(one)]
+    largest = max(read, sum(written))
     sent = largest * (2 if opcode == 'all-reduce' else 1)
     seconds = max(
       sent / self._rates.link_bytes, 2 * largest / self._rates.hbm_bytes
     )
-    gathered = max(made, default=0) if opcode == 'all-gather' else 0
+    gathered = max(written, default=0) if opcode == 'all-gather' else 0
     return Cost(0.0, 2 * largest, sent, seconds, gathered)
 
   def _cost(self, flops: float, hbm_bytes: float) -> Cost:
@@ -323,21 +323,21 @@ class _Walk:
 
 
 def _called(one: Instruction, attribute: str) -> str:
-  found = re.search(rf'{attribute}=%([\w.-]+)', one.rest)
-  if found is None:
+  match = re.search(rf'{attribute}=%([\w.-]+)', one.rest)
+  if match is None:
     raise ValueError(f'{one.opcode} {one.name} has no {attribute}.')
-  return found[1]
+  return match[1]
 
 
 def _branches(one: Instruction) -> list[str]:
-  found = re.search(r'branch_computations=\{([^}]*)\}', one.rest)
-  if found:
-    return _REFERENCE.findall(found[1])
+  match = re.search(r'branch_computations=\{([^}]*)\}', one.rest)
+  if match:
+    return _REFERENCE.findall(match[1])
   return [_called(one, f'{which}_computation') for which in ('true', 'false')]
 
 
 def _result(one: Instruction) -> Sequence[Array]:
-  """Arrays that an instruction makes; an asynchronous one lists its operands too."""
+  """Arrays of the result; an asynchronous instruction lists its operands too."""
   if one.opcode.endswith('-start') and len(one.arrays) > 1:
     return one.arrays[1:2]
   return one.arrays
@@ -370,9 +370,9 @@ def _fused_bytes(inner, operands, written) -> tuple[float, float]:
   updates = [x for x in inner if x.opcode == 'dynamic-update-slice']
   if updates:
     names = {x.name: x for x in inner}
-    made = sum(a.bytes for x in updates for a in x.arrays)
+    whole = sum(a.bytes for x in updates for a in x.arrays)
     part = sum(a.bytes for x in updates for a in names[x.operands[1]].arrays)
-    written = max(written - made, 0) + part
+    written = max(written - whole, 0) + part
   return read, written
 
 
@@ -389,7 +389,7 @@ def _product_flops(one: Instruction, operands: Sequence[Instruction]) -> float:
 
 
 def _convolution_products(one, operands) -> float:
-  """Of a matrix product that the compiler wrote as a convolution.
+  """Multiplications of a matrix product written as a convolution.
 
   Each label of its three shapes is an axis of the product: one of the result's
   rows or columns, of the sum, or of the batch.

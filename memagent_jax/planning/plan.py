@@ -4,11 +4,11 @@
       arithmetic, roofline seconds -> seconds of a step, chip-hours, dollars
 
 All layers of a decoder are alike, so a deep model is compiled at two small depths
-and every figure is drawn on along the line through them. FLOPs are exact that way,
+and every figure is extrapolated along the line through them. FLOPs are exact that way,
 and from two layers on seconds are within 2 %: in a model of one layer the compiler
 moves transfers out of loops, which it does not do in deeper ones. Memory was within 1 %
 at 28 layers of Qwen2.5-7B and 15 % too low at six of a small model, whose transfers
-overlap more: whether a run barely fits is told by all of its layers.
+overlap more: whether a run barely fits shows when all of its layers are compiled.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from memagent_jax.planning.hlo import Cost
 from memagent_jax.planning.programs import Workload
 from memagent_jax.sharding import MeshConfig
 
-# Of layers, to draw on from.
+# Numbers of layers whose plans are compiled, to extrapolate from.
 DEPTHS = (2, 3)
 # What a compiler says when a program does not fit.
 _TOO_LARGE = ('RESOURCE_EXHAUSTED', 'Ran out of memory')
@@ -33,9 +33,9 @@ class Phase:
 
   name: str
   calls: float
-  cost: Cost  # of a call, on one device
-  model_flops: float  # of a call, on one device, by arithmetic
-  # Bytes of a device while it runs: weights, optimizer, cache, activations.
+  cost: Cost  # one call on one device
+  model_flops: float  # one call on one device, by arithmetic
+  # Bytes on a device while it runs: weights, optimizer, cache, activations.
   memory: dict[str, int]
 
   @property
@@ -45,12 +45,12 @@ class Phase:
 
   @property
   def seconds(self) -> float:
-    """Of all calls of a step, each instruction at the chip's peak."""
+    """Seconds of all calls of a step, each instruction at the chip's peak."""
     return self.calls * self.cost.seconds
 
   @property
   def bytes(self) -> int:
-    """Of a device, all kinds."""
+    """Bytes on a device, all kinds together."""
     return sum(self.memory.values())
 
 
@@ -61,7 +61,7 @@ class Plan:
   topology: str
   mesh: tuple[int, int, int]
   phases: tuple[Phase, ...]
-  trained_tokens: int  # of a step, all caps reached
+  trained_tokens: int  # per step, all caps reached
 
   @property
   def devices(self) -> int:
@@ -71,7 +71,7 @@ class Plan:
 
   @property
   def step_seconds(self) -> float:
-    """Of a GRPO step at the chip's peak."""
+    """Seconds of a GRPO step at the chip's peak."""
     return sum(phase.seconds for phase in self.phases)
 
   @property
@@ -81,15 +81,15 @@ class Plan:
 
   @property
   def bytes(self) -> int:
-    """Of a device in the largest phase."""
+    """Bytes on a device in the largest phase."""
     return max(phase.bytes for phase in self.phases)
 
   def chip_hours(self, steps: int) -> float:
-    """Of so many steps."""
+    """Chip-hours of a number of steps."""
     return steps * self.step_seconds * self.devices / 3600
 
   def dollars(self, steps: int) -> float:
-    """On-demand price of so many steps."""
+    """On-demand price of a number of steps."""
     price = chips.chip(self.topology).dollars_per_hour
     return self.chip_hours(steps) * price
 
@@ -103,8 +103,8 @@ def plan(
   """Compiles a workload for a topology; None where a phase does not fit in HBM.
 
   Args:
-    workload: of the run.
-    topology: such as `v5p:4x4x4`.
+    workload: what the run does.
+    topology: a name such as `v5p:4x4x4`.
     mesh: how the run splits its work.
     depths: two numbers of layers to compile; None: all layers of the model.
 
@@ -116,7 +116,7 @@ def plan(
   devices = sharding.make_mesh(mesh, chips.devices(topology))
   layers = workload.model.num_layers
   try:
-    found = [
+    phases = [
       [
         _phase(name, _at_depth(workload, depth), devices, topology)
         for depth in depths or (layers,)
@@ -131,10 +131,10 @@ def plan(
     topology,
     tuple(devices.shape.values()),
     tuple(
-      _drawn_on(two, (layers - depths[0]) / (depths[1] - depths[0]))
+      _extrapolated(at_depth, (layers - depths[0]) / (depths[1] - depths[0]))
       if depths
-      else two[0]
-      for two in found
+      else at_depth[0]
+      for at_depth in phases
     ),
     trained_tokens=workload.turns * workload.row_tokens,
   )
@@ -161,11 +161,11 @@ def smallest(
     if sum(resident.values()) > limit:
       continue
     try:
-      found = plan(workload, other, mesh, depths)
+      candidate = plan(workload, other, mesh, depths)
     except ValueError:
       continue
-    if found is not None and found.fits:
-      return found
+    if candidate is not None and candidate.fits:
+      return candidate
   return None
 
 
@@ -174,7 +174,7 @@ def _at_depth(workload: Workload, layers: int) -> Workload:
   return dataclasses.replace(workload, model=model)
 
 
-def _drawn_on(two: Sequence[Phase], share: float) -> Phase:
+def _extrapolated(two: Sequence[Phase], share: float) -> Phase:
   """The phase at another depth, on the line through two."""
 
   def line(a, b):
@@ -206,18 +206,18 @@ def _phase(name: str, workload: Workload, mesh, topology: str) -> Phase:
   compiled_bytes = (
     compiled.argument_bytes + compiled.output_bytes + compiled.temporary_bytes
   )
-  # What is there in every phase, and of it what is among the program's arguments.
+  # Resident in every phase, and the part of it among the program's arguments.
   optimizer = resident['optimizer']
   weights = resident['params'] + resident['reference']
-  given, cache = 0, 0
+  arguments, cache = 0, 0
   if name == 'update':
-    given = resident['params'] + optimizer
+    arguments = resident['params'] + optimizer
   elif name == 'reference':
-    # With adapters the model itself, without them.
-    given = resident['reference'] or resident['params']
+    # With adapters the reference is the model without them.
+    arguments = resident['reference'] or resident['params']
   else:
-    given = resident['rollout weights']
-    weights += given
+    arguments = resident['rollout weights']
+    weights += arguments
     cache = programs.cache_bytes(workload, mesh, responses=name == 'decode')
   return Phase(
     name=name,
@@ -228,13 +228,13 @@ def _phase(name: str, workload: Workload, mesh, topology: str) -> Phase:
       'weights': weights,
       'optimizer': optimizer,
       'cache': cache,
-      'activations': compiled_bytes - given - cache,
+      'activations': compiled_bytes - arguments - cache,
     },
   )
 
 
 def _calls(name: str, workload: Workload) -> float:
-  """Of a program in a step: memory turns and answers, all caps reached."""
+  """Calls of a program in a step: memory turns and answers, all caps reached."""
   parts = workload.trajectories / workload.sample_rows
   if name == 'prefill':
     answers = workload.answer_prompt_tokens / workload.memory_prompt_tokens
@@ -246,7 +246,7 @@ def _calls(name: str, workload: Workload) -> float:
 
 
 def _model_flops(name: str, workload: Workload) -> float:
-  """Of a call, by arithmetic: what no program can do with less."""
+  """FLOPs of a call by arithmetic, which no program can undercut."""
   model, rows = workload.model, workload.sample_rows
   prompt = workload.memory_prompt_tokens
   if name == 'prefill':

@@ -53,17 +53,17 @@ class Workload:
   answer_tokens: int
   # Chunks of a document.
   chunks: int
-  # B and G.
+  # Documents of a step (B), and rollouts of each (G).
   documents: int
   rollouts: int
   # Trajectories that are sampled at once.
   sample_rows: int
   # Slots of a micro-batch.
   micro_tokens: int
-  # Prompts that are read at once, of those; 0: all.
-  prefill_rows: int = 0
+  # Prompts among those that are read at once; 0: all.
+  prefill_prompts: int = 0
   temperature: float = 1.0
-  # Of the params beside adapters, which stay as they are loaded.
+  # Dtype of the params that adapters leave frozen, as they are loaded.
   frozen_dtype: str = 'float32'
 
   @property
@@ -110,21 +110,21 @@ def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> aot.Compiled:
 
   Args:
     phase: one of PHASES.
-    workload: of the run.
-    mesh: of devices, or of their descriptions.
+    workload: what the run does.
+    mesh: a mesh of devices, or of their descriptions.
 
   Raises:
     ValueError: sizes that the mesh does not divide; see `sharding`.
   """
-  # Made without the mesh: what JAX computes on the way needs devices that are here.
-  program, *given = _PROGRAMS[phase](workload, mesh)
-  return aot.compile_program(mesh, program, *given)
+  # Built without the mesh: what JAX computes on the way needs devices that are here.
+  program, *arguments = _PROGRAMS[phase](workload, mesh)
+  return aot.compile_program(mesh, program, *arguments)
 
 
 def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
-  """Bytes of a device that outlive a phase, by kind.
+  """Bytes on a device that outlive a phase, by kind.
 
-  `params` as training has them, `optimizer`, `reference` params (none beside
+  `params` as training has them, `optimizer`, `reference` params (none with
   adapters: without these the model is its own reference), and `rollout weights`:
   the copy in the dtype and layout of rollouts.
   """
@@ -147,7 +147,7 @@ def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
 def cache_bytes(
   workload: Workload, mesh: Mesh, *, responses: bool = True
 ) -> int:
-  """Bytes of a device for the keys and values of prompts, and of responses."""
+  """Bytes on a device for the keys and values of prompts, and of responses."""
   slots = [workload.memory_prompt_tokens]
   if responses:
     slots.append(workload.memory_tokens)
@@ -171,7 +171,7 @@ def _prefill(workload: Workload, mesh: Mesh):
   n, p = workload.sample_rows, workload.memory_prompt_tokens
   prompt = Tokens(_rows(mesh, (n, p)), _rows(mesh, (n,)))
   program = jax.jit(decode.prefill, static_argnums=(0, 3))
-  return program, workload.model, params, prompt, workload.prefill_rows
+  return program, workload.model, params, prompt, workload.prefill_prompts
 
 
 def _decode(workload: Workload, mesh: Mesh):

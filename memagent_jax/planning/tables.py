@@ -24,20 +24,20 @@ def workload(work: Workload) -> str:
   )
 
 
-def plan(made: Plan, steps: int) -> str:
+def plan(result: Plan, steps: int) -> str:
   """One plan in full."""
-  limit = chips.chip(made.topology).hbm_bytes
+  limit = chips.chip(result.topology).hbm_bytes
   mesh = ' x '.join(
-    f'{axis} {size}' for axis, size in zip(MESH_AXES, made.mesh, strict=True)
+    f'{axis} {size}' for axis, size in zip(MESH_AXES, result.mesh, strict=True)
   )
   lines = [
     '',
-    f'{made.topology}, {made.devices} chips, mesh {mesh}',
+    f'{result.topology}, {result.devices} chips, mesh {mesh}',
     '',
     '| HBM of a chip, GiB | ' + ' | '.join(_KINDS) + ' | together | limit |',
     '|---' * (len(_KINDS) + 3) + '|',
   ]
-  for phase in made.phases:
+  for phase in result.phases:
     sizes = [phase.memory[kind] for kind in _KINDS]
     cells = [f'{size / GIB:.2f}' for size in (*sizes, phase.bytes, limit)]
     lines.append(f'| {phase.name} | ' + ' | '.join(cells) + ' |')
@@ -47,33 +47,33 @@ def plan(made: Plan, steps: int) -> str:
     '| ms | calls a step | s a step |',
     '|---|---|---|---|---|---|---|---|',
   ]
-  for phase in made.phases:
+  for phase in result.phases:
     cost = phase.cost
     lines.append(
       f'| {phase.name} | {cost.flops / 1e12:.3f} | x {phase.waste:.2f} | '
       f'{cost.hbm_bytes / 1e9:.1f} | {cost.link_bytes / 1e9:.2f} | '
       f'{1e3 * cost.seconds:.1f} | {phase.calls:,.0f} | {phase.seconds:.1f} |'
     )
-  seconds = made.step_seconds
+  seconds = result.step_seconds
   lines += [
     '',
-    f'{"fits" if made.fits else "DOES NOT FIT"}. At the peak of the chip: '
-    f'{seconds:.0f} s a step, {made.trained_tokens / seconds:,.0f} trained '
-    f'tokens/s; {steps:,} steps take {made.chip_hours(steps):,.0f} chip-hours, '
-    f'${made.dollars(steps):,.0f} on demand.',
+    f'{"fits" if result.fits else "DOES NOT FIT"}. At the peak of the chip: '
+    f'{seconds:.0f} s a step, {result.trained_tokens / seconds:,.0f} trained '
+    f'tokens/s; {steps:,} steps take {result.chip_hours(steps):,.0f} chip-hours, '
+    f'${result.dollars(steps):,.0f} on demand.',
   ]
   return '\n'.join(lines)
 
 
-def smallest(made: Plan | None, topology: str, steps: int) -> str:
-  """What `plan.smallest` found."""
+def smallest(result: Plan | None, topology: str, steps: int) -> str:
+  """The result of `plan.smallest` in a sentence."""
   generation = topology.partition(':')[0]
-  if made is None:
+  if result is None:
     return f'\nNo slice of {generation} fits this mesh and batch.'
   return (
-    f'\nSmallest slice of {generation} that fits: {made.topology}, '
-    f'{made.bytes / GIB:.1f} GiB a chip, {made.step_seconds:.0f} s a step, '
-    f'${made.dollars(steps):,.0f}.'
+    f'\nSmallest slice of {generation} that fits: {result.topology}, '
+    f'{result.bytes / GIB:.1f} GiB a chip, {result.step_seconds:.0f} s a step, '
+    f'${result.dollars(steps):,.0f}.'
   )
 
 
@@ -85,32 +85,32 @@ def sweep_head(topology: str) -> str:
   )
 
 
-def sweep_row(work: Workload, mesh: MeshConfig, made: Plan | None) -> str:
-  """One plan as a row of it; None: out of memory."""
+def sweep_row(work: Workload, mesh: MeshConfig, result: Plan | None) -> str:
+  """One plan as a row of that table; None: out of memory."""
   place = f'data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}'
   row = f'| {place} | {work.micro_tokens:,} | {work.sample_rows:,} | '
-  if made is None:
+  if result is None:
     return row + 'out of memory | | | | |'
-  by_name = {phase.name: phase.seconds for phase in made.phases}
+  by_name = {phase.name: phase.seconds for phase in result.phases}
   # The reference's forward pass is part of learning.
   update = by_name['update'] + by_name.get('reference', 0.0)
-  size = f'{made.bytes / GIB:.1f}' + ('' if made.fits else ' (too much)')
+  size = f'{result.bytes / GIB:.1f}' + ('' if result.fits else ' (too much)')
   return row + (
     f'{size} | {by_name["prefill"]:.1f} | {by_name["decode"]:.1f} | '
-    f'{update:.1f} | {made.step_seconds:.1f} |'
+    f'{update:.1f} | {result.step_seconds:.1f} |'
   )
 
 
-def as_json(made: Plan, steps: int) -> dict[str, Any]:
-  """Every figure of a plan."""
+def as_json(result: Plan, steps: int) -> dict[str, Any]:
+  """Every figure of a plan, for JSON."""
   return {
-    'topology': made.topology,
-    'mesh': dict(zip(MESH_AXES, made.mesh, strict=True)),
-    'fits': made.fits,
-    'step_seconds': made.step_seconds,
-    'trained_tokens': made.trained_tokens,
-    'chip_hours': made.chip_hours(steps),
-    'dollars': made.dollars(steps),
+    'topology': result.topology,
+    'mesh': dict(zip(MESH_AXES, result.mesh, strict=True)),
+    'fits': result.fits,
+    'step_seconds': result.step_seconds,
+    'trained_tokens': result.trained_tokens,
+    'chip_hours': result.chip_hours(steps),
+    'dollars': result.dollars(steps),
     'phases': {
       phase.name: {
         'memory_bytes': phase.memory,
@@ -123,6 +123,6 @@ def as_json(made: Plan, steps: int) -> dict[str, Any]:
         'call_seconds': phase.cost.seconds,
         'calls': phase.calls,
       }
-      for phase in made.phases
+      for phase in result.phases
     },
   }

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 from memagent_jax.agent.engine import Lockstep
 from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
@@ -20,11 +21,11 @@ _CHAT_TOKENS = 32
 def of_run(
   bound: Callable, document_tokens: int
 ) -> tuple[Workload, MeshConfig, int]:
-  """What a run of `trainer.train` on `rollouts.Rollouts` asks of its devices.
+  """The work of a run of `trainer.train` on `rollouts.Rollouts`.
 
   Args:
-    bound: as `experiments.runs.bound`.
-    document_tokens: of a document.
+    bound: as `commands.runs.bound`.
+    document_tokens: length of a document.
 
   Returns:
     the workload, the mesh, and the steps of the run.
@@ -34,21 +35,21 @@ def of_run(
       trajectories that do not divide into the parts of its engine.
   """
 
-  def given(argument, *path, default):
+  def bound_or(default: Any, argument: str, *path: str) -> Any:
     try:
       return bound(argument, *path)
     except ValueError:
       return default
 
   reading, config = bound('reading', 'source'), bound('config', 'source')
-  template = given('template', 'source', default=DEFAULT_TEMPLATE)
-  engine = given('engine', 'source', default=Lockstep())
+  template = bound_or(DEFAULT_TEMPLATE, 'template', 'source')
+  engine = bound_or(Lockstep(), 'engine', 'source')
   trajectories = config.documents_per_step * config.rollouts
   model = dataclasses.replace(
     shapes.config(bound('name_or_dir', 'model')),
-    dtype=given('compute_dtype', default='float32'),
-    remat=given('remat', default=False),
-    lora=given('lora', default=None),
+    dtype=bound_or('float32', 'compute_dtype'),
+    remat=bound_or(False, 'remat'),
+    lora=bound_or(None, 'lora'),
   )
   work = Workload(
     model=model,
@@ -72,9 +73,9 @@ def of_run(
     rollouts=config.rollouts,
     sample_rows=engine.part_size(trajectories),
     micro_tokens=config.micro_tokens,
-    prefill_rows=engine.prefill_prompts,
+    prefill_prompts=engine.prefill_prompts,
     temperature=reading.temperature,
-    frozen_dtype=given('dtype', 'model', default='float32'),
+    frozen_dtype=bound_or('float32', 'dtype', 'model'),
   )
   return work, bound('mesh'), bound('num_steps')
 
@@ -83,12 +84,12 @@ def variants(
   workload: Workload, mesh: MeshConfig
 ) -> list[tuple[Workload, MeshConfig]]:
   """The same run with other splits, micro-batches, and rows at once."""
-  found = []
+  others = []
   for tensor, micro, part in itertools.product(
     sorted({1, 2, 4, 8, mesh.tensor}), (1, 2), (1, 2)
   ):
     rows = workload.sample_rows // part
-    found.append(
+    others.append(
       (
         dataclasses.replace(
           workload,
@@ -98,10 +99,10 @@ def variants(
         dataclasses.replace(mesh, tensor=tensor),
       )
     )
-  return found
+  return others
 
 
 def _template_tokens(template: Template, turn: str) -> int:
-  """At most, without the tokenizer."""
+  """Tokens of a turn's wording at most, estimated without the tokenizer."""
   text = getattr(template, turn)
   return math.ceil(len(text) / _TOKEN_CHARACTERS) + _CHAT_TOKENS

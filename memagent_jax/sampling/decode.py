@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.models.transformer import Decoder, LayerKV, Past
+from memagent_jax.models.transformer import Decoder, LayerKV, Params, Past
 from memagent_jax.sharding import by_part, constrain, parts, put_rows, take_rows
 from memagent_jax.structs import EOS, LENGTH, SKIPPED, Response, Tokens
 
@@ -53,16 +53,19 @@ class SamplingConfig:
 
 
 class Prefilled(struct.PyTreeNode):
-  """A batch of prompts, read: all that decoding needs of them."""
+  """What `prefill` keeps of a batch of prompts: all that decoding needs."""
 
   kv: tuple[LayerKV, ...]  # per layer, P slots
   length_N: jax.Array  # int32, prompt tokens
-  frequency_NxD2: jax.Array  # float32; of the prompt's length, kept to the end
+  frequency_NxD2: jax.Array  # float32; by the prompt's length, kept to the end
   logits_NxV: jax.Array  # float32; for the first response token
 
 
 def prefill(
-  config: ModelConfig, params, prompt: Tokens, prefill_rows: int = 0
+  config: ModelConfig,
+  params: Params,
+  prompt: Tokens,
+  prefill_prompts: int = 0,
 ) -> Prefilled:
   """Runs the decoder over right-padded prompts of at least one token each.
 
@@ -72,12 +75,12 @@ def prefill(
   Args:
     config: the model; static.
     params: its params.
-    prompt: N rows.
-    prefill_rows: rows that are read side by side, at most; static. What a layer
-      makes of a prompt is many times what stays in the cache. 0: all of them.
+    prompt: N prompts.
+    prefill_prompts: prompts that are read side by side, at most; static. The
+      activations of a layer are many times what stays in the cache. 0: all.
   """
   n, shards = prompt.length_N.shape[0], parts('rows')
-  size = _block_rows(n, prefill_rows)
+  size = _block_prompts(n, prefill_prompts)
   if size == n:
     return _prefill(config, params, prompt)
   # A block has rows of every device, so that none has to be sent.
@@ -96,17 +99,17 @@ def prefill(
     read = _prefill(config, params, prompts)
     return by_part((read.kv, read.logits_NxV))
 
-  def read(block, found):
+  def read(block, results):
     rows_SxB = rows_of(block)
-    return put_rows(found, rows_SxB, run(rows_SxB))
+    return put_rows(results, rows_SxB, run(rows_SxB))
 
-  def copy(block, found):
+  def copy(block, results):
     rows_SxB = rows_of(block)
     same_SxB = take_rows(first_SxN, rows_SxB)
-    return put_rows(found, rows_SxB, take_rows(found, same_SxB))
+    return put_rows(results, rows_SxB, take_rows(results, same_SxB))
 
   axes = {3: ('vocab',), 5: ('kv_heads', 'head_dim', 'slots')}
-  found = jax.tree.map(
+  results = jax.tree.map(
     lambda x: constrain(
       jnp.zeros((shards, n // shards, *x.shape[2:]), x.dtype),
       *('rows', 'tokens', *axes[x.ndim]),
@@ -114,33 +117,33 @@ def prefill(
     jax.eval_shape(run, rows_of(0)),
   )
   blocks = -(-jnp.max(different_S) // per_shard)
-  found = lax.fori_loop(0, blocks, read, found)
-  found = lax.fori_loop(blocks, n // size, copy, found)
-  kv, logits_NxV = jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), found)
+  results = lax.fori_loop(0, blocks, read, results)
+  results = lax.fori_loop(blocks, n // size, copy, results)
+  kv, logits_NxV = jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), results)
   frequency_NxD2 = rope.frequencies(config, prompt.length_N)
   return Prefilled(kv, prompt.length_N, frequency_NxD2, logits_NxV)
 
 
-def _block_rows(rows: int, most: int) -> int:
-  """Rows of a block: the largest that divides, of at most so many."""
+def _block_prompts(prompts: int, most: int) -> int:
+  """Prompts of a block: the largest divisor up to `most`, else the smallest."""
   shards = parts('rows')
-  sizes = [s for s in range(shards, rows + 1, shards) if rows % s == 0]
+  sizes = [s for s in range(shards, prompts + 1, shards) if prompts % s == 0]
   if most < 1 or not sizes:
-    return rows
+    return prompts
   return max([s for s in sizes if s <= most], default=min(sizes))
 
 
 def _read_once(prompt: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The order in which rows are read, so that equal prompts are read once.
+  """The order in which prompts are read, so that equal ones are read once.
 
   Returns:
-    the rows, those first that are the first of their prompt; of every row, the
-    first with its prompt; and how many prompts differ.
+    the numbers of the prompts, first occurrences first; for every prompt the
+    number of its first occurrence; and how many prompts differ.
   """
   n, w = prompt.ids_NxW.shape
   used_NxW = jnp.arange(w) < prompt.length_N[:, None]
   ids_NxW = jnp.where(used_NxW, prompt.ids_NxW, -1)
-  # Sums with random factors tell rows apart but for chance; then ids are compared.
+  # Sums with random factors almost always differ where ids do; ids decide.
   factor_W = jax.random.bits(jax.random.key(0), (w,), jnp.uint32)
   sum_N = (ids_NxW.astype(jnp.uint32) * factor_W).sum(axis=1)
   first_N = jnp.argmax(sum_N[:, None] == sum_N, axis=1)
@@ -150,7 +153,7 @@ def _read_once(prompt: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
   return jnp.argsort(~is_first_N, stable=True), first_N, is_first_N.sum()
 
 
-def _prefill(config: ModelConfig, params, prompt: Tokens) -> Prefilled:
+def _prefill(config: ModelConfig, params: Params, prompt: Tokens) -> Prefilled:
   model = Decoder(config)
   n, p = prompt.ids_NxW.shape
   frequency_NxD2 = rope.frequencies(config, prompt.length_N)
@@ -170,19 +173,19 @@ def _prefill(config: ModelConfig, params, prompt: Tokens) -> Prefilled:
 
 def step(
   config: ModelConfig,
-  params,
+  params: Params,
   token_N: jax.Array,
   prefilled: Prefilled,
   response_kv: tuple[LayerKV, ...],
-  step: jax.Array,
+  slot: jax.Array,
 ) -> tuple[jax.Array, tuple[LayerKV, ...]]:
-  """Logits after `token_N`, the response token of slot `step`; the new cache."""
+  """Logits after `token_N`, the response token of `slot`, and the new cache."""
   model = Decoder(config)
-  past = Past(prefilled.kv, response_kv, prefilled.length_N, step)
+  past = Past(prefilled.kv, response_kv, prefilled.length_N, slot)
   hidden_Nx1xE, response_kv = model.apply(
     {'params': params},
     token_N[:, None],
-    (prefilled.length_N + step)[:, None],
+    (prefilled.length_N + slot)[:, None],
     prefilled.frequency_NxD2,
     past,
   )
@@ -202,7 +205,9 @@ def empty_response_kv(
   return tuple((zeros, zeros) for _ in range(config.num_layers))
 
 
-def log_probabilities(logits_NxV: jax.Array, sampling: SamplingConfig):
+def log_probabilities(
+  logits_NxV: jax.Array, sampling: SamplingConfig
+) -> jax.Array:
   """float32 log-probs of the distribution that `sampling` draws from.
 
   Greedy decoding has no density of its own; it gets the untempered model's.
@@ -232,10 +237,12 @@ def example_number(name: str) -> int:
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big')
 
 
-def row_keys(seed: int, example_N: jax.Array, rollout_N: jax.Array):
+def row_keys(
+  seed: int, example_N: jax.Array, rollout_N: jax.Array
+) -> jax.Array:
   """One typed PRNG key per row: fold_in(fold_in(seed, example), rollout).
 
-  `rollout.py` folds in the turn and `generate` the position, so neither batch
+  The agent folds in the turn and `generate` the position, so neither batch
   order nor slots, shards or a resume change what a row samples.
   """
 
@@ -273,16 +280,16 @@ class _Loop(struct.PyTreeNode):
 
 def generate(
   config: ModelConfig,
-  params,
+  params: Params,
   prompt: Tokens,
   sampling: SamplingConfig,
   control_ids: tuple[int, ...],
   key_N: jax.Array,
   active_N: jax.Array | None = None,
-  prefill_rows: int = 0,
+  prefill_prompts: int = 0,
 ) -> Response:
   """Samples a response to every prompt: `prefill`, then `respond`."""
-  prefilled = prefill(config, params, prompt, prefill_rows)
+  prefilled = prefill(config, params, prompt, prefill_prompts)
   return respond(
     config, params, prefilled, sampling, control_ids, key_N, active_N
   )
@@ -294,14 +301,14 @@ generate_jitted = jax.jit(generate, static_argnums=(0, 3, 4, 7))
 
 def respond(
   config: ModelConfig,
-  params,
+  params: Params,
   prefilled: Prefilled,
   sampling: SamplingConfig,
   control_ids: tuple[int, ...],
   key_N: jax.Array,
   active_N: jax.Array | None = None,
 ) -> Response:
-  """Samples a response to every prompt that was read.
+  """Samples a response to every prompt of a prefilled batch.
 
   Control ids are sampled like any other token (nothing is masked, so log-probs
   are the model's), and end their row.
@@ -309,7 +316,7 @@ def respond(
   Args:
     config: the model; static.
     params: its params.
-    prefilled: the prompts, read.
+    prefilled: the prompts, from `prefill`.
     sampling: how to draw, and the cap R; static.
     control_ids: the ids that end a row; static.
     key_N: typed keys, one per row and turn; unused when greedy.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from memagent_jax import tokens as tokens_lib
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.models.transformer import Decoder
+from memagent_jax.models.transformer import Decoder, Params
 from memagent_jax.sampling import decode
 from memagent_jax.sampling.decode import SamplingConfig
 from memagent_jax.sharding import constrain
@@ -26,7 +26,7 @@ from memagent_jax.structs import Tokens
 
 def response_log_probs(
   config: ModelConfig,
-  params,
+  params: Params,
   ids_NxS: jax.Array,
   prompt_length_N: jax.Array,
   response_length_N: jax.Array,
@@ -36,7 +36,7 @@ def response_log_probs(
   block_tokens: int = 128,
   with_entropy: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """float32 log-prob of every response token, and the entropy where it stands.
+  """float32 log-prob of every response token, and the entropy at its position.
 
   Both are of the distribution that `decode` samples from at this temperature
   with top_k and top_p off; at temperature 0 they are the untempered model's.
@@ -71,7 +71,7 @@ def response_log_probs(
     {'params': params},
     ids_NxS,
     jnp.broadcast_to(jnp.arange(s), (n, s)),
-    # Of the prompt's length, as in `decode.prefill`: dynamic NTK depends on it.
+    # By the prompt's length, as in `decode.prefill`: dynamic NTK depends on it.
     rope.frequencies(config, prompt_length_N),
   )
 
@@ -108,7 +108,7 @@ def response_log_probs(
 
 def log_probs_after(
   config: ModelConfig,
-  params,
+  params: Params,
   prompt: Tokens,
   response: Tokens,
   *,

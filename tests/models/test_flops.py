@@ -55,7 +55,7 @@ def test_the_compiler_counts_nearly_the_same():
 
 
 def test_a_window_makes_attention_linear():
-  sinks = dataclasses.replace(SMALL, attention=SinkAttention(2))
+  sinks = dataclasses.replace(SMALL, long_attention=SinkAttention(2))
 
   def attention(config, tokens):
     return flops_lib.turn_flops(config, tokens, 1) - flops_lib.turn_flops(

@@ -29,7 +29,7 @@ def usual(config):
 
 @functools.cache
 def local(config):
-  return initial.init_params(config, KEY)
+  return initial.init_for_copying(config, KEY)
 
 
 def branches(config):

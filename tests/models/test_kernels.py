@@ -1,4 +1,7 @@
-"""Kernels of accelerators, run step by step on CPU, against `attention` there."""
+"""Kernels against the formulas that they compute.
+
+Those of TPUs run step by step on CPU, and are compared with `attention` there.
+"""
 
 import functools
 
@@ -10,8 +13,9 @@ import pytest
 from memagent_jax import sharding
 from memagent_jax.models import attention, kernels
 from memagent_jax.models.attention import Segment
+from memagent_jax.models.kernels import gpu, tpu
 
-interpreted = functools.partial(kernels.causal_tpu, interpret=True)
+interpreted = functools.partial(tpu.causal, interpret=True)
 
 
 def arrays(n, j, g, t, s, d):
@@ -22,9 +26,51 @@ def arrays(n, j, g, t, s, d):
   return q, k, v
 
 
+def test_gradient_of_the_gated_mlp_equals_that_of_the_formula():
+  gate_up = jax.random.normal(jax.random.key(0), (2, 3, 2, 5)) * 3
+  weight = jax.random.normal(jax.random.key(1), (2, 3, 5))
+
+  def formula(x):
+    gate, up = x[:, :, 0], x[:, :, 1]
+    return gate / (1 + jnp.exp(-gate)) * up
+
+  def gradient(f):
+    return jax.jit(jax.grad(lambda x: (weight * f(x)).sum()))(gate_up)
+
+  np.testing.assert_allclose(
+    gradient(kernels.swiglu), gradient(formula), rtol=0, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('inputs', [1, 2])
+def test_a_projection_sums_over_the_first_axes_of_its_kernel(inputs):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, *(4, 5)[:inputs])).astype(np.float32)
+  kernel = rng.normal(size=(*(4, 5)[:inputs], 2, 6)).astype(np.float32)
+  got = kernels.linear(x, kernel, inputs)
+  assert got.shape == (2, 3, 2, 6)
+  expected = np.einsum(
+    'abi,icd->abcd' if inputs == 1 else 'abij,ijcd->abcd', x, kernel
+  )
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+# One by one up to 8 rows on CPU, from 9 on at once.
+@pytest.mark.parametrize('rows', [1, 3, 8, 9])
+def test_rows_times_matrices_in_float32(rows):
+  x, y = (
+    jax.random.normal(jax.random.key(i), shape, jnp.bfloat16)
+    for i, shape in enumerate([(2, 3, rows, 8), (2, 3, 8, 5)])
+  )
+  got = jax.jit(kernels.matmul, static_argnums=0)('njrd,njds->njrs', x, y)
+  assert got.dtype == jnp.float32
+  expected = np.asarray(x, np.float64) @ np.asarray(y, np.float64)
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 # Whole blocks, a ragged end, and dimensions that do not fill a register.
 @pytest.mark.parametrize(('t', 'd'), [(128, 128), (200, 64), (250, 64)])
-@pytest.mark.parametrize('causal', [interpreted, kernels.causal_gpu])
+@pytest.mark.parametrize('causal', [interpreted, gpu.causal])
 @pytest.mark.slow
 def test_causal_values_and_gradients(causal, t, d):
   given = arrays(2, 2, 3, t, t, d)
@@ -42,9 +88,7 @@ def test_causal_values_and_gradients(causal, t, d):
 
 
 def test_blocks_are_as_large_as_a_little_padding_allows():
-  blocks = {
-    t: kernels._splash_block(t) for t in (60, 130, 250, 700, 5200, 7168)
-  }
+  blocks = {t: tpu._splash_block(t) for t in (60, 130, 250, 700, 5200, 7168)}
   assert blocks == {
     60: 128,
     130: 128,
@@ -57,9 +101,9 @@ def test_blocks_are_as_large_as_a_little_padding_allows():
 
 def live(q, segments):
   """`attend` for one query, by the kernel."""
-  return kernels.merged(
+  return attention.merged(
     [
-      kernels.live_tpu(
+      tpu.live(
         q[:, :, :, 0],
         s.k_NxJxDxS,
         s.v_NxJxDxS,
@@ -110,7 +154,7 @@ def test_each_platform_has_its_own(monkeypatch):
   called = []
 
   def interpret(name):
-    kernel = functools.partial(getattr(kernels, name), interpret=True)
+    kernel = functools.partial(getattr(tpu, name), interpret=True)
 
     def spy(*args):
       called.append(name)
@@ -119,13 +163,13 @@ def test_each_platform_has_its_own(monkeypatch):
     return spy
 
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
-  monkeypatch.setitem(attention._CAUSAL, 'tpu', interpret('causal_tpu'))
-  monkeypatch.setattr(kernels, 'live_tpu', interpret('live_tpu'))
+  monkeypatch.setitem(kernels.CAUSAL, 'tpu', interpret('causal'))
+  monkeypatch.setitem(kernels.LIVE, 'tpu', interpret('live'))
   got = [
     attention.attention(q_NxTxHxD, causal),
     attention.attention(q_NxTxHxD[:, :1], step),
   ]
-  assert called == ['causal_tpu', 'live_tpu']
+  assert called == ['causal', 'live']
   for one, two in zip(got, expected, strict=True):
     np.testing.assert_allclose(one, two, atol=1e-5)
 
@@ -136,14 +180,14 @@ def compare_on_eight_devices():
   length_N = jnp.array([128, 3, 60, 100])
   expected = (
     attention._causal(q, k, v),
-    kernels.live_tpu(q[:, :, :, 0], k, v, length_N, interpret=True),
+    tpu.live(q[:, :, :, 0], k, v, length_N, interpret=True),
   )
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
   with jax.set_mesh(mesh):
     got = jax.jit(
       lambda: (
         interpreted(q, k, v),
-        kernels.live_tpu(q[:, :, :, 0], k, v, length_N, interpret=True),
+        tpu.live(q[:, :, :, 0], k, v, length_N, interpret=True),
       )
     )()
     parts = [x.data.shape for x in got[0].addressable_shards]

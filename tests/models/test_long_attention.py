@@ -43,12 +43,12 @@ VARIANTS = {
 
 
 def config(name):
-  return dataclasses.replace(PLAIN, attention=VARIANTS[name])
+  return dataclasses.replace(PLAIN, long_attention=VARIANTS[name])
 
 
 def distance(config, i, j):
   """How far key j seems to query i, as the papers define it; None: not seen."""
-  variant, window = config.attention, config.max_positions
+  variant, window = config.long_attention, config.max_positions
   if isinstance(variant, SinkAttention):
     # The cache holds the sinks and the latest tokens, numbered as they lie there.
     held = [*range(variant.sinks)]
@@ -133,7 +133,7 @@ def test_prefill_equals_the_reference(name, length):
 
 def test_blocks_within_one_chunk_see_all_earlier_ones():
   variant = dataclasses.replace(
-    PLAIN, max_positions=192, attention=DualChunkAttention(BLOCK_QUERIES)
+    PLAIN, max_positions=192, long_attention=DualChunkAttention(BLOCK_QUERIES)
   )
   borders = [0, 127, 128, 129, 255, 256, 300, 383, 384, 511, 512, 550]
   check_prefill(variant, 551, np.array(borders))
@@ -214,4 +214,4 @@ def test_decoded_log_probs_are_those_of_reading_the_whole_text(name, params):
 )
 def test_a_variant_that_does_not_suit_the_window_is_refused(variant, expected):
   with pytest.raises(ValueError, match=expected):
-    dataclasses.replace(PLAIN, attention=variant)
+    dataclasses.replace(PLAIN, long_attention=variant)

@@ -261,22 +261,6 @@ def test_gradient_does_not_keep_the_scores():
   assert used_bytes < 0.5 * ALL_SCORES_BYTES
 
 
-def test_gradient_of_the_gated_mlp_equals_that_of_the_formula():
-  gate_up = jax.random.normal(jax.random.key(0), (2, 3, 2, 5)) * 3
-  weight = jax.random.normal(jax.random.key(1), (2, 3, 5))
-
-  def formula(x):
-    gate, up = x[:, :, 0], x[:, :, 1]
-    return gate / (1 + jnp.exp(-gate)) * up
-
-  def gradient(f):
-    return jax.jit(jax.grad(lambda x: (weight * f(x)).sum()))(gate_up)
-
-  np.testing.assert_allclose(
-    gradient(transformer._gated), gradient(formula), rtol=0, atol=1e-5
-  )
-
-
 @pytest.mark.slow
 def test_layers_computed_again_have_the_same_gradient():
   config = model()

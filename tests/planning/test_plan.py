@@ -194,8 +194,8 @@ def test_memory_that_falls_with_one_layer_more_does_not_fall_on():
     cost = hlo.Cost(10.0 * layers, 0.0, 0.0, 1.0 * layers, 0, 0)
     return plan.Phase('update', 1, cost, 10.0, {'activations': activations})
 
-  falls = plan._drawn_on([phase(2, 90), phase(3, 80)], 28)
-  rises = plan._drawn_on([phase(2, 80), phase(3, 90)], 28)
+  falls = plan._extrapolated([phase(2, 90), phase(3, 80)], 28)
+  rises = plan._extrapolated([phase(2, 80), phase(3, 90)], 28)
   assert falls.memory == {'activations': 90}
   assert rises.memory == {'activations': 80 + 28 * 10}
   assert falls.cost.flops == 300 and falls.seconds == 30

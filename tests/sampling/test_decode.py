@@ -76,11 +76,13 @@ def test_greedy_follows_the_argmax_of_full_passes():
   assert list(got.length_N) == [6] * 3
 
 
-@pytest.mark.parametrize('prefill_rows', [1, 2, 4, 5, 6])
-def test_prompts_read_in_blocks_are_those_read_at_once(prefill_rows):
+@pytest.mark.parametrize('prefill_prompts', [1, 2, 4, 5, 6])
+def test_prompts_read_in_blocks_are_those_read_at_once(prefill_prompts):
   prompt = _prompts([3, 12, 1, 5, 7, 2])
   read = jax.jit(decode.prefill, static_argnums=(0, 3))
-  whole, blocks = (read(CONFIG, PARAMS, prompt, n) for n in (0, prefill_rows))
+  whole, blocks = (
+    read(CONFIG, PARAMS, prompt, n) for n in (0, prefill_prompts)
+  )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), blocks, whole
   )

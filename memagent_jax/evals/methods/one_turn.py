@@ -255,9 +255,11 @@ class OneTurn:
       return config
     if self.extension == 'dual_chunk':
       variant = DualChunkAttention(math.ceil(self.chunk_share * window))
-      return dataclasses.replace(config, attention=variant)
+      return dataclasses.replace(config, long_attention=variant)
     if self.extension == 'sinks':
-      return dataclasses.replace(config, attention=SinkAttention(self.sinks))
+      return dataclasses.replace(
+        config, long_attention=SinkAttention(self.sinks)
+      )
     if config.rope.rope_type != 'default':
       raise ValueError(
         f'extension is {self.extension!r}, and the model has a rotary scaling '

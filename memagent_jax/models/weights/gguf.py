@@ -203,7 +203,7 @@ class GGUFModel:
           scaling[_YARN_FIELDS[key]] = value
       elif key not in _IGNORED and value != _NEUTRAL.get(key):
         raise ValueError(
-          f'{self.path}: {prefix}{key} is {value}; supported beside type and '
+          f'{self.path}: {prefix}{key} is {value}; supported besides type and '
           f'factor: {", ".join(_YARN_FIELDS)}.'
         )
     return scaling

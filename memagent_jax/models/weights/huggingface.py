@@ -4,8 +4,8 @@
     *.safetensors -> tensors -----> params               load_params
     params -> tensors ------------> a whole directory    save_model
 
-Tensors pass through the host one param at a time: beside the params themselves
-there is never more than one param's worth of them.
+Tensors pass through the host one param at a time: apart from the params
+themselves there is never more than one param's worth of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +21,8 @@ import numpy as np
 
 from memagent_jax.models import configs
 from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.tokenizer import Tokenizer
+from memagent_jax.models.transformer import Params
 from memagent_jax.models.weights import safetensors_io, tensor_layout
 from memagent_jax.models.weights.safetensors_io import (
   INDEX,
@@ -55,9 +57,9 @@ def read_config(directory: str | os.PathLike) -> ModelConfig:
 def params_from_tensors(
   config: ModelConfig,
   read: Callable[[str], np.ndarray],
-  shardings=None,
+  shardings: Params | None = None,
   dtype: str = 'float32',
-):
+) -> Params:
   """The params tree, unboxed, on device; one param's tensors are read at a time.
 
   Args:
@@ -88,7 +90,7 @@ def params_from_tensors(
       sharding,
       lambda index: param.cut(tensors, index, jnp.dtype(dtype)),
     )
-    # A running transfer would keep its host copy while the next is made.
+    # A running transfer would keep its host copy while the next one starts.
     return array.block_until_ready()
 
   return jax.tree.map(
@@ -111,7 +113,7 @@ def _check_shape(name: str, got: tuple, expected: tuple) -> None:
 
 
 def tensors_from_params(
-  config: ModelConfig, params
+  config: ModelConfig, params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
   """(name, tensor) pairs as `tensor_shapes` lists them: undoes the import."""
   table = jax.tree.leaves(
@@ -125,9 +127,9 @@ def tensors_from_params(
 def load_params(
   directory: str | os.PathLike,
   config: ModelConfig,
-  shardings=None,
+  shardings: Params | None = None,
   dtype: str = 'float32',
-):
+) -> Params:
   """The params tree of a directory's safetensors; see `params_from_tensors`.
 
   Raises:
@@ -180,8 +182,8 @@ def _ignorable(name: str, config: ModelConfig) -> bool:
 def save_model(
   directory: str | os.PathLike,
   config: ModelConfig,
-  params,
-  tokenizer,
+  params: Params,
+  tokenizer: Tokenizer,
   dtype: str = 'float32',
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -191,8 +193,8 @@ def save_model(
     directory: where to; must not exist, or be empty.
     config: the model.
     params: its unboxed params.
-    tokenizer: `tokenizer.Tokenizer`.
-    dtype: one of DTYPES, of the files.
+    tokenizer: its tokenizer.
+    dtype: dtype of the files, one of DTYPES.
     shard_bytes: weights above this size are split into files of at most it
       (a larger tensor gets a file of its own).
 
@@ -202,7 +204,7 @@ def save_model(
   check_dtype(dtype)
   directory = Path(directory)
   check_free(directory)
-  # Built beside its place and renamed: a killed export leaves nothing that
+  # Built next to its place and renamed: a killed export leaves nothing that
   # looks like a model.
   partial = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
   partial.mkdir(parents=True)

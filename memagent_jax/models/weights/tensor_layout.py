@@ -17,6 +17,7 @@ import numpy as np
 
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.transformer import Params
 
 
 class _Source(NamedTuple):
@@ -80,7 +81,12 @@ class Param(NamedTuple):
       return math.prod(part[self.inputs :]), math.prod(part[: self.inputs])
     return (math.prod(part),) if self.names[0].endswith('.bias') else part
 
-  def cut(self, tensors: list[np.ndarray], index, dtype) -> np.ndarray:
+  def cut(
+    self,
+    tensors: list[np.ndarray],
+    index: tuple[slice, ...],
+    dtype: np.dtype | str,
+  ) -> np.ndarray:
     """A fresh array: `param[index]` in `dtype`, whatever the tensors' memory."""
     parts = [
       (t.T if self.inputs else t).reshape(self.part_shape) for t in tensors
@@ -111,7 +117,7 @@ class Param(NamedTuple):
       yield name, np.ascontiguousarray(tensor.T if self.inputs else tensor)
 
 
-def _fresh(shape: tuple[int, ...], dtype) -> np.ndarray:
+def _fresh(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
   """An array on pages of its own, which go back to the system when it dies.
 
   From malloc, the buffers of one model leave holes as large as half the model.
@@ -127,7 +133,7 @@ def _fresh(shape: tuple[int, ...], dtype) -> np.ndarray:
 
 # Tracing the decoder for its shapes takes a second for 30 layers.
 @functools.lru_cache(maxsize=4)
-def param_table(config: ModelConfig):
+def param_table(config: ModelConfig) -> Params:
   """The params tree with a `Param` at every leaf; shared, so do not change it."""
 
   def one(path, box) -> Param:

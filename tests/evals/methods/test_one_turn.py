@@ -160,8 +160,8 @@ def test_beyond_the_window_each_extension_is_its_own(model, monkeypatch):
   assert linear.rope.factor == yarn.rope.factor == width / WINDOW
   assert (dynamic.rope.rope_type, dynamic.rope.factor) == ('dynamic', 1.0)
   assert yarn.rope.original_max_position_embeddings == WINDOW
-  assert dual.attention == DualChunkAttention(192)
-  assert sinks.attention == SinkAttention(4)
+  assert dual.long_attention == DualChunkAttention(192)
+  assert sinks.long_attention == SinkAttention(4)
 
 
 @pytest.mark.parametrize('extension', one_turn.EXTENSIONS)

@@ -1,19 +1,5 @@
-"""Attention of accelerators: what `attention` computes on CPU, in other programs.
+"""Attention on TPUs, in Pallas: the splash kernel, and one for decode steps."""
 
-    causal   TPU: splash attention (Pallas);  GPU: cuDNN's flash attention
-    live     TPU: decode attention that reads only the slots in use (Pallas)
-
-All have the shapes of `attention`: queries grouped by kv head and scaled, keys and
-values heads-major with the slots last. On a mesh each device runs its own rows and
-heads, so the kernels never see more than one device's part.
-
-tokamax 0.0.12 (openxla) runs the same splash kernel on TPU and cuDNN's on GPU. It is
-not used for its price: tokens-major operands, which are transposed for every call, and
-ten packages more, one of them pinned to a version of 2021 (typeguard 2.13.3). A kernel
-of its own that is faster would be one more function here.
-"""
-
-from collections.abc import Callable
 import functools
 
 import jax
@@ -27,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 import jax.numpy as jnp
 
-from memagent_jax import sharding
+from memagent_jax.models.kernels.per_device import on_each_device
 
 # Lanes of a TPU's vector registers: last axes of blocks are multiples.
 _LANES = 128
@@ -39,7 +25,7 @@ _SLOTS = 512
 _HIDDEN = -1e30
 
 
-def causal_tpu(
+def causal(
   q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
   """Causal attention by splash attention; with gradients.
@@ -53,7 +39,7 @@ def causal_tpu(
   Returns:
     [N, J, G, T, D].
   """
-  return _on_each_device(
+  return on_each_device(
     functools.partial(_splash, interpret=interpret), q, k, v
   )
 
@@ -89,29 +75,7 @@ def _splash_block(tokens: int) -> int:
   return next((b for b in _SPLASH_BLOCKS if -tokens % b <= most), _LANES)
 
 
-def causal_gpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Causal attention by cuDNN, which has float16 and bfloat16 alone.
-
-  Args and result as `causal_tpu`; float32 goes to XLA's own attention.
-  """
-  half = q.dtype in (jnp.bfloat16, jnp.float16)
-
-  def one(q, k, v):
-    n, j, g, t, d = q.shape
-    out = jax.nn.dot_product_attention(
-      q.transpose(0, 3, 1, 2, 4).reshape(n, t, j * g, d),
-      k.transpose(0, 3, 1, 2),
-      v.transpose(0, 3, 1, 2),
-      scale=1.0,
-      is_causal=True,
-      implementation='cudnn' if half else 'xla',
-    )
-    return out.reshape(n, t, j, g, d).transpose(0, 2, 3, 1, 4)
-
-  return _on_each_device(one, q, k, v)
-
-
-def live_tpu(
+def live(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
@@ -128,25 +92,16 @@ def live_tpu(
     k: [N, J, D, S].
     v: [N, J, D, S].
     length_N: int32, slots in use; a row of 0 gives zeros.
-    interpret: as in `causal_tpu`.
+    interpret: as in `causal`.
 
   Returns:
     float32 sums of the values [N, J, G, D], and for each query the largest score
-    and the sum of the weights relative to it, both [N, J, G, 1]: parts that
-    `merged` makes one softmax of.
+    and the sum of the weights relative to it, both [N, J, G, 1];
+    `attention.merged` makes one softmax of several such parts.
   """
-  return _on_each_device(
+  return on_each_device(
     functools.partial(_live, interpret=interpret), q, k, v, length_N
   )
-
-
-def merged(parts) -> jax.Array:
-  """One softmax over the segments of several calls of `live_tpu`."""
-  top = functools.reduce(jnp.maximum, (t for _, t, _ in parts))
-  weight = [jnp.exp(t - top) for _, t, _ in parts]
-  total = sum(w * s for w, (_, _, s) in zip(weight, parts, strict=True))
-  out = sum(w * o for w, (o, _, _) in zip(weight, parts, strict=True))
-  return out / total
 
 
 def _live(q, k, v, length_N, *, interpret):
@@ -212,35 +167,18 @@ def _live(q, k, v, length_N, *, interpret):
       ],
     ),
     out_shape=[shape((n, j, g, d)), shape((n, j, g, 1)), shape((n, j, g, 1))],
-    cost_estimate=live_cost(n * j, g, d, slots, k.dtype.itemsize),
+    cost_estimate=_live_cost(n * j, g, d, slots, k.dtype.itemsize),
     interpret=interpret,
     name='live_attention',
   )(length_N, q, k, v)
 
 
-def live_cost(
+def _live_cost(
   heads: int, group: int, dim: int, slots: int, itemsize: int
 ) -> pl.CostEstimate:
-  """Of `live_tpu` where every slot is in use."""
+  """What `live` costs where every slot is in use."""
   return pl.CostEstimate(
     flops=4 * heads * group * dim * slots,
     transcendentals=heads * group * slots,
     bytes_accessed=2 * heads * dim * slots * itemsize,
   )
-
-
-def _on_each_device(function: Callable, *arrays: jax.Array):
-  """`function` of each device's rows and heads, where a mesh is set."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return function(*arrays)
-  rows, heads = sharding.ACTIVATIONS['rows'], sharding.ACTIVATIONS['kv_heads']
-  specs = tuple(
-    jax.P(rows, heads) if x.ndim > 1 else jax.P(rows) for x in arrays
-  )
-  return jax.shard_map(
-    function,
-    in_specs=specs,
-    out_specs=jax.P(rows, heads),
-    check_vma=False,
-  )(*arrays)

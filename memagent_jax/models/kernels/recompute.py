@@ -10,11 +10,12 @@ from jax import lax
 
 
 def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """x, which is known no sooner than the gradient that comes back.
+  """x, but not before `gradient`, the one that a backward pass receives.
 
-  What a backward pass computes from it is no common subexpression any more. On
-  CPU the price is one addition of a zero that XLA cannot know: x is NaN where
-  the gradient's first element is not finite, which the result would be anyway.
+  What is computed from the result is then no common subexpression of the forward
+  pass. On CPU the price is one addition of a zero that XLA cannot know: x is NaN
+  where the gradient's first element is not finite, which the backward pass would
+  return anyway.
   """
 
   def add_zero(x, gradient):
