@@ -17,9 +17,9 @@ demo: $(INSTALLED)
 	@mkdir -p $(OUT)
 	@echo '== 1 of 3: a tiny model that reads single chunks learns to keep a memory'
 	$(TWO_DEVICES) $(PY) -m experiments.train --live \
-	  --gin_file=gin_configs/runs/demo_grpo.gin --workdir=$(OUT)/grpo
+	  --gin_file=gin_configs/train/demo_grpo.gin --workdir=$(OUT)/grpo
 	@echo '== 2 of 3: before and after, on documents far longer than those it learned from'
-	$(PY) -m experiments.evaluate --gin_file=gin_configs/runs/demo_lengths.gin \
+	$(PY) -m experiments.evaluate --gin_file=gin_configs/eval/demo_lengths.gin \
 	  --workdir=$(OUT)/lengths --processes=2
 	$(PY) -m experiments.report --workdir=$(OUT)/lengths --trained_tokens=700 \
 	  --scorer=boxed_em

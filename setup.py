@@ -1,47 +1,74 @@
-"""Installs memagent_jax; extras pick the accelerator, CPU needs none."""
+"""Installs memagent_jax: to read; to train as well; to develop it.
+
+Extras pick the accelerator too; the CPU needs none.
+"""
 
 from setuptools import find_packages, setup
 
+# Data, training, evaluation and reports. seqio brings TensorFlow.
+TRAIN = [
+  'bm25s>=0.2.7',
+  'gin-config>=0.5',
+  'matplotlib>=3.8',
+  'optax>=0.2.5',
+  'orbax-checkpoint>=0.12',
+  'scipy>=1.11',
+  'seqio>=0.0.20',
+  'tensorboardX>=2.6',
+  'wonderwords>=2.2',
+]
+
 setup(
-  name='memagent_jax',
+  name='memagent-jax',
   version='0.1.0',
   description='A reinforcement-learned memory agent on JAX, TPU-first.',
   license='Apache-2.0',
-  packages=find_packages(include=['memagent_jax*', 'experiments*']),
+  classifiers=[
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+  ],
+  # The gin files lie at the top of a checkout, and inside the package in a wheel.
+  packages=[
+    *find_packages(include=['memagent_jax*']),
+    'memagent_jax.gin_configs',
+  ],
+  package_dir={'memagent_jax.gin_configs': 'gin_configs'},
+  package_data={
+    'memagent_jax': ['assets/**'],
+    'memagent_jax.gin_configs': ['**/*.gin'],
+  },
+  entry_points={
+    'console_scripts': ['memagent = memagent_jax.commands.cli:main'],
+  },
   python_requires='>=3.11',
+  # To read: `Reader`, `memagent ask`, the scorers.
   install_requires=[
     'absl-py>=2.1',
-    'bm25s>=0.2.7',
     'etils>=1.9',
     'flax>=0.12',
     'gguf>=0.17',
-    'gin-config>=0.5',
     'jax>=0.10',
     'jinja2>=3.1',
-    'matplotlib>=3.8',
     'numpy>=2.0',
-    'optax>=0.2.5',
-    'orbax-checkpoint>=0.12',
     'rich>=13',
     'safetensors>=0.5',
-    'scipy>=1.11',
-    'seqio>=0.0.20',
-    'tensorboardX>=2.6',
     'tensorstore>=0.1.70',
     'tokenizers>=0.21',
     'transformers>=5.0',
-    'wonderwords>=2.2',
   ],
   extras_require={
+    'train': TRAIN,
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
-    # The TPU compiler, for `experiments.plan` where there is no TPU.
+    # The TPU compiler, for `memagent plan` where there is no TPU.
     'tpu_aot': ['libtpu>=0.0.52'],
     'parity': ['torch>=2.5'],
     'parquet': ['pyarrow>=17'],
     'pdf': ['pypdf>=5'],
     'remote': ['openai>=2'],
     'dev': [
+      *TRAIN,
       'hypothesis>=6.100',
       'openai>=2',
       'pyarrow>=17',

@@ -18,6 +18,7 @@ import numpy as np
 from memagent_jax import sharding
 from memagent_jax.agent.engine import Lockstep
 from memagent_jax.agent.memory_rules import Guarded
+from memagent_jax.io import assets
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.model import Model
@@ -55,7 +56,7 @@ def source(model: Model, seen: list):
 
 
 def new_model() -> Model:
-  tokenizer = Tokenizer.from_directory('experiments/tiny/tokenizer')
+  tokenizer = Tokenizer.from_directory(assets.model('memagent-tiny-tokenizer'))
   params = transformer.init_params(CONFIG, jax.random.key(0))
   (eos,) = tokenizer.eos_ids
   params['embedding'] = params['embedding'].at[eos].mul(4.0)

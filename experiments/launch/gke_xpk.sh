@@ -18,5 +18,5 @@ xpk workload create \
   --tpu-type="$TYPE" --num-slices=1 \
   --docker-image="$IMAGE" --storage="$STORAGE" --restart-on-user-code-failure \
   --command="cd /app && python -m experiments.train \
-    --gin_file=gin_configs/runs/$RUN.gin --gin_file=gin_configs/meshes/$MESH.gin \
+    --gin_file=gin_configs/train/$RUN.gin --gin_file=gin_configs/meshes/$MESH.gin \
     --workdir=$SHARED/runs/$RUN --distributed"

@@ -33,7 +33,7 @@ case "${1:-}" in
     ;;
   start)
     on_all_hosts "cd memagent_jax && nohup .venv/bin/python -m experiments.train \
-      --gin_file=gin_configs/runs/$RUN.gin --gin_file=gin_configs/meshes/$MESH.gin \
+      --gin_file=gin_configs/train/$RUN.gin --gin_file=gin_configs/meshes/$MESH.gin \
       --workdir=$SHARED/runs/$RUN --distributed > train.log 2>&1 &"
     ;;
   logs)

@@ -112,7 +112,7 @@ def read_template(path: str | os.PathLike) -> Template:
   return Template(**spec)
 
 
-# The wording of the highest score in experiments/results/templates*.json.
+# The wording of the highest score in docs/results/templates*.json.
 DEFAULT_TEMPLATE = Template(
   memory_turn=(
     '<question>{question}</question>\n<memory>{memory}</memory>\n'

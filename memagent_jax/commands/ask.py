@@ -1,6 +1,6 @@
-"""Reads a document chunk by chunk with a language model and answers questions.
+"""Reads a document chunk by chunk and answers questions.
 
-  python -m experiments.ask --document=FILE --question='Who wears the mask?' \\
+  memagent ask --document=FILE --question='Who wears the mask?' \\
     --output=reading.json --trace=reading.html
 
 Hardware: any; two CPU cores read about 250 tokens a second with the default
@@ -13,15 +13,16 @@ import json
 import os
 from pathlib import Path
 import sys
+import textwrap
 import time
 
-from absl import app, flags, logging
+from absl import app, flags
 
 _DOCUMENT = flags.DEFINE_string(
   'document',
   None,
-  'File to read (text, Markdown, PDF), - for a pipe, or a token store made by '
-  'experiments.tokenize_document (folder, gs:// or s3://).',
+  'File to read (text, Markdown, PDF), the name of a shipped text, - for a pipe, '
+  'or a token store of memagent tokenize-document (folder, gs:// or s3://).',
 )
 _QUESTION = flags.DEFINE_multi_string(
   'question', None, 'Question to answer; repeat it for several in one pass.'
@@ -50,7 +51,8 @@ _SEED = flags.DEFINE_integer('seed', None, 'Seed of the sampling. [0]')
 _TEMPLATE_FILE = flags.DEFINE_string(
   'template_file',
   None,
-  'JSON with memory_turn, answer_turn and empty_memory: another wording.',
+  'JSON with memory_turn, answer_turn and empty_memory, or the name of a shipped '
+  'one: another wording.',
 )
 _MAX_CHARACTERS = flags.DEFINE_integer(
   'max_characters', None, 'Read only so much of the document.'
@@ -74,6 +76,9 @@ _TRACE = flags.DEFINE_string('trace', None, "HTML page of the memory's life.")
 # that an answer between two chunks has little unread text to look at.
 _FEED_SIZE = 2048
 _STORE_WINDOW_TOKENS = 1 << 16
+# Without a terminal: columns of a line, and the least time between two chunks.
+_LOG_WIDTH = 79
+_LOG_EVERY_SECONDS = 2.0
 
 
 def main(argv):
@@ -81,8 +86,6 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not _DOCUMENT.value or not _QUESTION.value:
     raise app.UsageError('--document and --question are needed.')
-  # jax reports every accelerator that it looked for and did not find.
-  logging.set_verbosity(logging.WARNING)
   try:
     sys.exit(_run())
   except (ValueError, OSError) as e:
@@ -98,7 +101,7 @@ def _run() -> int:
   if store is not None:
     pieces = store.windows(_STORE_WINDOW_TOKENS)
   else:
-    source = sys.stdin.buffer if _DOCUMENT.value == '-' else _DOCUMENT.value
+    source = sys.stdin.buffer if _DOCUMENT.value == '-' else _location()
     pieces = text_lib.read_pieces(source, _ENCODING.value)
     if _MAX_CHARACTERS.value is not None:
       pieces = text_lib.head(pieces, _MAX_CHARACTERS.value)
@@ -147,9 +150,17 @@ def _run() -> int:
   return 0
 
 
+def _location() -> str:
+  """Where the document is; - and an address of a store as they are."""
+  from memagent_jax.io import assets
+
+  value = _DOCUMENT.value
+  return value if value == '-' or '://' in value else str(assets.text(value))
+
+
 def _open_store():
   """The token store that --document names, or None."""
-  location = _DOCUMENT.value
+  location = _location()
   if '://' not in location and not Path(location).is_dir():
     return None
   from memagent_jax.data import token_store
@@ -165,6 +176,7 @@ def _make_reader(saved, store):
 
   import memagent_jax
   from memagent_jax.agent import prompts
+  from memagent_jax.io import assets
   from memagent_jax.models.weights import pretrained
 
   jax.config.update(
@@ -189,7 +201,7 @@ def _make_reader(saved, store):
   config = memagent_jax.ReadingConfig(**given)
   template = None
   if _TEMPLATE_FILE.value is not None:
-    template = prompts.read_template(_TEMPLATE_FILE.value)
+    template = prompts.read_template(assets.template(_TEMPLATE_FILE.value))
   if saved is not None:
     _check_same(saved['reader'], given, template)
   model = memagent_jax.load_model(
@@ -235,7 +247,7 @@ def _check_same(state, given, template):
 def _save_state(reader, characters):
   state = {
     'reader': reader.state(),
-    'document': os.path.abspath(_DOCUMENT.value),
+    'document': os.path.abspath(_location()),
     'characters': characters,
   }
   partial = f'{_STATE.value}.partial'
@@ -250,7 +262,7 @@ def _feed(reader, feed, first, pieces, display, saved):
   """
   # The same file again: what an earlier run has read is passed over.
   skip = 0
-  same = saved and saved['document'] == os.path.abspath(_DOCUMENT.value)
+  same = saved and saved['document'] == os.path.abspath(_location())
   if same and _DOCUMENT.value != '-':
     skip = saved['characters']
   characters, answered, saved_at = 0, 0, -1
@@ -309,7 +321,8 @@ def _write(log_path, header, answers):
 class _Display:
   """The terminal: progress, speed, and the current memory of each question.
 
-  On a terminal the picture is redrawn in place; elsewhere every turn is a line.
+  On a terminal the picture is redrawn in place; elsewhere a chunk's turns are
+  printed every few seconds.
   """
 
   def __init__(self, reader, chunks):
@@ -326,6 +339,11 @@ class _Display:
     self._start = time.perf_counter()
     self._memories = list(reader.memories)
     self._note = 'reading; the first chunk also compiles'
+    # Without a terminal: lines of the latest chunk that are not printed, and the
+    # chunk that was printed last.
+    self._kept = []
+    self._logged_chunk = self._shown_chunk = None
+    self._shown_at = float('-inf')
 
   def __enter__(self):
     if self._live is not None:
@@ -336,20 +354,44 @@ class _Display:
   def __exit__(self, *details):
     if self._live is not None:
       self._live.__exit__(*details)
+    self._print_kept()
 
   def turn(self, turn):
     """Shows one memory turn."""
     self._memories[turn.question_index] = turn.memory
     self._note = f'chunk {turn.chunk_index + 1}{self._of()}'
     if self._live is None:
-      memory = ' '.join(turn.memory.split())
-      self._console.print(
-        f'{self._note} | {self._speed()} | {turn.finish_reason} | {memory}',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-      )
+      self._log(turn)
     self._draw()
+
+  def _log(self, turn):
+    """Prints the turns of a chunk, or keeps them in case it is the last one."""
+    if turn.chunk_index != self._logged_chunk:
+      self._kept = []
+    self._logged_chunk = turn.chunk_index
+    self._kept += [
+      f'{self._note} | {self._speed()} | {turn.finish_reason}',
+      textwrap.fill(
+        ' '.join(turn.memory.split()),
+        _LOG_WIDTH,
+        initial_indent='  ',
+        subsequent_indent='  ',
+      ),
+    ]
+    now = time.perf_counter()
+    if turn.chunk_index == self._shown_chunk or (
+      now - self._shown_at >= _LOG_EVERY_SECONDS
+    ):
+      self._shown_chunk, self._shown_at = turn.chunk_index, now
+      self._print_kept()
+
+  def _print_kept(self):
+    for line in self._kept:
+      self._print(line)
+    self._kept = []
+
+  def _print(self, text):
+    self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
   def note(self, text):
     """Says what happens now."""
@@ -359,11 +401,8 @@ class _Display:
   def answers(self, chunks, answers):
     """Shows answers between two chunks."""
     for answer in answers:
-      self._console.print(
-        f'after {chunks} chunks | {answer.question} | {answer.answer.strip()}',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+      self._print(
+        f'after {chunks} chunks | {answer.question} | {answer.answer.strip()}'
       )
 
   def _of(self):
@@ -404,12 +443,12 @@ def _expected_chunks(reader, first, store):
   """(chunks, whether that is exact) of the document; None for a pipe."""
   if store is not None:
     return -(-store.num_tokens // reader.config.chunk_tokens), False
-  if _DOCUMENT.value == '-' or _DOCUMENT.value.lower().endswith('.pdf'):
+  if _DOCUMENT.value == '-' or _location().lower().endswith('.pdf'):
     return None
   from memagent_jax.data import text as text_lib
 
   seen_bytes = len(first.encode(_ENCODING.value, errors='replace'))
-  total_bytes = text_lib.text_bytes(_DOCUMENT.value)
+  total_bytes = text_lib.text_bytes(_location())
   limit = _MAX_CHARACTERS.value
   if limit is not None:
     limit_bytes = round(limit * seen_bytes / max(1, len(first)))

@@ -1,11 +1,10 @@
-"""Speed of decode and update beside PyTorch, the cost of reading on, and an update
-compiled for TPUs beside google-tunix's.
+"""Times decode, reading and update, next to PyTorch.
 
-  python -m experiments.benchmark --suite=decode --out=experiments/results/decode.json
-  python -m experiments.benchmark --suite=reading --out=experiments/results/reading.json
-  python -m experiments.benchmark --suite=update --out=experiments/results/update.json
-  TPU_SKIP_MDS_QUERY=1 python -m experiments.benchmark --suite=tpu_aot \\
-    --tunix_python=VENV/bin/python --out=experiments/results/tpu_aot.json
+  memagent benchmark --suite=decode --out=docs/results/decode.json
+  memagent benchmark --suite=reading --out=docs/results/reading.json
+  memagent benchmark --suite=update --out=docs/results/update.json
+  TPU_SKIP_MDS_QUERY=1 memagent benchmark --suite=tpu_aot \\
+    --tunix_python=VENV/bin/python --out=docs/results/tpu_aot.json
 
 `decode`: tokens/s at batch 1 and 8 after a prompt of 1,024 tokens, float32,
 SmolLM2-135M; ours and transformers take turns, each in a process of its own.

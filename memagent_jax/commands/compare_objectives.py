@@ -1,6 +1,6 @@
 """Prints the settings in which two objectives differ.
 
-  python -m experiments.compare_objectives --gin_file=gin_configs/objectives/paper.gin \\
+  memagent compare-objectives --gin_file=gin_configs/objectives/paper.gin \\
     --gin_file=gin_configs/objectives/dapo.gin
 
 Any gin file that binds grpo.GrpoConfig will do, that of a run too.

@@ -1,6 +1,6 @@
 """Compares prompt wordings: needles in a novel, read in a few chunks, greedy.
 
-  python -m experiments.compare_templates --out=experiments/results/templates.json
+  python -m experiments.compare_templates --out=docs/results/templates.json
 
 Hardware: any; about 15 minutes a wording on two CPU cores with the default
 model. Resumes by repeating the command: wordings already in --out are kept.
@@ -15,17 +15,17 @@ import random
 from absl import app, flags
 
 from memagent_jax import tokens as tokens_lib
+from memagent_jax.io import assets
 
-_HERE = Path(__file__).parents[2] / 'experiments'
 _MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'As in experiments.ask.')
 _TEMPLATES = flags.DEFINE_multi_string(
   'template_file',
-  sorted(str(p) for p in (_HERE / 'templates').glob('*.json')),
+  assets.templates(),
   'Wordings to compare with the default one.',
 )
 _HAYSTACK = flags.DEFINE_string(
   'haystack',
-  str(_HERE / 'data' / 'adventures_of_sherlock_holmes.txt.gz'),
+  'adventures_of_sherlock_holmes',
   'Text that hides the needles.',
 )
 _NUM_EXAMPLES = flags.DEFINE_integer('num_examples', 32, 'Needles a wording.')
@@ -51,13 +51,15 @@ def main(argv):
   from memagent_jax.data import text
 
   model = load_model(_MODEL.value)
-  haystack = model.tokenizer.encode(''.join(text.read_pieces(_HAYSTACK.value)))
+  haystack = model.tokenizer.encode(
+    ''.join(text.read_pieces(assets.text(_HAYSTACK.value)))
+  )
   examples = [
     _example(model.tokenizer, haystack, i) for i in range(_NUM_EXAMPLES.value)
   ]
   wordings = {'default': prompts.DEFAULT_TEMPLATE}
   for path in _TEMPLATES.value:
-    wordings[Path(path).stem] = prompts.read_template(path)
+    wordings[Path(path).stem] = prompts.read_template(assets.template(path))
   results = {}
   if os.path.exists(_OUT.value):
     results = json.loads(Path(_OUT.value).read_text(encoding='utf-8'))

@@ -1,12 +1,12 @@
-"""Runs a grid of evaluation; repeating the command goes on where it stopped.
+"""Runs a grid of evaluation; repeating the command resumes.
 
-  python -m experiments.evaluate --gin_file=gin_configs/runs/eval_quick.gin \\
+  memagent evaluate --gin_file=gin_configs/eval/eval_quick.gin \\
     --workdir=runs/eval_quick
-  python -m experiments.evaluate ... --processes=2
-  python -m experiments.evaluate ... --shard=0/4        # on each of four machines
-  python -m experiments.evaluate ... --merge=OTHER_WORKDIR --merge=...
+  memagent evaluate ... --processes=2
+  memagent evaluate ... --shard=0/4        # on each of four machines
+  memagent evaluate ... --merge=OTHER_WORKDIR --merge=...
 
-Records go to WORKDIR/records.jsonl as batches are finished. `experiments.report` draws
+Records go to WORKDIR/records.jsonl as batches are finished. `memagent report` draws
 them, finished or not. What it is for and the hardware stand at the top of each
 gin file.
 """
@@ -84,7 +84,7 @@ def _run_processes() -> None:
   count = _PROCESSES.value
   if count > len(cores):
     sys.exit(f'error: --processes is {count}; this machine has {len(cores)}.')
-  command = [sys.executable, '-m', 'experiments.evaluate', *sys.argv[1:]]
+  command = [sys.executable, '-m', 'memagent_jax', 'evaluate', *sys.argv[1:]]
   children = [
     subprocess.Popen(
       [*command, '--processes=1', f'--shard={i}/{count}'],

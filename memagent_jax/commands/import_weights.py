@@ -1,6 +1,6 @@
-"""Writes a model as a Hugging Face directory, and verifies what it wrote.
+"""Writes a model as a Hugging Face directory, verified.
 
-  python -m experiments.import_weights --source=MODEL.gguf --out=DIR
+  memagent import-weights --source=MODEL.gguf --out=DIR
 
 --source is a Hugging Face directory, a .gguf file or a model name (as --model
 of the other commands). The directory holds safetensors, config.json, the
@@ -123,5 +123,5 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   try:
     import_weights(_SOURCE.value, _OUT.value, _DTYPE.value)
-  except ValueError as e:
-    raise SystemExit(f'import_weights: {e}') from None
+  except (ValueError, OSError) as e:
+    raise SystemExit(f'error: {e}') from None

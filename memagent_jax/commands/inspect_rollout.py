@@ -1,7 +1,7 @@
 """Shows one trajectory of a reinforcement run turn by turn, as training sees it.
 
   python -m experiments.inspect_rollout \\
-    --gin_file=gin_configs/runs/tiny_grpo.gin --model=runs/tiny_grpo/model
+    --gin_file=gin_configs/train/tiny_grpo.gin --model=runs/tiny_grpo/model
 
 Samples the first batch of the run's documents and prints prompts, memories, the
 ratio of a token's probability between trainer and sampler (1 but for rounding),
@@ -12,7 +12,7 @@ length. Hardware: any; `--gin_bindings="rollouts.RolloutConfig.documents_per_ste
 
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from memagent_jax.commands import runs
 
@@ -40,7 +40,6 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not runs.GIN_FILE.value:
     raise app.UsageError('--gin_file is needed.')
-  logging.set_verbosity(logging.WARNING)
   with runs.clear_errors():
     runs.parse()
     _show(_inspect())
@@ -61,7 +60,7 @@ def _inspect():
   if not isinstance(source, rollouts_lib.Rollouts):
     raise ValueError(
       f"the run's source is {type(source).__name__}, which samples nothing; "
-      'expected rollouts.Rollouts, as in gin_configs/runs/tiny_grpo.gin.'
+      'expected rollouts.Rollouts, as in gin_configs/train/tiny_grpo.gin.'
     )
   documents = source.config.documents_per_step
   rollouts = source.config.rollouts

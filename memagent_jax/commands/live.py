@@ -12,8 +12,8 @@ _WIDTH = 60
 class LiveReward:
   """Called after every step with its metrics; a context manager.
 
-  On a terminal one panel is drawn again and again; elsewhere a line a step is
-  printed.
+  On a terminal one panel is drawn again and again; elsewhere a line is printed
+  every few seconds.
   """
 
   def __init__(self):
@@ -21,10 +21,15 @@ class LiveReward:
     import rich.console
     import rich.live
 
+    from memagent_jax.train.metric_log import PacedLines
+
     self._rewards: list[float] = []
     self._begun = time.perf_counter()
     self._console = rich.console.Console()
     self._live = rich.live.Live(console=self._console, auto_refresh=False)
+    self._lines = PacedLines(
+      lambda line: self._console.print(line, highlight=False)
+    )
 
   def __enter__(self) -> 'LiveReward':
     self._console.print('the first step compiles; that takes a while')
@@ -35,7 +40,10 @@ class LiveReward:
   def __exit__(self, *details) -> None:
     if self._console.is_terminal:
       self._live.stop()
-    self._console.print(f'reward {summary(self._rewards)}', highlight=False)
+    self._lines.finish()
+    # A line of its own for the slope: both are too long for one.
+    for line in f'reward {summary(self._rewards)}'.split('; '):
+      self._console.print(line, highlight=False)
 
   def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
     """Shows one step more.
@@ -52,12 +60,12 @@ class LiveReward:
     elapsed = time.perf_counter() - self._begun
     text = (
       f'step {step + 1}  reward {self._rewards[-1]:.2f}  '
-      f'kept evidence {metrics.get("memory/evidence_kept", 0.0):.2f}  '
+      f'evidence kept {metrics.get("memory/evidence_kept", 0.0):.2f}  '
       f'entropy {metrics.get("entropy", 0.0):.2f}  '
-      f'{metrics.get("seconds/step", 0.0):.1f} s a step, {elapsed:.0f} s so far'
+      f'{metrics.get("seconds/step", 0.0):.1f} s a step  {elapsed:.0f} s'
     )
     if not self._console.is_terminal:
-      self._console.print(text, highlight=False)
+      self._lines.add(text)
       return
     import rich.panel
     import rich.text

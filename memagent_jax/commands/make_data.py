@@ -20,7 +20,7 @@ from pathlib import Path
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 _TASK = flags.DEFINE_string(
   'task',
@@ -51,12 +51,7 @@ _ANSWER_TOKENS = flags.DEFINE_integer(
 )
 _ESSAYS = flags.DEFINE_string(
   'essays',
-  str(
-    Path(__file__).parents[2]
-    / 'experiments'
-    / 'data'
-    / 'adventures_of_sherlock_holmes.txt.gz'
-  ),
+  'adventures_of_sherlock_holmes',
   'File or folder of the texts that hide needles.',
 )
 _SQUAD = flags.DEFINE_string('squad', None, 'SQuAD file. [fetched]')
@@ -91,7 +86,6 @@ _worker: dict[str, Any] = {}
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  logging.set_verbosity(logging.WARNING)
   try:
     if _VALIDATE.value is not None:
       sys.exit(_validate())
@@ -251,6 +245,9 @@ def _settings() -> dict[str, Any]:
 
 def _start_worker(settings: dict[str, Any]) -> None:
   """Loads tokenizer and texts once per process."""
+  from memagent_jax.commands import quiet
+
+  quiet.libraries()
   from memagent_jax.data.benchmarks.registry import Benchmark
 
   _worker.update(

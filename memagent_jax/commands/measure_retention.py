@@ -1,7 +1,7 @@
 """How often a turn loses what a memory holds, over hundreds of thousands of turns.
 
   python -m experiments.measure_retention \\
-    --gin_file=gin_configs/runs/tiny_retention.gin --workdir=runs/tiny_retention
+    --gin_file=gin_configs/eval/tiny_retention.gin --workdir=runs/tiny_retention
 
 Counts go to WORKDIR/turns.jsonl; repeating the command goes on.
 Hardware, time and expected numbers stand at the top of the gin file.

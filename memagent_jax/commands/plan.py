@@ -1,10 +1,10 @@
-"""Memory, FLOPs, time and price of a run on TPUs, compiled where there are none.
+"""Prices a run on TPUs, compiled where there are none.
 
-  TPU_SKIP_MDS_QUERY=1 python -m experiments.plan --topology=v5p:4x4x4 \\
-    --gin_file=gin_configs/runs/qwen2p5_7b_hotpotqa.gin
+  TPU_SKIP_MDS_QUERY=1 memagent plan --topology=v5p:4x4x4 \\
+    --gin_file=gin_configs/train/qwen2p5_7b_hotpotqa.gin
 
-Compiles what the run would run, with the chip's own compiler (extra [tpu_aot]),
-and reads the programs: see `memagent_jax.planning`. Caps are taken to be reached:
+Prints memory, FLOPs, time and price. Compiles what the run would run, with the
+chip's own compiler (extra [tpu_aot]), and reads the programs: see `memagent_jax.planning`. Caps are taken to be reached:
 every memory and answer is as long as it may be.
 
 Hardware: any; two depths of a 7B model take four minutes on two CPU cores, all

@@ -1,8 +1,10 @@
-"""Draws a grid of evaluation: a page, pictures, tables; also of a part of it.
+"""Draws a grid of evaluation: a page, pictures, tables.
 
-  python -m experiments.report --workdir=runs/eval_quick
-  python -m experiments.report --workdir=A --compare=B   # paired bootstrap
-  python -m experiments.report --workdir=A --scorer=boxed_em
+The grid need not be finished.
+
+  memagent report --workdir=runs/eval_quick
+  memagent report --workdir=A --compare=B   # paired bootstrap
+  memagent report --workdir=A --scorer=boxed_em
 
 Writes WORKDIR/report/, or report_SCORER/: report.html (self-contained), PNG and
 SVG, tables.md, points.csv.
@@ -10,7 +12,7 @@ SVG, tables.md, points.csv.
 
 from absl import app, flags
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.evaluate.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Workdir of memagent evaluate.')
 _TITLE = flags.DEFINE_string(
   'title', 'Accuracy against document length', 'Of the page.'
 )

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import copy
-import os
-from pathlib import Path
 import re
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 import gin
 
+from memagent_jax.commands import extras, gin_errors, gin_files
+
 GIN_FILE = flags.DEFINE_multi_string(
-  'gin_file', None, 'Run to start, such as gin_configs/runs/tiny_grpo.gin.'
+  'gin_file',
+  None,
+  'Run to start: a path, or a shipped file such as gin_configs/train/tiny_grpo.gin '
+  'or tiny_grpo.',
 )
 GIN_BINDINGS = flags.DEFINE_multi_string(
   'gin_bindings', [], 'Changes to it, such as "trainer.train.num_steps = 10".'
@@ -31,8 +34,9 @@ _NUM_PROCESSES = flags.DEFINE_integer(
   'num_processes', None, 'How many there are.'
 )
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
-# What gin adds to the message of an error inside of a configurable.
-_GIN_CALL = '\n  In call to configurable '
+# Included files are looked for as those of --gin_file are. gin's own readers would
+# log every folder that has none.
+gin.config._FILE_READERS[:] = [(gin_files.open_found, gin_files.is_found)]
 
 
 @gin.configurable
@@ -53,7 +57,6 @@ def main(argv: Sequence[str], workdir: str | None, **given: Any) -> None:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not GIN_FILE.value or workdir is None:
     raise app.UsageError('--gin_file and --workdir are needed.')
-  logging.set_verbosity(logging.WARNING)
   with clear_errors():
     _join_processes()
     run(workdir=workdir, config_text=parse(), **given)
@@ -91,7 +94,7 @@ def parse() -> str:
   if 'start' not in gin.get_bindings(run, resolve_references=False):
     raise ValueError(
       f'{", ".join(GIN_FILE.value)}: nothing to start; expected a file that '
-      'binds runs.run.start, as those of gin_configs/runs.'
+      'binds runs.run.start, as those of gin_configs/train and gin_configs/eval.'
     )
   return _config_text()
 
@@ -102,18 +105,14 @@ def parse_files(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
   Raises:
     ValueError: what is wrong with them.
   """
-  root = Path(__file__).parents[2]
-  if Path.cwd() != root:
-    raise ValueError(
-      f'started in {Path.cwd()}; gin files name texts and models relative to '
-      f'{root}: start there.'
-    )
-  # TensorFlow, of which tf.data is used, reports every missing accelerator.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  paths = [str(gin_files.find(name)) for name in files]
   try:
-    gin.parse_config_files_and_bindings(files, bindings)
+    gin.parse_config_files_and_bindings(paths, bindings)
   except Exception as e:  # gin raises errors of many types, all about the files
+    if isinstance(e, ModuleNotFoundError) and extras.missing(e):
+      raise
     raise ValueError(' '.join(str(e).split())) from e
+  gin_errors.check_used(bindings)
 
 
 def bound(argument: str, *path: str) -> Any:
@@ -161,14 +160,9 @@ def clear_errors() -> Iterator[None]:
   try:
     yield
   except (ValueError, OSError) as e:
-    sys.exit(f'error: {_message(e)}')
+    sys.exit(f'error: {gin_errors.explain(e)}')
   except (RuntimeError, TypeError) as e:
     # Of an argument that no file binds; every other one is a defect of ours.
     if not re.match(r'Required bindings|\S+ missing \d+ required', str(e)):
       raise
-    sys.exit(f'error: {_message(e)}')
-
-
-def _message(error: Exception) -> str:
-  """Without the lines that gin adds."""
-  return str(error).split(_GIN_CALL)[0]
+    sys.exit(f'error: {gin_errors.explain(e)}')

@@ -1,7 +1,7 @@
-"""Tokenises a document larger than memory once, to be read window by window.
+"""Tokenises a document once, to be read window by window.
 
-  python -m experiments.tokenize_document --document=FILE --out=STORE
-  python -m experiments.ask --document=STORE --question='Who wears the mask?'
+  memagent tokenize-document --document=FILE --out=STORE
+  memagent ask --document=STORE --question='Who wears the mask?'
 
 STORE is a folder, gs://bucket/path or s3://bucket/path (TensorStore, zarr3).
 Resumes by repeating the command. Hardware: any; about 1 MB of text a second on
@@ -12,12 +12,12 @@ has spaces or line breaks.
 import sys
 import time
 
-from absl import app, flags, logging
+from absl import app, flags
 
 _DOCUMENT = flags.DEFINE_string(
   'document',
   None,
-  'File to tokenise (text, Markdown, PDF, .gz).',
+  'File to tokenise (text, Markdown, PDF, .gz), or the name of a shipped text.',
   required=True,
 )
 _OUT = flags.DEFINE_string('out', None, 'Where the store goes.', required=True)
@@ -33,15 +33,18 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   from memagent_jax.data import token_store
+  from memagent_jax.io import assets
   from memagent_jax.models.tokenizer import Tokenizer
   from memagent_jax.models.weights import pretrained
 
-  logging.set_verbosity(logging.WARNING)
   start = time.perf_counter()
   try:
     tokenizer = Tokenizer.from_directory(pretrained.resolve(_MODEL.value))
     store = token_store.tokenize_to_store(
-      _DOCUMENT.value, _OUT.value, tokenizer, encoding=_ENCODING.value
+      assets.text(_DOCUMENT.value),
+      _OUT.value,
+      tokenizer,
+      encoding=_ENCODING.value,
     )
   except (ValueError, OSError) as e:
     sys.exit(f'error: {e}')

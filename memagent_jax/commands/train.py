@@ -1,6 +1,6 @@
-"""Runs a training that a gin file describes; resumes by repeating the command.
+"""Trains as a gin file says; repeating the command resumes.
 
-  python -m experiments.train --gin_file=gin_configs/runs/tiny_warmup.gin \\
+  memagent train --gin_file=gin_configs/train/tiny_warmup.gin \\
     --workdir=runs/tiny_warmup
 
 Hardware, time and expected numbers stand at the top of each gin file.

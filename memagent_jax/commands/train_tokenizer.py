@@ -1,6 +1,6 @@
 """Trains the byte-level BPE tokenizer of a tiny model.
 
-  python -m experiments.train_tokenizer --out=experiments/tiny/tokenizer
+  memagent train-tokenizer --out=DIR
 
 Merges are learned from the texts and from the words of RULER's needles; digits
 stay single, so that a number is its digits. Hardware: any, some seconds.
@@ -11,14 +11,10 @@ import sys
 
 from absl import app, flags
 
-_DATA = Path(__file__).parents[2] / 'experiments' / 'data'
 _TEXTS = flags.DEFINE_multi_string(
   'texts',
-  [
-    str(_DATA / 'adventures_of_sherlock_holmes.txt.gz'),
-    str(_DATA / 'pride_and_prejudice.txt.gz'),
-  ],
-  'Files or folders of texts to learn merges from.',
+  ['adventures_of_sherlock_holmes', 'pride_and_prejudice'],
+  'Files, folders or names of texts to learn merges from.',
 )
 _VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 2048, 'Ids, all together.')
 _NUM_KEYS = flags.DEFINE_integer(

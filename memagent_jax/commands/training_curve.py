@@ -1,12 +1,12 @@
-"""Writes the log of a training run in short, with a picture: to keep, to show.
+"""Shortens the log of a training run, and draws it.
 
-  python -m experiments.training_curve --workdir=runs/tiny_warmup \\
-    --out=experiments/tiny/warmup --every=100
+  memagent training-curve --workdir=runs/tiny_warmup \\
+    --out=docs/results/tiny_warmup --every=100
 """
 
 from absl import app, flags
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of experiments.train.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Workdir of memagent train.')
 _OUT = flags.DEFINE_string(
   'out', None, 'Folder that gets curve.jsonl and curve.png.'
 )

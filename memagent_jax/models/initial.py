@@ -13,6 +13,7 @@ import os
 import jax
 import jax.numpy as jnp
 
+from memagent_jax.io import assets
 from memagent_jax.models import rope, transformer
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.model import Model
@@ -29,12 +30,13 @@ _CONTENT_SCALE = 0.1
 def new_model(
   config: ModelConfig, tokenizer_directory: str | os.PathLike, seed: int = 0
 ) -> Model:
-  """A model to train from scratch with the tokenizer of a directory."""
+  """A model to train from scratch with the tokenizer of a name or directory."""
+  directory = assets.model(tokenizer_directory) or tokenizer_directory
   return Model(
     'new',
     config,
     init_for_copying(config, jax.random.key(seed)),
-    Tokenizer.from_directory(tokenizer_directory),
+    Tokenizer.from_directory(directory),
   )
 
 

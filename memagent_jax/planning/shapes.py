@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import os
 from pathlib import Path
 
+from memagent_jax.io import assets
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.weights import huggingface
 
@@ -80,7 +81,7 @@ def config(name_or_dir: str | os.PathLike) -> ModelConfig:
   Raises:
     ValueError: neither a model directory nor a published name.
   """
-  path = Path(name_or_dir)
+  path = assets.model(name_or_dir) or Path(name_or_dir)
   if (path / 'config.json').is_file():
     return huggingface.read_config(path)
   if path.name not in CONFIGS:

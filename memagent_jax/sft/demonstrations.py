@@ -18,7 +18,7 @@ from memagent_jax.data.benchmarks import haystack
 from memagent_jax.data.benchmarks.haystack import Filler
 from memagent_jax.data.examples import Demonstration, seeded
 from memagent_jax.data.files.checked_records import Problem
-from memagent_jax.io import downloads
+from memagent_jax.io import assets, downloads
 from memagent_jax.sft import demonstration_files, skills
 from memagent_jax.sft.skills import SkillConfig
 from memagent_jax.train import sequences
@@ -190,7 +190,7 @@ class Curriculum:
           for ids in encode(self._prompts, self._tokenizer, made)
         ),
       )
-      for number, made in demonstration_files.read(path)
+      for number, made in demonstration_files.read(assets.text(path))
     ]
 
   def _of_file(self, mix: Mix, step: int) -> list[_Pair]:

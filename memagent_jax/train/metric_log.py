@@ -1,16 +1,56 @@
-"""Metrics of a run: TensorBoard event files, JSONL, and a line on the terminal.
+"""Metrics of a run: TensorBoard event files, JSONL, and lines on the terminal.
 
 Of several processes only the first writes anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import math
 import os
 from pathlib import Path
+import time
 
 from memagent_jax import sharding
 from memagent_jax.io import jsonl
+
+# Columns of a line on the terminal.
+_WIDTH = 79
+
+
+class PacedLines:
+  """Shows a line every few seconds, and the last one; leaves out the rest."""
+
+  def __init__(
+    self,
+    show: Callable[[str], None],
+    every_seconds: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Begins with nothing shown.
+
+    Args:
+      show: prints a line.
+      every_seconds: least time between two lines.
+      clock: gives the time in seconds.
+    """
+    self._show, self._every_seconds, self._clock = show, every_seconds, clock
+    self._shown_at = float('-inf')
+    self._left_out: str | None = None
+
+  def add(self, line: str) -> None:
+    """Shows the line, or keeps it in case it is the last one."""
+    now = self._clock()
+    if now - self._shown_at < self._every_seconds:
+      self._left_out = line
+      return
+    self._shown_at, self._left_out = now, None
+    self._show(line)
+
+  def finish(self) -> None:
+    """Shows the last line, if it was left out."""
+    if self._left_out is not None:
+      self._show(self._left_out)
+    self._left_out = None
 
 
 class MetricLog:
@@ -26,14 +66,17 @@ class MetricLog:
     *,
     first_step: int = 0,
     shown: tuple[str, ...] = (),
+    shown_every_seconds: float = 5.0,
   ):
     """Opens the log to go on at `first_step`.
 
     Args:
       directory: made if need be.
       first_step: rows of it and later, left by a run that was killed, go.
-      shown: metrics of the terminal line, in this order, where present; none: no
-        line is printed.
+      shown: metrics that the terminal shows, in this order, where present; none:
+        nothing is printed.
+      shown_every_seconds: least time between two steps on the terminal; the last
+        step is always there.
     """
     import tensorboardX
 
@@ -50,12 +93,16 @@ class MetricLog:
       str(self._directory), purge_step=first_step
     )
     self._shown = shown
+    self._terminal = PacedLines(
+      lambda line: print(line, flush=True), shown_every_seconds
+    )
 
   def __enter__(self) -> 'MetricLog':
     return self
 
   def __exit__(self, *details) -> None:
     if self._main:
+      self._terminal.finish()
       self._lines.close()
       self._events.close()
 
@@ -71,11 +118,19 @@ class MetricLog:
     self._lines.flush()
     for name, value in metrics.items():
       self._events.add_scalar(name, value, step)
-    line = '  '.join(
-      f'{name} {metrics[name]:.4g}' for name in self._shown if name in metrics
-    )
-    if line:
-      print(f'step {step}  {line}', flush=True)
+    shown = [f'{k} {metrics[k]:.4g}' for k in self._shown if k in metrics]
+    if shown:
+      self._terminal.add(_wrapped(f'step {step}', shown))
+
+
+def _wrapped(head: str, parts: list[str]) -> str:
+  """The parts on as few lines as fit the terminal, those after the first indented."""
+  lines = [head]
+  for part in parts:
+    if len(lines[-1]) + 2 + len(part) > _WIDTH:
+      lines.append(' ' * len(head))
+    lines[-1] += f'  {part}'
+  return '\n'.join(lines)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

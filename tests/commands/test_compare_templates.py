@@ -1,11 +1,10 @@
 """`experiments.compare_templates`: its needles, and a run that resumes."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from memagent_jax.io import assets
 
 
 @pytest.mark.slow
@@ -33,7 +32,7 @@ def test_wordings_are_measured_once_and_kept(
     assert done.returncode == 0, done.stderr
     return done.stdout
 
-  template = ROOT / 'experiments' / 'templates' / 'quote.json'
+  template = assets.template('quote')
   run(f'--template_file={template}')
   first = json.loads(out.read_text(encoding='utf-8'))
   assert list(first) == ['default', 'quote']

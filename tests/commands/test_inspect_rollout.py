@@ -16,7 +16,7 @@ import memagent_jax.rl.rollouts as rollouts
 import memagent_jax.models.weights.pretrained as pretrained
 import memagent_jax.agent.rollout as rollout
 
-include 'gin_configs/runs/tiny_grpo.gin'
+include 'gin_configs/train/tiny_grpo.gin'
 
 pretrained.load_model.name_or_dir = 'none'
 CHUNK_TOKENS = 700
@@ -121,7 +121,7 @@ def test_long_texts_are_cut_but_with_full(run):
     pytest.param(
       [
         'MODEL',
-        '--gin_file=gin_configs/runs/supervised_jsonl.gin',
+        '--gin_file=gin_configs/train/supervised_jsonl.gin',
         '--gin_bindings=demonstrations.Mix.row_tokens = 2000',
         '--gin_bindings=demonstrations.Mix.response_tokens = 200',
       ],

@@ -22,12 +22,17 @@ def test_summary_tells_slope_and_interval():
   )
 
 
-def test_without_a_terminal_it_prints_a_line_a_step(capsys):
+def test_without_a_terminal_it_prints_the_first_and_last_of_quick_steps(capsys):
+  metrics = {'reward/mean': 0.5, 'seconds/step': 1234.5, 'entropy': 1.0}
   with live.LiveReward() as display:
-    for step in range(2):
-      display(step, {'reward/mean': 0.5, 'seconds/step': 1.0})
+    for step in range(1000, 1009):
+      display(step, metrics | {'memory/evidence_kept': 1.0})
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 4 and lines[1].startswith('step 1  reward 0.50')
+  # The head, two steps, and the summary on two lines.
+  assert len(lines) == 5 and max(map(len, lines)) <= 80
+  assert lines[1].startswith('step 1001  reward 0.50')
+  assert lines[2].startswith('step 1009  reward 0.50')
+  assert lines[3].startswith('reward 0.50 at first')
 
 
 def test_on_a_terminal_one_panel_is_drawn_again(monkeypatch):

@@ -11,9 +11,7 @@ from memagent_jax.data.benchmarks.fit_length import ByteEncoder
 from memagent_jax.data.benchmarks.question_sets import Question, QuestionSet
 from memagent_jax.models.tokenizer import Tokenizer
 
-NOVEL = importlib.resources.files('experiments').joinpath(
-  'data', 'adventures_of_sherlock_holmes.txt.gz'
-)
+NOVEL = 'adventures_of_sherlock_holmes'
 
 
 @pytest.fixture(scope='module')

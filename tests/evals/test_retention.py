@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,7 @@ from memagent_jax.evals import retention, statistics
 from memagent_jax.evals.retention import RetentionConfig
 from memagent_jax.models.weights import pretrained
 
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / 'experiments/tiny/warmup'
+MODEL = 'memagent-tiny-warmup'
 # Of gin_configs/tasks/tiny_needles.gin.
 TEMPLATE = prompts.Template(
   '{question}\nMemory: {memory}\n{chunk}\nNew memory:',
@@ -37,7 +35,7 @@ def settings():
     'model': pretrained.load_model(MODEL),
     'template': TEMPLATE,
     'reading': READING,
-    'essays': [ROOT / 'experiments/data/tale_of_two_cities.txt.gz'],
+    'essays': ['tale_of_two_cities'],
   }
 
 

@@ -201,7 +201,7 @@ def test_memory_that_falls_with_one_layer_more_does_not_fall_on():
   assert falls.cost.flops == 300 and falls.seconds == 30
 
 
-RUNS = sorted((ROOT / 'gin_configs' / 'runs').glob('*_hotpotqa*.gin'))
+RUNS = sorted((ROOT / 'gin_configs' / 'train').glob('*_hotpotqa*.gin'))
 MESHES = sorted((ROOT / 'gin_configs' / 'meshes').glob('*.gin'))
 
 
@@ -213,11 +213,7 @@ def clean_gin(monkeypatch):
   gin.clear_config(clear_constants=True)
 
 
-@pytest.mark.parametrize(
-  'path',
-  [p for p in RUNS if not p.stem.startswith('eval')],
-  ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize('path', RUNS, ids=lambda path: path.stem)
 def test_every_run_has_a_workload(path, clean_gin):
   gin.parse_config_file(str(path))
   work, mesh, steps = workloads.of_run(runs.bound, 28_000)
@@ -232,7 +228,7 @@ def test_every_run_has_a_workload(path, clean_gin):
 
 
 def test_a_mesh_file_changes_the_mesh_alone(clean_gin):
-  run = str(ROOT / 'gin_configs/runs/qwen2p5_7b_hotpotqa.gin')
+  run = str(ROOT / 'gin_configs/train/qwen2p5_7b_hotpotqa.gin')
   for path in MESHES:
     gin.clear_config(clear_constants=True)
     gin.parse_config_files_and_bindings([run, str(path)], [])
@@ -254,7 +250,7 @@ def test_the_command_prints_a_plan(tmp_path):
   ran = subprocess.run(
     [
       *(sys.executable, '-m', 'experiments.plan', '--topology=v5e:2x4'),
-      '--gin_file=gin_configs/runs/smollm2_135m_hotpotqa.gin',
+      '--gin_file=gin_configs/train/smollm2_135m_hotpotqa.gin',
       '--gin_file=gin_configs/meshes/v5e_8.gin',
       *('--nosmallest', f'--out={out}'),
     ],

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from memagent_jax.io import assets
 from memagent_jax.sft import demonstration_files
 from memagent_jax.sft.skills import Demonstration
 from tests.data.files import jsonl_files
 
-ROOT = Path(__file__).parents[2]
 _RIGHT = {
   'question': 'Who came?',
   'memory': 'none',
@@ -102,7 +102,7 @@ def test_a_line_above_the_limit_is_an_error(tmp_path):
 
 
 def test_the_example_has_both_turns():
-  path = ROOT / 'experiments' / 'data' / 'demonstrations_example.jsonl'
+  path = assets.text('demonstrations_example')
   made = [demonstration for _, demonstration in demonstration_files.read(path)]
   assert len(made) == 6
   assert {d.chunk is None for d in made} == {True, False}

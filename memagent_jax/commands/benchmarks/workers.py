@@ -13,16 +13,20 @@ from pathlib import Path
 import subprocess
 import sys
 
-_ROOT = Path(__file__).parents[3]
+# What another interpreter imports this package from, behind its own packages.
+_ROOT = str(Path(__file__).parents[3])
+_START = (
+  f'import sys; sys.path.append({_ROOT!r}); '
+  'from memagent_jax.commands import cli; cli.main()'
+)
 
 
 class Worker:
-  """A process of `experiments.benchmark --worker=name`, for use in `with`."""
+  """A process of `memagent benchmark --worker=name`, for use in `with`."""
 
   def __init__(self, python: str, name: str, **flags):
     self._process = subprocess.Popen(
       command(python, name, **flags),
-      cwd=_ROOT,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -61,7 +65,6 @@ def run_once(name: str, python: str = sys.executable, **flags) -> dict:
   """What a worker without input prints: one measurement of a fresh process."""
   done = subprocess.run(
     command(python, name, **flags),
-    cwd=_ROOT,
     stdout=subprocess.PIPE,
     text=True,
     check=True,
@@ -72,7 +75,7 @@ def run_once(name: str, python: str = sys.executable, **flags) -> dict:
 
 def command(python: str, name: str, **flags) -> list[str]:
   """Command line of a worker."""
-  start = [python, '-m', 'experiments.benchmark', f'--worker={name}']
+  start = [python, '-c', _START, 'benchmark', f'--worker={name}']
   return start + [f'--{flag}={value}' for flag, value in flags.items()]
 
 

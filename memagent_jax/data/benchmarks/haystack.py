@@ -12,6 +12,7 @@ import random
 import re
 
 from memagent_jax.data import text as text_lib
+from memagent_jax.io import assets
 
 # The filler of RULER's `noise` haystack (arXiv 2404.06654, appendix B).
 NOISE = (
@@ -64,11 +65,14 @@ def noise() -> Filler:
 def essays(*paths: str | os.PathLike) -> Filler:
   """The text of files, and of all .txt, .md and .gz files of folders, by name.
 
+  A path may be the name of a shipped text, see `io.assets`.
+
   Raises:
     ValueError: no such path, or no such files in a folder.
   """
   files: list[Path] = []
-  for path in map(Path, paths):
+  sources = [assets.text(path) for path in paths]
+  for path in sources:
     if path.is_dir():
       endings = ('.txt', '.md', '.txt.gz')
       found = sorted(p for p in path.iterdir() if p.name.endswith(endings))
@@ -80,7 +84,7 @@ def essays(*paths: str | os.PathLike) -> Filler:
     else:
       files.append(path)
   texts = [' '.join(''.join(text_lib.read_pieces(f)).split()) for f in files]
-  name = ', '.join(Path(path).name for path in paths)
+  name = ', '.join(path.name for path in sources)
   return Filler(' '.join(t for t in texts if t), name)
 
 

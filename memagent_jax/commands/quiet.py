@@ -1,0 +1,76 @@
+"""Keeps libraries from reporting every accelerator that a machine does not have."""
+
+from collections.abc import Iterator
+import contextlib
+import importlib.abc
+import importlib.util
+import logging as python_logging
+import os
+import re
+import sys
+import tempfile
+
+from absl import logging
+
+# What TensorFlow's libraries print while they are loaded: their notes and warnings,
+# and what comes before and after those.
+_NOTES = re.compile(
+  rb'WARNING: All log messages before|[IW]\d{4} |To enable the f'
+)
+
+
+def libraries() -> None:
+  """Leaves warnings and errors; call it before anything large is imported.
+
+  Child processes inherit what is in the environment; those that import
+  TensorFlow call this too.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  logging.set_verbosity(logging.WARNING)
+  logging.get_absl_handler().setFormatter(
+    python_logging.Formatter('%(levelname)s: %(message)s')
+  )
+  if 'tensorflow' not in sys.modules:
+    sys.meta_path.insert(0, _QuietTensorFlow())
+
+
+class _QuietTensorFlow(importlib.abc.MetaPathFinder):
+  """Imports TensorFlow without the notes of its libraries.
+
+  They print them before they look at TF_CPP_MIN_LOG_LEVEL.
+  """
+
+  def find_spec(self, fullname, path, target=None):
+    """As the other finders, once, for TensorFlow alone."""
+    if fullname != 'tensorflow':
+      return None
+    sys.meta_path.remove(self)
+    spec = importlib.util.find_spec(fullname)
+    if spec is not None:
+      load = spec.loader.exec_module
+
+      def load_quietly(module):
+        with _without_notes():
+          load(module)
+
+      spec.loader.exec_module = load_quietly
+    return spec
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+  """Standard error of this process, that of C++ too, without notes."""
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  with tempfile.TemporaryFile() as printed:
+    os.dup2(printed.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stderr.flush()
+      os.dup2(stderr, 2)
+      os.close(stderr)
+      printed.seek(0)
+      for line in printed:
+        if not _NOTES.match(line):
+          os.write(2, line)
