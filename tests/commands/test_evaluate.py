@@ -19,7 +19,7 @@ import memagent_jax.evals.runner as runner
 import memagent_jax.evals.methods.memory_agent as memory_agent
 import memagent_jax.evals.methods.one_turn as one_turn
 import memagent_jax.agent.prompts as prompts
-import memagent_jax.agent.rollout as rollout
+import memagent_jax.agent.config as config
 
 SEED = 0
 
@@ -41,11 +41,11 @@ memory_agent.Memory.template = @prompts.Template()
 prompts.Template.memory_turn = '{question}|{memory}|{chunk}:'
 prompts.Template.answer_turn = '{question}|{memory}:'
 prompts.Template.empty_memory = '-'
-memory_agent.Memory.reading = @rollout.ReadingConfig()
-rollout.ReadingConfig.chunk_tokens = 100
-rollout.ReadingConfig.memory_tokens = 12
-rollout.ReadingConfig.answer_tokens = 8
-rollout.ReadingConfig.question_tokens = 100
+memory_agent.Memory.reading = @config.ReadingConfig()
+config.ReadingConfig.chunk_tokens = 100
+config.ReadingConfig.memory_tokens = 12
+config.ReadingConfig.answer_tokens = 8
+config.ReadingConfig.question_tokens = 100
 one_turn.OneTurn.context = 'recent'
 one_turn.OneTurn.answer_tokens = 8
 grid.GridBlock.models = ['tiny']

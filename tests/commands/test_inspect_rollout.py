@@ -14,15 +14,15 @@ from __gin__ import dynamic_registration
 import memagent_jax.data.benchmarks.needle_documents as needle_documents
 import memagent_jax.rl.rollouts as rollouts
 import memagent_jax.models.weights.pretrained as pretrained
-import memagent_jax.agent.rollout as rollout
+import memagent_jax.agent.config as config
 
 include 'gin_configs/train/tiny_grpo.gin'
 
 pretrained.load_model.name_or_dir = 'none'
 CHUNK_TOKENS = 700
-rollout.ReadingConfig.memory_tokens = 12
-rollout.ReadingConfig.answer_tokens = 8
-rollout.ReadingConfig.question_tokens = 120
+config.ReadingConfig.memory_tokens = 12
+config.ReadingConfig.answer_tokens = 8
+config.ReadingConfig.question_tokens = 120
 learned/needle_documents.needle_documents.tasks_and_rates = {'niah_single_2': 1.0}
 learned/needle_documents.needle_documents.essays = ['ESSAY']
 learned/needle_documents.needle_documents.chunks = 2

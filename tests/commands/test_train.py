@@ -150,11 +150,11 @@ def error_of(tmp_path, tiny_model_dir):
       '16 documents do not divide into 3 mini-batches',
     ),
     (
-      'rollout.ReadingConfig.chunk_tokens = 4000',
+      'config.ReadingConfig.chunk_tokens = 4000',
       'a memory turn needs ',
     ),
     (
-      'rollouts.Rollouts.reading = @greedy/rollout.ReadingConfig()',
+      'rollouts.Rollouts.reading = @greedy/config.ReadingConfig()',
       'training rollouts have temperature 0.0',
     ),
     (
@@ -186,14 +186,14 @@ def error_of(tmp_path, tiny_model_dir):
     ),
     ('STEP = 3', 'nothing refers to the macro STEP; did you mean STEPS?'),
     (
-      'sampeld/rollout.ReadingConfig.temperature = 1.0',
+      'sampeld/config.ReadingConfig.temperature = 1.0',
       'nothing refers to the scope sampeld; did you mean sampled?',
     ),
     (
       "include 'gin_configs/runs/tiny_grpo.gin'",
       'did you mean gin_configs/train/tiny_grpo.gin?',
     ),
-    ('rollout.ReadingConfig.chunk_tokens = %gin.REQUIRED', 'chunk_tokens'),
+    ('config.ReadingConfig.chunk_tokens = %gin.REQUIRED', 'chunk_tokens'),
   ],
 )
 def test_settings_that_cannot_be_run(error_of, tmp_path, binding, message):
@@ -204,7 +204,7 @@ def test_settings_that_cannot_be_run(error_of, tmp_path, binding, message):
 
 
 def test_a_window_that_is_too_small_is_counted_out(error_of):
-  error = error_of('rollout.ReadingConfig.chunk_tokens = 4000')
+  error = error_of('config.ReadingConfig.chunk_tokens = 4000')
   # The tiny model sees 2,048 tokens.
   for part in ('4000 (chunk_tokens)', '64 (memory_tokens)', 'sees 2048'):
     assert part in error
