@@ -84,11 +84,11 @@ def documents(chunks, count: int = 64):
   """Makes the task: document i has chunks[i % len(chunks)] chunks."""
 
   def make(tokenizer):
-    rows = example_source.GeneratedRows(
+    examples = example_source.GeneratedExamples(
       lambda i: document(i, chunks[i % len(chunks)]), count
     )
     vocabulary = tasks.TokenizerVocabulary(tokenizer, tokenizer.vocab_size)
-    return tasks.example_task('who', {'train': rows}, vocabulary)
+    return tasks.example_task('who', {'train': examples}, vocabulary)
 
   return make
 

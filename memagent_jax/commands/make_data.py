@@ -1,26 +1,36 @@
-"""Makes benchmark documents of a given length, and checks people's own.
+"""Makes benchmark documents of a given length; converts and checks other files.
 
   python -m experiments.make_data --task=niah_single_2 --tokens=8192 \\
     --num_examples=64 --out=data/niah_single_2_8192.jsonl
   python -m experiments.make_data --task=ruler_hqa --num_paragraphs=200 \\
     --num_examples=128 --hotpotqa=hotpot_dev_distractor_v1.json --out=hqa.jsonl
+  python -m experiments.make_data --upstream=hotpotqa_train.parquet \\
+    --out=data/hotpotqa_train.jsonl
   python -m experiments.make_data --validate=own.jsonl
   python -m experiments.make_data --estimate=own.jsonl --tokens_per_second=250
 
 Writes one JSON object a line (fields of `memagent_jax.data.examples.Example`)
-and TFRecords beside it. Hardware: any; a document of 512K tokens takes about 5 s
-on one core. The same seed gives the same bytes, whatever --workers is.
+and the same examples as TFRecords; `memagent_jax.data.tasks.file_task` reads
+both. --upstream takes MemAgent's published files, Parquet or JSON; those that
+have paragraph numbers need --hotpotqa=hotpot_dev_distractor_v1.json as well.
+Hardware: any; a document of 512K tokens takes about 5 s on one core. The same
+seed gives the same bytes, whatever --workers is.
 """
 
 import collections
+from collections.abc import Iterable, Iterator
 import concurrent.futures
 import itertools
 import os
 from pathlib import Path
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
+
+if TYPE_CHECKING:
+  from memagent_jax.data.encoders import Encoder
+  from memagent_jax.data.examples import Example
 
 _TASK = flags.DEFINE_string(
   'task',
@@ -35,13 +45,20 @@ _NUM_PARAGRAPHS = flags.DEFINE_integer(
   None,
   'Paragraphs of a document. [200; hotpotqa 10, squad 1]',
 )
+_UPSTREAM = flags.DEFINE_string(
+  'upstream', None, "Convert this file of upstream's data instead of --task."
+)
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', 'smollm2-135m', 'Model name, model directory, or bytes.'
 )
-_NUM_EXAMPLES = flags.DEFINE_integer('num_examples', 8, 'How many.')
+_NUM_EXAMPLES = flags.DEFINE_integer(
+  'num_examples', None, 'How many examples. [8; all of --upstream]'
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the set.')
 _OUT = flags.DEFINE_string('out', None, 'JSONL file to write.')
-_TFRECORD = flags.DEFINE_bool('tfrecord', True, 'Write TFRecords beside it.')
+_TFRECORD = flags.DEFINE_bool(
+  'tfrecord', True, 'Write TFRecords next to the JSONL file.'
+)
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Processes.')
 _TEMPLATE_TOKENS = flags.DEFINE_integer(
   'template_tokens', 0, 'Room for the wording around document and question.'
@@ -74,16 +91,18 @@ _ESTIMATE = flags.DEFINE_string(
 _CHUNK_TOKENS = flags.DEFINE_integer('chunk_tokens', 5000, 'For --estimate.')
 _MEMORY_TOKENS = flags.DEFINE_integer('memory_tokens', 1024, 'For --estimate.')
 _TOKENS_PER_SECOND = flags.DEFINE_float(
-  'tokens_per_second', 250.0, 'For --estimate: of reading and writing together.'
+  'tokens_per_second', 250.0, 'For --estimate: reading and writing together.'
 )
 
-# Sources that are printed; a set made from paragraphs has one per example.
+# Number of sources that are printed; a set of paragraphs has one per example.
 _SHOWN_SOURCES = 5
-# What a worker process keeps between examples.
+_DEFAULT_EXAMPLES = 8
+# Settings, texts and tokenizer of a worker process.
 _worker: dict[str, Any] = {}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Does what one of --validate, --estimate, --upstream and --task asks for."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   try:
@@ -91,16 +110,18 @@ def main(argv):
       sys.exit(_validate())
     elif _ESTIMATE.value is not None:
       _print_estimate()
-    elif _TASK.value is None or _OUT.value is None:
-      raise app.UsageError('--task and --out are needed.')
+    elif (_TASK.value is None) == (_UPSTREAM.value is None):
+      raise app.UsageError('one of --task and --upstream is needed.')
+    elif _OUT.value is None:
+      raise app.UsageError('--out is needed.')
     else:
-      _make()
+      _write()
   except (ValueError, OSError) as e:
     sys.exit(f'error: {e}')
 
 
 def _validate() -> int:
-  """Prints what is wrong with a file of own documents; the exit code."""
+  """Prints the problems of a file of own documents; returns the exit code."""
   from memagent_jax.data.files import own_documents
 
   report = own_documents.validate(_VALIDATE.value, strict=_STRICT.value)
@@ -109,7 +130,7 @@ def _validate() -> int:
 
 
 def _print_estimate() -> None:
-  """Prints what reading a file of own documents takes."""
+  """Prints turns, tokens and hours of reading a file of own documents."""
   from memagent_jax.data.files import own_documents
 
   estimate = own_documents.estimate(
@@ -138,8 +159,9 @@ def _tokenizer_directory() -> str | None:
   return str(pretrained.resolve(_TOKENIZER.value))
 
 
-def _encoder(directory: str | None):
-  from memagent_jax.data.benchmarks.fit_length import ByteEncoder
+def _encoder(directory: str | None) -> 'Encoder':
+  """The tokenizer of a directory; one token per byte without it."""
+  from memagent_jax.data.encoders import ByteEncoder
   from memagent_jax.models.tokenizer import Tokenizer
 
   if directory is None:
@@ -147,24 +169,28 @@ def _encoder(directory: str | None):
   return Tokenizer.from_directory(directory)
 
 
-def _make() -> None:
+def _write() -> None:
   """Writes the examples in their order, as workers finish them."""
   from memagent_jax.data import examples
   from memagent_jax.data.files import filters
 
-  settings = _settings()
+  count = _NUM_EXAMPLES.value
+  if (count is not None and count < 1) or _WORKERS.value < 1:
+    raise ValueError('num_examples and workers must be at least 1.')
+  if _UPSTREAM.value is not None:
+    stream = itertools.islice(_upstream_examples(), count)
+  else:
+    count = _DEFAULT_EXAMPLES if count is None else count
+    stream = _in_order(_settings(), range(count))
+  stream, counts = _counted(stream, count), filters.Counts()
+  if _DROP_ANSWERABLE.value is not None:
+    stream = filters.drop_answerable(stream, _DROP_ANSWERABLE.value, counts)
   out = Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   partial = out.with_name(f'{out.name}.partial')
-  indices = range(_NUM_EXAMPLES.value)
-  if _NUM_EXAMPLES.value < 1 or _WORKERS.value < 1:
-    raise ValueError('num_examples and workers must be at least 1.')
-  made, counts = _examples(settings, indices), filters.Counts()
-  if _DROP_ANSWERABLE.value is not None:
-    made = filters.drop_answerable(made, _DROP_ANSWERABLE.value, counts)
   sources: dict[str, int] = {}
   with partial.open('w', encoding='utf-8', newline='\n') as lines:
-    for example in made:
+    for example in stream:
       lines.write(example.to_json() + '\n')
       sources[example.source] = sources.get(example.source, 0) + 1
   os.replace(partial, out)
@@ -178,26 +204,42 @@ def _make() -> None:
   for source, count in itertools.islice(sources.items(), _SHOWN_SOURCES):
     print(f'  {count} from {source}')
   if len(sources) > _SHOWN_SOURCES:
-    print(f'  ... {len(sources)} sources in all; each row names its own')
+    print(f'  ... {len(sources)} sources in all; each example names its own')
   if _TFRECORD.value:
     # TensorFlow takes seconds to import.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    from memagent_jax.data import tasks
+    from memagent_jax.data import tfrecords
 
     records = out.with_suffix('.tfrecord')
-    tasks.write_tfrecords(records, examples.read_jsonl(out))
-    print(f'{records}: the same as TFRecords')
+    count = tfrecords.write(records, examples.read_jsonl(out))
+    print(f'{records}: the same {count} as TFRecords')
 
 
-def _examples(settings, indices):
-  """Every example, in order, and a count of them on the terminal."""
-  for number, example in enumerate(_in_order(settings, indices), 1):
-    print(f'\r{number} of {len(indices)}', end='', file=sys.stderr, flush=True)
+def _counted(
+  examples: Iterable['Example'], total: int | None
+) -> Iterator['Example']:
+  """The examples, and on the terminal their number so far."""
+  of_total = '' if total is None else f' of {total}'
+  for number, example in enumerate(examples, 1):
+    print(f'\r{number}{of_total}', end='', file=sys.stderr, flush=True)
     yield example
   print(file=sys.stderr)
 
 
-def _in_order(settings, indices):
+def _upstream_examples() -> Iterator['Example']:
+  """The examples of --upstream, in the order of the file."""
+  from memagent_jax.data.files import upstream
+
+  paragraphs = None
+  if _HOTPOTQA.value is not None:
+    paragraphs = upstream.hotpotqa_paragraphs(_HOTPOTQA.value)
+  return upstream.read(_UPSTREAM.value, paragraphs=paragraphs)
+
+
+def _in_order(
+  settings: dict[str, Any], indices: Iterable[int]
+) -> Iterator['Example']:
+  """The examples of --task with these numbers, from one or more processes."""
   if _WORKERS.value == 1:
     _start_worker(settings)
     yield from map(_example, indices)
@@ -221,7 +263,7 @@ def _in_order(settings, indices):
 
 
 def _settings() -> dict[str, Any]:
-  """All that a worker needs, as plain values; fetches what is missing."""
+  """All that a worker needs, as plain values; fetches the files it lacks."""
   from memagent_jax.data.benchmarks import registry
   from memagent_jax.models.weights import pretrained
 
@@ -257,8 +299,8 @@ def _start_worker(settings: dict[str, Any]) -> None:
   )
 
 
-def _example(index: int):
-  """Example `index`, made in this process."""
+def _example(index: int) -> 'Example':
+  """Example `index` of --task, from this process's texts."""
   s = _worker['settings']
   return _worker['benchmark'].example(
     index,

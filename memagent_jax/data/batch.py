@@ -20,7 +20,7 @@ class BatchConfig:
   question_tokens: int
   # Where chunks end, as in `data.chunks`.
   chunk_cut: str = 'sentence'
-  # Of the order.
+  # Seed of the order.
   seed: int = 0
 
   def __post_init__(self):
@@ -41,5 +41,5 @@ class Batch:
   answers: tuple[tuple[str, ...], ...]
   rewards: tuple[str, ...]
   metrics: tuple[str, ...]
-  # Which reading of its document each row is: samples of every one differ.
+  # Number of this reading of the document, from 0: samples of every one differ.
   readings: tuple[int, ...]

@@ -1,13 +1,13 @@
 """Batches of documents in an order that three integers determine.
 
-    Mixture or Task -> schedule(seed) -> rows by number -> DocumentConverter
+    Mixture or Task -> Schedule(seed) -> examples by number -> DocumentConverter
       -> Batch(Documents, ids, answers);  state() = {seed, epoch, index}
 
-tf.data iterators over Python cannot be saved, so none is: an iterator that goes
-on at (seed, epoch, index) is built anew at that place, at no cost but building.
+tf.data iterators over Python cannot be saved, so none is: an iterator that
+continues at (seed, epoch, index) is a new one, at no cost but building it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import itertools
 import re
@@ -18,8 +18,9 @@ import tensorflow as tf
 
 from memagent_jax.data.batch import Batch, BatchConfig
 from memagent_jax.data.converter import DocumentConverter
-from memagent_jax.data.example_source import RowSource
+from memagent_jax.data.example_source import ExampleSource
 from memagent_jax.data.examples import seeded
+from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import Documents, Tokens
 
 
@@ -34,7 +35,7 @@ class BatchIterator:
   def __init__(
     self,
     provider: seqio.Task | seqio.Mixture,
-    tokenizer,
+    tokenizer: Tokenizer,
     config: BatchConfig,
     *,
     split: str = 'train',
@@ -45,7 +46,7 @@ class BatchIterator:
 
     Raises:
       ValueError: a batch that processes cannot share, a task without the split,
-        or a task whose source is not a RowSource.
+        or a task whose source is not an ExampleSource.
     """
     if config.batch_size % process_count:
       raise ValueError(
@@ -57,7 +58,7 @@ class BatchIterator:
     self._tasks = _tasks_of(provider, split)
     self._schedule = Schedule(
       tuple(t.num_input_examples(split) for t in self._tasks),
-      _rates_of(provider, self._tasks, split),
+      _rates_of(provider, self._tasks),
       config.seed,
     )
     self._converter = DocumentConverter(
@@ -73,7 +74,8 @@ class BatchIterator:
     """The next batch.
 
     Raises:
-      ValueError: a row that cannot be made, or with a question over its cap.
+      ValueError: an example that cannot be generated, or with a question over
+        its cap.
     """
     if self._rows is None:
       self._rows = self._dataset(self._position).as_numpy_iterator()
@@ -99,7 +101,7 @@ class BatchIterator:
     return {'seed': self._config.seed, 'epoch': epoch, 'index': index}
 
   def restore(self, state: Mapping[str, int]) -> None:
-    """Goes on where `state` was taken.
+    """Continues where `state` was taken.
 
     Raises:
       ValueError: the state is of another seed, or not a state.
@@ -123,7 +125,7 @@ class BatchIterator:
     first = self._process_index * share
 
     def entry(number):
-      """Task and row of this process's row `number`."""
+      """Task and example of this process's row `number`."""
       batch, row = divmod(int(number), share)
       position = start + batch * self._config.batch_size + first + row
       return np.asarray(self._schedule.at(position), np.int64)
@@ -136,8 +138,8 @@ class BatchIterator:
     )
     parts = []
     for number, task in enumerate(self._tasks):
-      mine = entries.filter(lambda e, number=number: e[0] == number)
-      dataset = task.source.in_order(self._split, mine.map(lambda e: e[1]))
+      of_task = entries.filter(lambda e, number=number: e[0] == number)
+      dataset = task.source.in_order(self._split, of_task.map(lambda e: e[1]))
       dataset = task.preprocess_precache(dataset)
       parts.append(task.preprocess_postcache(dataset, sequence_length=None))
     choice = entries.map(lambda e: e[0])
@@ -152,6 +154,7 @@ class Schedule:
   def __init__(
     self, sizes: tuple[int, ...], rates: tuple[float, ...], seed: int
   ):
+    """Makes the order of tasks of `sizes` examples that come at `rates`."""
     self._sizes, self._seed = sizes, seed
     self.epoch_size = sum(sizes)
     self._quotas = _shares(self.epoch_size, rates)
@@ -159,11 +162,11 @@ class Schedule:
     self._pass = functools.lru_cache(maxsize=2 * len(sizes))(self._make_pass)
 
   def at(self, position: int) -> tuple[int, int]:
-    """(task number, row number) at a position of all epochs together."""
+    """(task number, example number) at a position of all epochs together."""
     return self._entry(position)[:2]
 
   def reading(self, position: int) -> int:
-    """Which reading of its example a position is: every one has another number."""
+    """The number of a position among all readings of its example, from 0."""
     return self._entry(position)[2]
 
   def _entry(self, position: int) -> tuple[int, int, int]:
@@ -175,7 +178,7 @@ class Schedule:
     for task, (size, quota) in enumerate(
       zip(self._sizes, self._quotas, strict=True)
     ):
-      # Goes on where the epoch before stopped: nothing is left out.
+      # Continues where the epoch before stopped: nothing is left out.
       for place in range(epoch * quota, (epoch + 1) * quota):
         turn, index = divmod(place, size)
         entries.append((task, self._pass(task, turn)[index], turn))
@@ -189,7 +192,7 @@ class Schedule:
 
 
 def _shares(total: int, rates: tuple[float, ...]) -> list[int]:
-  """`total` split by rates; what rounding leaves goes to the largest rests."""
+  """`total` split by rates; the largest fractions are rounded up."""
   exact = [total * rate / sum(rates) for rate in rates]
   shares = [int(x) for x in exact]
   by_rest = sorted(range(len(rates)), key=lambda i: shares[i] - exact[i])
@@ -198,13 +201,15 @@ def _shares(total: int, rates: tuple[float, ...]) -> list[int]:
   return shares
 
 
-def _tasks_of(provider, split: str) -> list[seqio.Task]:
+def _tasks_of(
+  provider: seqio.Task | seqio.Mixture, split: str
+) -> list[seqio.Task]:
   tasks = [provider] if isinstance(provider, seqio.Task) else provider.tasks
   for task in tasks:
-    if not isinstance(task.source, RowSource):
+    if not isinstance(task.source, ExampleSource):
       raise ValueError(
         f'task {task.name} has a {type(task.source).__name__}; exact resuming '
-        'needs rows by number: make it with example_task.'
+        'needs examples by number: make it with example_task or file_task.'
       )
     if split not in task.splits:
       raise ValueError(
@@ -213,7 +218,9 @@ def _tasks_of(provider, split: str) -> list[seqio.Task]:
   return tasks
 
 
-def _rates_of(provider, tasks, split: str) -> tuple[float, ...]:
+def _rates_of(
+  provider: seqio.Task | seqio.Mixture, tasks: Sequence[seqio.Task]
+) -> tuple[float, ...]:
   """The mixture's rates; a task alone has the rate 1."""
   if isinstance(provider, seqio.Task):
     return (1.0,)

@@ -9,12 +9,14 @@ The chunks, joined, are exactly the ids of the whole text encoded at once.
 from collections.abc import Sequence
 import functools
 
+from memagent_jax.models.tokenizer import Tokenizer
+
 CUTS = ('sentence', 'token')
 _CLOSERS = '"\')]}\u201d\u2019\u00bb*_'
 _ENDERS = ('.', '!', '?', '\u2026', '\u3002', '\uff01', '\uff1f')
 # Characters around a candidate cut that are encoded to prove it safe.
 _PROBE_CHARS = 64
-# Held back by `feed`: the last word may go on in the next piece of text.
+# Characters that `feed` holds back: the next piece may continue the last word.
 _HOLD_CHARS = 256
 
 
@@ -26,9 +28,10 @@ class StreamEncoder:
   (one that adds a prefix space) is given the whole text at the end.
   """
 
-  def __init__(self, tokenizer, tail: str = ''):
+  def __init__(self, tokenizer: Tokenizer, tail: str = ''):
+    """Makes an encoder that continues a text whose last part is `tail`."""
     self._tokenizer = tokenizer
-    # What was fed and not yet encoded, in pieces.
+    # Text that was fed and is not yet encoded, in pieces.
     self._parts = [tail]
     self._characters = len(tail)
     # Where nothing can be cut, the search waits until the text has doubled: all
@@ -109,11 +112,13 @@ class ChunkCutter:
   end, else at the budget. `token`: at the budget, as in the paper.
   """
 
-  def __init__(self, tokenizer, chunk_tokens: int, cut: str = 'sentence'):
+  def __init__(
+    self, tokenizer: Tokenizer, chunk_tokens: int, cut: str = 'sentence'
+  ):
     """Makes a cutter.
 
     Args:
-      tokenizer: a `models.tokenizer.Tokenizer`.
+      tokenizer: the tokenizer of the model that reads.
       chunk_tokens: budget of a chunk in tokens.
       cut: one of CUTS.
 
@@ -133,7 +138,7 @@ class ChunkCutter:
     self._text = functools.lru_cache(maxsize=65536)(self._token_text)
 
   def length(self, ids: Sequence[int]) -> int:
-    """Tokens of the first chunk of `ids`, which go on past the budget."""
+    """Tokens of the first chunk of `ids`, which continue past the budget."""
     budget = min(self._chunk_tokens, len(ids))
     if self._cut == 'token' or budget == len(ids):
       return budget
@@ -185,7 +190,7 @@ class ChunkStream:
 
   def __init__(
     self,
-    tokenizer,
+    tokenizer: Tokenizer,
     chunk_tokens: int,
     cut: str = 'sentence',
     *,
@@ -195,10 +200,10 @@ class ChunkStream:
     """Makes a stream.
 
     Args:
-      tokenizer: a `models.tokenizer.Tokenizer`.
+      tokenizer: the tokenizer of the model that reads.
       chunk_tokens: budget of a chunk in tokens.
       cut: one of CUTS.
-      pending: `pending` of a stream to go on with.
+      pending: `pending` of a stream that this one continues.
       tail: `tail` of that stream.
     """
     self._cutter = ChunkCutter(tokenizer, chunk_tokens, cut)
@@ -237,7 +242,7 @@ class ChunkStream:
     self._pending += [int(i) for i in ids]
 
   def end(self) -> None:
-    """Says that the text is over, for now: what is left becomes chunks."""
+    """Ends the text, for now: the rest of it becomes chunks."""
     self._pending += self._encoder.finish()
     self._ended = True
 
@@ -249,9 +254,9 @@ class ChunkStream:
     return window[: self._cutter.length(window)] if window else []
 
   def take(self, chunk: Sequence[int]) -> None:
-    """Goes on behind the chunk that `chunk` has just returned."""
+    """Removes the chunk that `chunk` has just returned."""
     self._pending = self._pending[len(chunk) :]
 
   def rest(self) -> list[list[int]]:
-    """Chunks of all that is left, as if the text ended here; nothing changes."""
+    """Chunks of the rest as if the text ended here; the stream is unchanged."""
     return self._cutter.split(self._pending + self._encoder.peek())

@@ -1,8 +1,10 @@
-"""From task features to one padded document: the only place that pads.
+"""From task features to one document, padded: question ids and chunk slots.
 
-question ids, document ids -> DocumentConverter -> question row, chunk slots
+question ids, document ids -> DocumentConverter -> question [Q], chunk [C, K]
+  -> batches.py, which pads documents to one number of chunk slots
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -12,10 +14,11 @@ import tensorflow as tf
 from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.data.example_source import TEXT_FEATURES
 from memagent_jax.data.examples import check_question
+from memagent_jax.models.tokenizer import Tokenizer
 
 
 class DocumentConverter(seqio.FeatureConverter):
-  """Task features to one padded document: a row of question ids, and chunks.
+  """Task features to one padded document: its question and its chunks.
 
   Chunk slots are rounded up to a power of two, so that few shapes occur.
   """
@@ -32,7 +35,9 @@ class DocumentConverter(seqio.FeatureConverter):
   }
   PACKING_FEATURE_DTYPES = None
 
-  def __init__(self, tokenizer, chunk_tokens: int, chunk_cut: str = 'sentence'):
+  def __init__(
+    self, tokenizer: Tokenizer, chunk_tokens: int, chunk_cut: str = 'sentence'
+  ):
     """Makes a converter; the arguments are those of `ChunkCutter`."""
     text = seqio.FeatureConverter.FeatureSpec(tf.string, rank=0)
     passed = dict.fromkeys(TEXT_FEATURES, text)
@@ -45,33 +50,39 @@ class DocumentConverter(seqio.FeatureConverter):
     self._chunk_tokens = chunk_tokens
 
   def task_feature_lengths(self, question_tokens: int) -> dict[str, int | None]:
-    """What seqio wants to be told: only the question has a cap."""
+    """The lengths that seqio asks for: only the question has a cap."""
     lengths = dict.fromkeys([*self.TASK_FEATURES, *self._passthrough_features])
     return lengths | {'question': question_tokens}
 
-  def _convert_features(self, ds, task_feature_lengths):
+  def _convert_features(
+    self,
+    ds: tf.data.Dataset,
+    task_feature_lengths: Mapping[str, int | None],
+  ) -> tf.data.Dataset:
     question_tokens = task_feature_lengths['question']
 
     def convert(document, question, name):
       chunk, length = self._chunks(document)
       check_question(name.decode(), len(question), question_tokens)
-      row = np.zeros(question_tokens, np.int32)
-      row[: len(question)] = question
-      return row, np.int32(len(question)), chunk, length
+      padded = np.zeros(question_tokens, np.int32)
+      padded[: len(question)] = question
+      return padded, np.int32(len(question)), chunk, length
 
-    def features(row):
+    def convert_tf(example):
       question, question_length, chunk, length = tf.numpy_function(
-        convert, [row['document'], row['question'], row['id']], [tf.int32] * 4
+        convert,
+        [example['document'], example['question'], example['id']],
+        [tf.int32] * 4,
       )
       return {
         'question': tf.ensure_shape(question, (question_tokens,)),
         'question_length': tf.ensure_shape(question_length, ()),
         'chunk': tf.ensure_shape(chunk, (None, self._chunk_tokens)),
         'chunk_length': tf.ensure_shape(length, (None,)),
-        **{name: row[name] for name in self._passthrough_features},
+        **{name: example[name] for name in self._passthrough_features},
       }
 
-    return ds.map(features, num_parallel_calls=1)
+    return ds.map(convert_tf, num_parallel_calls=1)
 
   def _chunks(self, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[C, K] ids and [C] lengths; slots beyond the document have length 0."""
@@ -84,12 +95,14 @@ class DocumentConverter(seqio.FeatureConverter):
       length[i] = len(chunk)
     return ids, length
 
-  def get_model_feature_lengths(self, task_feature_lengths):
-    """Only the question's is the same for all documents."""
+  def get_model_feature_lengths(
+    self, task_feature_lengths: Mapping[str, int | None]
+  ) -> dict[str, int | None]:
+    """The question's length; the others differ from document to document."""
     lengths = dict.fromkeys([*self.MODEL_FEATURES, *self._passthrough_features])
     return lengths | {'question': task_feature_lengths['question']}
 
 
 def bucket(chunks: int) -> int:
-  """The least power of two that holds so many chunk slots, at least 1."""
+  """The number of slots for `chunks` chunks: a power of two, at least 1."""
   return 1 << max(0, chunks - 1).bit_length()

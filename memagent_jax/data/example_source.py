@@ -1,6 +1,7 @@
 """Examples by number as a seqio source, in any order that is asked for.
 
-JsonlRows | GeneratedRows -> RowSource -> tasks.py, batches.py
+JsonlExamples | TFRecordExamples | GeneratedExamples
+  -> ExampleSource -> tasks.py, batches.py
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,27 +13,27 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from memagent_jax.data import examples
-from memagent_jax.data.examples import Example, seeded
+from memagent_jax.data.examples import Example, from_json, seeded
 
-# Features of a row beside its ids; strings, so that they pass through.
+# Strings of an example that pass through a task unchanged.
 TEXT_FEATURES = ('id', 'task', 'reward', 'metric')
 
 
-class Rows(Protocol):
-  """Examples by number, in any order: `JsonlRows`, or made on the fly."""
+class Examples(Protocol):
+  """Examples by number, in any order, from a file or generated."""
 
   def __len__(self) -> int:
-    """How many there are."""
+    """The number of examples."""
 
   def __getitem__(self, index: int) -> Example:
     """Example `index`."""
 
 
-class JsonlRows:
-  """The examples of a JSONL file, read where they lie: only offsets are kept."""
+class JsonlExamples:
+  """The examples of a JSONL file; only their offsets are held in memory."""
 
   def __init__(self, path: str | os.PathLike):
+    """Reads the file once, to know where each line begins."""
     self._path = Path(path)
     self._offsets = []
     with self._path.open('rb') as file:
@@ -48,13 +49,19 @@ class JsonlRows:
   def __getitem__(self, index: int) -> Example:
     with self._path.open('rb') as file:
       file.seek(self._offsets[index])
-      return examples.from_json(file.readline().decode())
+      return from_json(file.readline().decode())
 
 
-class GeneratedRows:
-  """Examples that are made when they are asked for."""
+class GeneratedExamples:
+  """Examples that a function of their number generates when they are read."""
 
   def __init__(self, make: Callable[[int], Example], num_examples: int):
+    """Generates nothing yet.
+
+    Args:
+      make: a pure function from a number to its example.
+      num_examples: how many numbers there are, from 0.
+    """
     self._make, self._num_examples = make, num_examples
 
   def __len__(self) -> int:
@@ -64,22 +71,29 @@ class GeneratedRows:
     return self._make(index)
 
 
-class RowSource(seqio.DataSource):
-  """A seqio source over rows; also gives them in an order asked for."""
+class ExampleSource(seqio.DataSource):
+  """A seqio source over examples that also gives them in a prescribed order."""
 
-  def __init__(self, rows: Mapping[str, Rows]):
-    sizes = {split: len(r) for split, r in rows.items()}
+  def __init__(self, examples: Mapping[str, Examples]):
+    """Makes a source of the examples of each split.
+
+    Raises:
+      ValueError: a split without an example.
+    """
+    sizes = {split: len(e) for split, e in examples.items()}
     for split, size in sizes.items():
       if size == 0:
         raise ValueError(f'split {split} has no example.')
-    super().__init__(splits=tuple(rows), num_input_examples=sizes)
-    self._rows = dict(rows)
+    super().__init__(splits=tuple(examples), num_input_examples=sizes)
+    self._examples = dict(examples)
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
+    """Any number of shards: an example is read by its number."""
     return True
 
   def list_shards(self, split: str) -> Sequence[str]:
+    """The split itself, one shard."""
     return [split]
 
   def get_dataset(
@@ -88,10 +102,10 @@ class RowSource(seqio.DataSource):
     shuffle: bool = True,
     seed: int | None = None,
     shard_info: seqio.ShardInfo | None = None,
-    **unused,
+    **unused: object,
   ) -> tf.data.Dataset:
     """One pass over the split, shuffled by `seed` alone where it is given."""
-    order = list(range(len(self._rows[split])))
+    order = list(range(len(self._examples[split])))
     if shuffle:
       seeded('rows', split, 0 if seed is None else int(seed)).shuffle(order)
     if shard_info is not None:
@@ -100,27 +114,27 @@ class RowSource(seqio.DataSource):
     return self.in_order(split, numbers)
 
   def in_order(self, split: str, numbers: tf.data.Dataset) -> tf.data.Dataset:
-    """The rows whose int64 numbers the dataset `numbers` gives."""
-    rows = self._rows[split]
+    """The examples whose int64 numbers the dataset `numbers` gives."""
+    examples = self._examples[split]
     scalars = ('document', 'question', *TEXT_FEATURES)
 
     def load(number):
-      example = rows[int(number)]
+      example = examples[int(number)]
       fields = [getattr(example, name).encode() for name in scalars]
       return [
         *fields,
         np.asarray([a.encode() for a in example.answers], object),
       ]
 
-    def features(number):
+    def load_tf(number):
       # A function, not a generator: nothing runs on when the process ends.
-      found = tf.numpy_function(
+      values = tf.numpy_function(
         load, [number], [tf.string] * (len(scalars) + 1)
       )
-      row = {
+      features = {
         name: tf.ensure_shape(value, ())
-        for name, value in zip(scalars, found, strict=False)
+        for name, value in zip(scalars, values, strict=False)
       }
-      return row | {'answers': tf.ensure_shape(found[-1], (None,))}
+      return features | {'answers': tf.ensure_shape(values[-1], (None,))}
 
-    return numbers.map(features, num_parallel_calls=1)
+    return numbers.map(load_tf, num_parallel_calls=1)

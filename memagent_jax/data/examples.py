@@ -1,7 +1,7 @@
-"""The rows that every data set becomes: `Example`, and `Demonstration` of a turn.
+"""What every data set becomes: an `Example`, or a `Demonstration` of one turn.
 
-    RULER | HotpotQA | published files | own JSONL -> Example -> seqio task
-    skills | demonstration_files -> Demonstration -> turn rows
+    RULER | HotpotQA | upstream's files | own JSONL -> Example -> seqio task
+    skills | demonstration_files -> Demonstration -> sft/demonstrations.py
 
 Examples are JSONL with exactly the fields below; `document` is the long text.
 """
@@ -20,7 +20,7 @@ class Example:
   """A document, a question about it, and the answers that are right."""
 
   id: str
-  # Name of the task that made it, such as `niah_single_1`.
+  # Name of the task that it belongs to, such as `niah_single_1`.
   task: str
   document: str
   question: str
@@ -45,7 +45,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-  """One turn and the response to learn; a turn without chunk is an answer."""
+  """A turn and the response to learn; one without a chunk is an answer turn."""
 
   question: str
   memory: str
@@ -54,7 +54,7 @@ class Demonstration:
 
 
 def from_json(line: str) -> Example:
-  """The Example of one line that `to_json` made."""
+  """The Example of one line of `to_json`."""
   fields = json.loads(line)
   fields['answers'] = tuple(fields['answers'])
   fields['gold_spans'] = tuple(tuple(span) for span in fields['gold_spans'])
@@ -72,7 +72,7 @@ def check_question(name: str, tokens: int, question_tokens: int) -> None:
   """Refuses an example whose question has more tokens than its cap.
 
   Raises:
-    ValueError: it has; names the example.
+    ValueError: it is over the cap; the message names the example.
   """
   if tokens > question_tokens:
     raise ValueError(
@@ -84,8 +84,8 @@ def check_question(name: str, tokens: int, question_tokens: int) -> None:
 def seeded(*names: object) -> random.Random:
   """A generator seeded by names; equal on every machine and in every process.
 
-  Python seeds from text with its own, documented hash (SHA-512); here SHA-256 of
-  the names joined by `/` is the seed, so that other languages can follow.
+  Python seeds from text with its own, documented hash (SHA-512); here SHA-256
+  of the names joined by `/` is the seed, so that other languages can follow.
   """
   digest = hashlib.sha256('/'.join(map(str, names)).encode()).digest()
   return random.Random(int.from_bytes(digest, 'big'))

@@ -15,12 +15,12 @@ def read_pieces(
 ) -> Iterator[str]:
   """The text of a file or a binary stream, in pieces of at most 64 KB.
 
-  A byte-order mark is dropped. A `.gz` file is decompressed, a `.pdf` file gives
-  the text of its pages.
+  A byte-order mark is dropped. A `.gz` file is decompressed, a `.pdf` file
+  gives the text of its pages.
 
   Args:
     source: a path, or a stream that is read to its end.
-    encoding: of the bytes, as Python names it.
+    encoding: encoding of the bytes, as Python names it.
 
   Raises:
     ValueError: no such file, an unknown encoding, bytes that are not of this
@@ -59,7 +59,7 @@ def head(pieces: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def text_bytes(path: str | os.PathLike) -> int:
-  """Bytes of the file's text; of a `.gz` file, of what is inside (mod 4 GiB)."""
+  """Bytes of the file's text; in a `.gz` file those inside (modulo 4 GiB)."""
   path = Path(path)
   if path.suffix.lower() != '.gz':
     return path.stat().st_size
@@ -69,7 +69,12 @@ def text_bytes(path: str | os.PathLike) -> int:
     return int.from_bytes(stream.read(4), 'little')
 
 
-def _decoded(stream, decoder, name: str, encoding: str) -> Iterator[str]:
+def _decoded(
+  stream: BinaryIO,
+  decoder: codecs.IncrementalDecoder,
+  name: str,
+  encoding: str,
+) -> Iterator[str]:
   start, first = 0, True
   while True:
     # read1 hands over what a pipe has; read would wait for the whole piece.

@@ -5,7 +5,7 @@
 
 The array and its record lie side by side in one directory or bucket path. The
 record is replaced in one step and only after the ids it counts are durable, so
-a process may be killed at any moment: the next one goes on from the record.
+a process may be killed at any moment: the next one continues from the record.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,6 +22,7 @@ import numpy as np
 import tensorstore as ts
 
 from memagent_jax.data import chunks, text
+from memagent_jax.models.tokenizer import Tokenizer
 
 _RECORD = b'tokens.json'
 _ARRAY_METADATA = b'zarr.json'
@@ -50,13 +51,13 @@ _WARN_CHARACTERS = 100_000_000
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
-  """A tokenised document that is read in parts; made by `open_store`.
+  """A tokenised document that is read in parts; `open_store` opens one.
 
   Attributes:
     location: path or URL of the store.
-    num_tokens: ids of the document.
-    num_characters: characters of its text.
-    fingerprint: of the tokenizer, as `Tokenizer.fingerprint`.
+    num_tokens: number of the document's ids.
+    num_characters: number of characters of its text.
+    fingerprint: `Tokenizer.fingerprint` of the tokenizer.
     source: file name of the document.
   """
 
@@ -80,8 +81,12 @@ class TokenStore:
       )
     return self._array[start:stop].read().result()
 
-  def check_tokenizer(self, tokenizer) -> None:
-    """Returns if the ids are of this tokenizer; else a ValueError names both."""
+  def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+    """Refuses another tokenizer than the one that the ids are of.
+
+    Raises:
+      ValueError: another tokenizer; the message names both.
+    """
     _check_tokenizer(self.location, self.fingerprint, tokenizer)
 
   def windows(self, size_tokens: int) -> Iterator[np.ndarray]:
@@ -150,12 +155,14 @@ def store_spec(location: str | os.PathLike) -> dict:
   return {'driver': 'zarr3', 'kvstore': kvstore}
 
 
-def open_store(location: str | os.PathLike, tokenizer=None) -> TokenStore:
+def open_store(
+  location: str | os.PathLike, tokenizer: Tokenizer | None = None
+) -> TokenStore:
   """The finished store at `location`.
 
   Args:
     location: as in `store_spec`.
-    tokenizer: that the ids must be of; None takes any.
+    tokenizer: the tokenizer that the ids must be of; None: any.
 
   Raises:
     ValueError: no store there, an unfinished one, or another tokenizer's.
@@ -199,7 +206,7 @@ def open_store(location: str | os.PathLike, tokenizer=None) -> TokenStore:
 def tokenize_to_store(
   source: str | os.PathLike,
   location: str | os.PathLike,
-  tokenizer,
+  tokenizer: Tokenizer,
   *,
   encoding: str = 'utf-8',
   block_tokens: int = 1 << 16,
@@ -216,8 +223,8 @@ def tokenize_to_store(
     source: path of a document as `text.read_pieces` takes it. A pipe could not
       be read again.
     location: as in `store_spec`.
-    tokenizer: a `models.tokenizer.Tokenizer`.
-    encoding: of the document's bytes.
+    tokenizer: the tokenizer of the model that reads.
+    encoding: encoding of the document's bytes.
     block_tokens: ids in one stored object. A store keeps the size it began
       with.
     commit_tokens: ids after which progress becomes durable.
@@ -258,7 +265,7 @@ def tokenize_to_store(
 
 
 def _first_record(
-  source: Path, encoding: str, tokenizer, block_tokens: int
+  source: Path, encoding: str, tokenizer: Tokenizer, block_tokens: int
 ) -> _Record:
   """The record of a document of which nothing is stored."""
   if not source.is_file():
@@ -275,7 +282,7 @@ def _first_record(
 
 
 def _resumed(
-  location: str, stored: _Record, fresh: _Record, tokenizer
+  location: str, stored: _Record, fresh: _Record, tokenizer: Tokenizer
 ) -> _Record:
   """The stored progress, with the source as it is named and dated now."""
   _check_tokenizer(location, stored.tokenizer, tokenizer)
@@ -300,8 +307,10 @@ def _start(location: str, record: _Record) -> None:
   _write_record(location, record)
 
 
-def _skip(pieces: Iterator[str], characters: int, digest) -> str:
-  """What is left of the piece in which the first `characters` end.
+def _skip(
+  pieces: Iterator[str], characters: int, digest: 'hashlib._Hash'
+) -> str:
+  """The rest of the piece in which the first `characters` end.
 
   Those characters go into `digest`.
   """
@@ -314,7 +323,7 @@ def _skip(pieces: Iterator[str], characters: int, digest) -> str:
 
 
 def _encoded(
-  pieces: Iterable[str], tokenizer
+  pieces: Iterable[str], tokenizer: Tokenizer
 ) -> Iterator[tuple[str, list[int]]]:
   """The text in stretches, each with its ids; joined they are the whole's."""
   encoder = chunks.StreamEncoder(tokenizer)
@@ -343,7 +352,7 @@ def _encoded(
 def _batches(
   stretches: Iterable[tuple[str, list[int]]], batch_tokens: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Stretches joined until they have `batch_tokens` ids; the last may have less."""
+  """Stretches joined to `batch_tokens` ids or more; the last may have fewer."""
   texts, parts, tokens = [], [], 0
   for stretch, ids in stretches:
     texts.append(stretch)
@@ -360,7 +369,7 @@ def _append(
   location: str,
   record: _Record,
   batches: Iterable[tuple[str, np.ndarray]],
-  digest,
+  digest: 'hashlib._Hash',
 ) -> None:
   """Writes what follows `record`, whose digest is `digest`, to the end."""
   array = _open_for_writing(location, record)
@@ -435,7 +444,9 @@ def _write_record(location: str, record: _Record) -> None:
   _open_kvstore(location).write(_RECORD, value.encode()).result()
 
 
-def _check_tokenizer(location: str, fingerprint: str, tokenizer) -> None:
+def _check_tokenizer(
+  location: str, fingerprint: str, tokenizer: Tokenizer
+) -> None:
   if fingerprint != tokenizer.fingerprint:
     raise ValueError(
       f'{location}: its ids are of tokenizer {fingerprint}, this one is '
@@ -443,9 +454,9 @@ def _check_tokenizer(location: str, fingerprint: str, tokenizer) -> None:
     )
 
 
-def _changed(location: str, stored: _Record, found: str) -> ValueError:
+def _changed(location: str, stored: _Record, now: str) -> ValueError:
   return ValueError(
     f'{location}: made from {stored.source} of {stored.source_bytes:,} bytes; '
-    f'the document now has {found}. Choose another location, or remove the '
+    f'the document now has {now}. Choose another location, or remove the '
     'store to tokenise again.'
   )

@@ -141,14 +141,6 @@ class Tokenizer:
     """
     return self._plain.encode(text, add_special_tokens=False).ids
 
-  def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
-    """`encode`, and for every id the end (exclusive) of its characters in text.
-
-    Tokens that split one character all end after that character.
-    """
-    encoding = self._plain.encode(text, add_special_tokens=False)
-    return encoding.ids, [end for _, end in encoding.offsets]
-
   def encode_template(self, text: str) -> list[int]:
     """Ids of a prompt piece: control tokens are recognised, no BOS is added."""
     return self._backend.encode(text, add_special_tokens=False).ids

@@ -3,8 +3,8 @@
     {"question": ..., "memory": ..., "chunk": ..., "response": ...}
       -> Demonstration -> demonstrations.py
 
-One object a line; `FIELDS` is the schema. Texts are taken as they are, white space
-included: they stand in the template as questions, memories and chunks do.
+One object a line; `FIELDS` is the schema. Texts are taken as they are, white
+space included: they stand in the template as questions, memories and chunks do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from memagent_jax.data.examples import Demonstration
 from memagent_jax.data.files import checked_records, json_records
 from memagent_jax.data.files.checked_records import is_any_text, is_text
 
-# Name and what is expected there; the last two optional.
+# What is expected in each field; the last two are optional.
 FIELDS: Mapping[str, str] = {
   'question': 'a text that is not blank',
   'memory': "a text; the template's empty_memory before the first chunk",
@@ -25,7 +25,9 @@ FIELDS: Mapping[str, str] = {
 
 
 def read(
-  path: str | os.PathLike, *, max_line_bytes: int = json_records.MAX_ROW_BYTES
+  path: str | os.PathLike,
+  *,
+  max_line_bytes: int = json_records.MAX_RECORD_BYTES,
 ) -> Iterator[tuple[int, Demonstration]]:
   """Line number (from 1) and demonstration, in the order of the file.
 
@@ -36,22 +38,22 @@ def read(
   Raises:
     ValueError: at the first problem: file and line, field, got, expected.
   """
-  for row in checked_records.read(
+  for record in checked_records.read(
     path, FIELDS, noun='demonstration', max_line_bytes=max_line_bytes
   ):
-    if row.fields is not None:
-      row.check('question', is_text)
-      row.check('memory', is_any_text)
-      row.check('response', is_text)
-      row.check('chunk', lambda chunk: chunk is None or is_text(chunk))
-    if row.problems:
-      raise ValueError(str(row.problems[0]))
+    if record.fields is not None:
+      record.check('question', is_text)
+      record.check('memory', is_any_text)
+      record.check('response', is_text)
+      record.check('chunk', lambda chunk: chunk is None or is_text(chunk))
+    if record.problems:
+      raise ValueError(str(record.problems[0]))
     yield (
-      row.line,
+      record.line,
       Demonstration(
-        question=row.fields['question'],
-        memory=row.fields['memory'],
-        chunk=row.fields.get('chunk'),
-        response=row.fields['response'],
+        question=record.fields['question'],
+        memory=record.fields['memory'],
+        chunk=record.fields.get('chunk'),
+        response=record.fields['response'],
       ),
     )

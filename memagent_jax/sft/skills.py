@@ -1,16 +1,18 @@
 """Demonstrations of the two turns, one skill each, for supervised warm-up.
 
     haystack + needles -> Demonstration(question, memory, chunk, response)
-      -> sequences.py
+      -> demonstrations.py
 
 `extract` reads a needle from one chunk with an empty memory, `answer` reads a
-value from a given memory, `keep` holds a memory over a chunk without the needle.
-`read`, for a model without a memory, answers from a text in the memory's place: it
-quotes what it found first, since a value straight from the text is a guess among
-needles for a tiny model.
+value from a given memory, `keep` holds a memory over a chunk without the
+needle. `read`, for a model without a memory, answers from a text in the
+memory's place: it quotes the needle first, since a value straight from the text
+is a guess among needles for a tiny model.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import random
 
 from memagent_jax.data.benchmarks import haystack, ruler, words
@@ -26,9 +28,9 @@ _FIRST_CHUNK_SHARE = 0.125
 class SkillConfig:
   """What demonstrations look like."""
 
-  # Share of rows by skill; they need not sum to one.
+  # Shares of demonstrations by skill; they need not sum to one.
   shares: tuple[tuple[str, float], ...] = ((EXTRACT, 0.7), (ANSWER, 0.3))
-  # Length of a chunk, or of a text to read, in characters, drawn uniformly.
+  # Length of a chunk, or a text to read, in characters, drawn uniformly.
   min_chunk_chars: int = 80
   max_chunk_chars: int = 900
   # Share of chunks that lack the needle asked for.
@@ -37,12 +39,12 @@ class SkillConfig:
   near_miss_share: float = 0.3
   # Share of values that are UUIDs; the others have seven digits.
   uuid_share: float = 0.2
-  # Most needles with other keys in a chunk; how many is drawn uniformly.
+  # Most needles with other keys in a chunk; their number is drawn uniformly.
   max_distractors: int = 4
-  # Most keys that an extraction or a reading asks for together; how many is drawn
-  # uniformly. Many records in a row teach more than one.
+  # Most keys that an extraction or a reading asks for together; their number is
+  # drawn uniformly. Many records in succession teach more than one.
   max_keys: int = 1
-  # What a memory says that knows nothing; the template's empty memory.
+  # Text of a memory that knows nothing: the template's empty memory.
   nothing: str = 'none'
 
   def __post_init__(self):
@@ -67,24 +69,31 @@ def demonstrate(
   """One random demonstration."""
   names, shares = zip(*config.shares, strict=True)
   (skill,) = rng.choices(names, shares)
-  what, make = 'number', words.number
-  if rng.random() < config.uuid_share:
-    what, make = 'uuid', words.random_uuid
+  kind = 'uuid' if rng.random() < config.uuid_share else 'number'
+  make = functools.partial(words.draw, kind)
   absent = rng.random() < config.absent_share
   if skill in (EXTRACT, READ):
-    return _find(config, skill, fillers, what, make, absent, rng)
+    return _find(config, skill, fillers, kind, make, absent, rng)
   key, value = words.word_key(rng), make(rng)
-  question, note = ruler.needle_question(what, key), _note(key, value)
+  question, note = ruler.needle_question(kind, key), _note(key, value)
   if skill == KEEP:
     hidden = _distractors(config, [key], make, rng)
-    chunk = _chunk(config, fillers, hidden, what, rng)
+    chunk = _chunk(config, fillers, hidden, kind, rng)
     return Demonstration(question, note, chunk, note)
   if absent:
     return Demonstration(question, config.nothing, None, _boxed(config.nothing))
   return Demonstration(question, note, None, _boxed(value))
 
 
-def _find(config, skill, fillers, what, make, absent, rng) -> Demonstration:
+def _find(
+  config: SkillConfig,
+  skill: str,
+  fillers: tuple[Filler, ...],
+  kind: str,
+  make: Callable[[random.Random], str],
+  absent: bool,
+  rng: random.Random,
+) -> Demonstration:
   """Notes or values of the keys asked for, in the question's order."""
   keys = words.distinct(words.word_key, rng.randint(1, config.max_keys), rng)
   asked = [(key, make(rng)) for key in keys]
@@ -94,8 +103,8 @@ def _find(config, skill, fillers, what, make, absent, rng) -> Demonstration:
     hidden += asked
     notes = ''.join(_note(key, value) for key, value in asked)
     values = ', '.join(value for _, value in asked)
-  question = ruler.needles_question(what, keys)
-  chunk = _chunk(config, fillers, hidden, what, rng)
+  question = ruler.needles_question(kind, keys)
+  chunk = _chunk(config, fillers, hidden, kind, rng)
   if skill == READ:
     return Demonstration(question, chunk.lstrip(), None, notes + _boxed(values))
   return Demonstration(question, config.nothing, chunk, notes)
@@ -110,7 +119,12 @@ def _boxed(value: str) -> str:
   return f' \\boxed{{ {value}}}'
 
 
-def _distractors(config, keys, make, rng) -> list[tuple[str, str]]:
+def _distractors(
+  config: SkillConfig,
+  keys: Sequence[str],
+  make: Callable[[random.Random], str],
+  rng: random.Random,
+) -> list[tuple[str, str]]:
   """Records of other keys; some share the adjective or the noun of one."""
   records = []
   count = rng.randint(0, config.max_distractors)
@@ -123,10 +137,16 @@ def _distractors(config, keys, make, rng) -> list[tuple[str, str]]:
   return records
 
 
-def _chunk(config, fillers, records, what, rng) -> str:
+def _chunk(
+  config: SkillConfig,
+  fillers: tuple[Filler, ...],
+  records: Sequence[tuple[str, str]],
+  kind: str,
+  rng: random.Random,
+) -> str:
   """Filler of a random length with the records between its sentences."""
   needles = [
-    (rng.random(), ruler.needle(what, k, v), False) for k, v in records
+    (rng.random(), ruler.needle(kind, k, v), False) for k, v in records
   ]
   room = rng.randint(config.min_chunk_chars, config.max_chunk_chars)
   room -= sum(len(text) + 1 for _, text, _ in needles)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from memagent_jax.data import examples
+from memagent_jax.data import examples, tfrecords
 from tests.data.files import hotpotqa_files
 
 
@@ -32,12 +32,12 @@ def test_bytes_do_not_depend_on_the_number_of_workers(run, tmp_path):
   )
   one = (tmp_path / 'one.jsonl').read_bytes()
   assert one == (tmp_path / 'two.jsonl').read_bytes()
-  rows = list(examples.read_jsonl(tmp_path / 'one.jsonl'))
-  assert [row.id for row in rows] == [
+  written = list(examples.read_jsonl(tmp_path / 'one.jsonl'))
+  assert [example.id for example in written] == [
     f'niah_multikey_1/3000/0/{i}' for i in range(5)
   ]
-  assert all(2940 <= row.tokens <= 3000 for row in rows)
-  assert {row.tokenizer for row in rows} == {'bytes'}
+  assert all(2940 <= example.tokens <= 3000 for example in written)
+  assert {example.tokenizer for example in written} == {'bytes'}
 
 
 @pytest.mark.slow
@@ -58,10 +58,69 @@ def test_hqa_from_a_file_with_tfrecords_and_a_filter(run, tmp_path):
     '--drop_answerable=answers.jsonl',
     '--out=hqa.jsonl',
   )
-  rows = list(examples.read_jsonl(tmp_path / 'hqa.jsonl'))
-  assert {row.answers for row in rows} == {('Town0',), ('Town2',)}
+  written = list(examples.read_jsonl(tmp_path / 'hqa.jsonl'))
+  assert {example.answers for example in written} == {('Town0',), ('Town2',)}
   assert '1 dropped' in printed and 'each up to 4 times' in printed
   assert (tmp_path / 'hqa.tfrecord').stat().st_size > 1000
+  records = tfrecords.TFRecordExamples(tmp_path / 'hqa.tfrecord')
+  assert [record.document for record in records] == [
+    example.document for example in written
+  ]
+
+
+def test_upstream_files_are_converted(run, tmp_path):
+  records = [
+    {
+      'prompt': [{'role': 'user', 'content': f'Which island is {i}?'}],
+      'context': f'Document 1:\nIsland {i} is Skye.',
+      'reward_model': {'ground_truth': ['Skye', 'Isle of Skye']},
+      'extra_info': {'index': 10 + i},
+    }
+    for i in range(3)
+  ]
+  (tmp_path / 'train.json').write_text(json.dumps(records), encoding='utf-8')
+  printed = run('--upstream=train.json', '--out=all.jsonl')
+  written = list(examples.read_jsonl(tmp_path / 'all.jsonl'))
+  assert written == [
+    examples.Example(
+      id=f'train/{i + 1}/{10 + i}',
+      task='hotpotqa_published',
+      document=f'Document 1:\nIsland {i} is Skye.',
+      question=f'Which island is {i}?',
+      answers=('Skye', 'Isle of Skye'),
+      source='train.json',
+    )
+    for i in range(3)
+  ]
+  assert 'all.jsonl: 3 examples' in printed
+  assert 'all.tfrecord: the same 3 as TFRecords' in printed
+  two = (
+    *('--upstream=train.json', '--num_examples=2'),
+    *('--out=two.jsonl', '--notfrecord'),
+  )
+  run(*two)
+  assert list(examples.read_jsonl(tmp_path / 'two.jsonl')) == written[:2]
+
+
+@pytest.mark.slow
+def test_upstream_files_of_paragraph_numbers(run, tmp_path):
+  """These need the whole of HotpotQA's dev set."""
+  record = {'input': 'Who?', 'context': [4, 66_634], 'answers': ['Ann']}
+  (tmp_path / 'eval.json').write_text(json.dumps([record]), encoding='utf-8')
+  out = '--out=eval.jsonl'
+  assert '--hotpotqa=hotpot_dev_distractor_v1.json' in run(
+    '--upstream=eval.json', out, ok=False
+  )
+  dev = [
+    {'context': [[f'T{i:05}', ['It is so.']] for i in range(start, start + 5)]}
+    for start in range(0, 66_635, 5)
+  ]
+  (tmp_path / 'dev.json').write_text(json.dumps(dev), encoding='utf-8')
+  run('--upstream=eval.json', '--hotpotqa=dev.json', out)
+  (example,) = examples.read_jsonl(tmp_path / 'eval.jsonl')
+  assert example.document == (
+    'Document 1:\nT00004\nIt is so.\n\nDocument 2:\nT66634\nIt is so.'
+  )
 
 
 def test_own_documents_are_checked_and_estimated(run, tmp_path):
@@ -99,6 +158,10 @@ def test_own_documents_are_checked_and_estimated(run, tmp_path):
         (('--validate=none.jsonl',), 'no such file'),
         ((*SMALL, '--essays=nowhere', '--out=x'), 'nowhere: no such file'),
         (('--task=own', '--out=x'), 'own documents are not made'),
+        (('--upstream=none', '--out=x'), 'none: no such file'),
+        (('--out=x',), 'one of --task and --upstream is needed'),
+        (('--upstream=x', '--task=vt', '--out=x'), 'one of --task and'),
+        (('--upstream=x',), '--out is needed'),
       )
     ),
   ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import seqio
 
-from memagent_jax.data import batches, example_source, tasks
+from memagent_jax.data import batches, example_source, tasks, tfrecords
 from memagent_jax.data.batch import BatchConfig
 from memagent_jax.data.batches import BatchIterator, Schedule
 from memagent_jax.data.examples import Example
@@ -14,8 +14,8 @@ from memagent_jax.data.examples import Example
 CONFIG = BatchConfig(batch_size=4, chunk_tokens=16, question_tokens=20, seed=3)
 
 
-def rows(name, n):
-  return example_source.GeneratedRows(
+def generated(name, n):
+  return example_source.GeneratedExamples(
     lambda i: Example(
       id=f'{name}{i}',
       task=name,
@@ -31,8 +31,12 @@ def rows(name, n):
 @pytest.fixture
 def mixture(tiny_tokenizer):
   vocabulary = tasks.TokenizerVocabulary(tiny_tokenizer, 269)
-  first = tasks.example_task('first', {'train': rows('first', 6)}, vocabulary)
-  second = tasks.example_task('second', {'train': rows('other', 4)}, vocabulary)
+  first = tasks.example_task(
+    'first', {'train': generated('first', 6)}, vocabulary
+  )
+  second = tasks.example_task(
+    'second', {'train': generated('other', 4)}, vocabulary
+  )
   return seqio.Mixture('mixed', [(first, 1.0), (second, 1.0)])
 
 
@@ -69,7 +73,7 @@ def test_rates_share_out_an_epoch_and_leave_no_example_out():
   schedule = Schedule((8, 2), (1.0, 1.0), seed=1)
   counts = collections.Counter(schedule.at(i) for i in range(80))
   assert sum(n for (task, _), n in counts.items() if task == 0) == 40
-  # 40 turns over 8 rows and over 2 rows: each equally often.
+  # 40 turns over 8 examples and over 2 examples: each equally often.
   assert set(counts[0, i] for i in range(8)) == {5}
   assert set(counts[1, i] for i in range(2)) == {20}
 
@@ -117,6 +121,24 @@ def test_processes_share_each_batch(mixture, tiny_tokenizer):
     )
 
 
+def test_files_of_both_forms_give_the_same_batches(tmp_path, tiny_tokenizer):
+  examples = [generated('first', 6)[i] for i in range(6)]
+  lines, records = tmp_path / 'a.jsonl', tmp_path / 'a.tfrecord'
+  lines.write_text(''.join(f'{e.to_json()}\n' for e in examples))
+  tfrecords.write(records, examples)
+  of_lines, of_records = (
+    BatchIterator(
+      tasks.file_task(tiny_tokenizer, path=str(path)), tiny_tokenizer, CONFIG
+    )
+    for path in (lines, records)
+  )
+  for one, two in zip(take(of_lines, 3), take(of_records, 3), strict=True):
+    assert one.ids == two.ids and one.answers == two.answers
+    np.testing.assert_array_equal(
+      one.documents.chunk.ids_NxW, two.documents.chunk.ids_NxW
+    )
+
+
 def test_a_batch_holds_the_chunks_of_its_documents(mixture, tiny_tokenizer):
   batch = next(BatchIterator(mixture, tiny_tokenizer, CONFIG))
   chunk = batch.documents.chunk
@@ -145,11 +167,9 @@ def test_bad_use_is_named(mixture, tiny_tokenizer, tmp_path):
     iterator.restore({'seed': 4, 'epoch': 0, 'index': 0})
   with pytest.raises(ValueError, match='expected epoch, index, seed'):
     iterator.restore({'step': 1})
-  path = tmp_path / 'a.tfrecord'
-  tasks.write_tfrecords(path, iter([]))
-  vocabulary = tasks.TokenizerVocabulary(tiny_tokenizer, 269)
-  records = tasks.tfrecord_task('r', {'train': str(path)}, vocabulary)
-  with pytest.raises(ValueError, match='TFExampleDataSource'):
-    BatchIterator(records, tiny_tokenizer, CONFIG)
+  source = seqio.TextLineDataSource({'train': str(tmp_path / 'a.txt')})
+  lines = seqio.Task('lines', source, {}, [])
+  with pytest.raises(ValueError, match='TextLineDataSource'):
+    BatchIterator(lines, tiny_tokenizer, CONFIG)
   with pytest.raises(ValueError, match='batch_size is 0'):
     BatchConfig(batch_size=0, chunk_tokens=1, question_tokens=1)

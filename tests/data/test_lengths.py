@@ -7,8 +7,8 @@ import time
 import pytest
 
 from memagent_jax.data.benchmarks import haystack, ruler
-from memagent_jax.data.benchmarks.fit_length import ByteEncoder
 from memagent_jax.data.benchmarks.question_sets import Question, QuestionSet
+from memagent_jax.data.encoders import ByteEncoder
 from memagent_jax.models.tokenizer import Tokenizer
 
 NOVEL = 'adventures_of_sherlock_holmes'

@@ -1,11 +1,11 @@
-"""seqio tasks, the offline cache, TFRecords and the document converter."""
+"""seqio tasks, of files too, and the document converter."""
 
 import numpy as np
 import pytest
 import seqio
 
 from memagent_jax.data import converter as converter_lib
-from memagent_jax.data import example_source, tasks
+from memagent_jax.data import example_source, tasks, tfrecords
 from memagent_jax.data.examples import Example
 
 
@@ -19,8 +19,8 @@ def example(i, words=6):
   )
 
 
-def rows(n):
-  return example_source.GeneratedRows(lambda i: example(i, words=i + 1), n)
+def generated(n):
+  return example_source.GeneratedExamples(lambda i: example(i, words=i + 1), n)
 
 
 @pytest.fixture
@@ -29,29 +29,59 @@ def vocabulary(tiny_tokenizer):
 
 
 def test_a_task_gives_the_ids_of_the_tokenizer(vocabulary, tiny_tokenizer):
-  task = tasks.example_task('plain', {'train': rows(3)}, vocabulary)
+  task = tasks.example_task('plain', {'train': generated(3)}, vocabulary)
   got = list(task.get_dataset(None, 'train', shuffle=False).as_numpy_iterator())
   assert [r['id'] for r in got] == [b'e0', b'e1', b'e2']
-  for i, row in enumerate(got):
+  for i, features in enumerate(got):
     ids = tiny_tokenizer.encode(example(i, i + 1).document)
-    assert row['document'].tolist() == ids
-    assert row['answers'].tolist() == [f'a{i}'.encode(), b'b']
+    assert features['document'].tolist() == ids
+    assert features['answers'].tolist() == [f'a{i}'.encode(), b'b']
   assert task.num_input_examples('train') == 3
 
 
-def test_a_file_of_examples_is_a_task(tmp_path, tiny_tokenizer):
-  path = tmp_path / 'two-rows.jsonl'
+def test_files_of_both_forms_are_the_same_task(tmp_path, tiny_tokenizer):
+  path = tmp_path / 'two-examples.jsonl'
   path.write_text(''.join(f'{example(i).to_json()}\n' for i in range(2)))
-  task = tasks.jsonl_documents(tiny_tokenizer, path=str(path))
-  got = list(task.get_dataset(None, 'train', shuffle=False).as_numpy_iterator())
-  assert [r['id'] for r in got] == [b'e0', b'e1']
-  assert task.name == 'two_rows'
-  with pytest.raises(ValueError, match=r'none\.jsonl: no such file.*make_data'):
-    tasks.jsonl_documents(tiny_tokenizer, path=str(tmp_path / 'none.jsonl'))
+  records = path.with_suffix('.tfrecord')
+  tfrecords.write(records, (example(i) for i in range(2)))
+  of_lines, of_records = (
+    tasks.file_task(tiny_tokenizer, path=str(p)) for p in (path, records)
+  )
+  assert of_lines.name == of_records.name == 'two_examples'
+
+  def read(task):
+    return list(
+      task.get_dataset(None, 'train', shuffle=False).as_numpy_iterator()
+    )
+
+  assert [r['id'] for r in read(of_lines)] == [b'e0', b'e1']
+  for one, two in zip(read(of_lines), read(of_records), strict=True):
+    assert one.keys() == two.keys()
+    for name in one:
+      np.testing.assert_array_equal(one[name], two[name])
 
 
-def test_shards_share_the_rows_and_shuffling_is_seeded(vocabulary):
-  task = tasks.example_task('shards', {'train': rows(10)}, vocabulary)
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('none.jsonl', None, r'none\.jsonl: no such file.*make_data'),
+    ('none.tfrecord', None, r'none\.tfrecord: no such file.*make_data'),
+    ('empty.jsonl', '', 'split train has no example'),
+    ('empty.tfrecord', '', 'split train has no example'),
+    ('lines.tfrecord', '{"id": "a line, not a record"}\n', 'TFRecords'),
+  ],
+)
+def test_files_that_are_no_examples_are_named(
+  tmp_path, tiny_tokenizer, name, content, message
+):
+  if content is not None:
+    (tmp_path / name).write_text(content)
+  with pytest.raises(ValueError, match=message):
+    tasks.file_task(tiny_tokenizer, path=str(tmp_path / name))
+
+
+def test_shards_share_the_examples_and_shuffling_is_seeded(vocabulary):
+  task = tasks.example_task('shards', {'train': generated(10)}, vocabulary)
 
   def ids(shuffle, seed, index, count):
     info = seqio.ShardInfo(index, count)
@@ -70,8 +100,8 @@ def test_shards_share_the_rows_and_shuffling_is_seeded(vocabulary):
 
 
 def test_two_lengths_of_one_task_make_a_mixture(vocabulary):
-  short = tasks.example_task('short', {'train': rows(4)}, vocabulary)
-  long = tasks.example_task('long', {'train': rows(8)}, vocabulary)
+  short = tasks.example_task('short', {'train': generated(4)}, vocabulary)
+  long = tasks.example_task('long', {'train': generated(8)}, vocabulary)
   mixture = seqio.Mixture('both', [(short, 1.0), (long, 3.0)])
   dataset = mixture.get_dataset(
     {'document': None, 'question': None}, 'train', shuffle=False
@@ -79,66 +109,34 @@ def test_two_lengths_of_one_task_make_a_mixture(vocabulary):
   assert 'document' in next(dataset.as_numpy_iterator())
 
 
-def test_tfrecords_read_back_as_the_same_task(vocabulary, tmp_path):
-  path = tmp_path / 'train.tfrecord'
-  count = tasks.write_tfrecords(path, (example(i, i + 1) for i in range(3)))
-  assert count == 3
-  read = tasks.tfrecord_task('records', {'train': str(path)}, vocabulary)
-  made = tasks.example_task('made', {'train': rows(3)}, vocabulary)
-  for one, two in zip(
-    read.get_dataset(None, 'train', shuffle=False).as_numpy_iterator(),
-    made.get_dataset(None, 'train', shuffle=False).as_numpy_iterator(),
-    strict=True,
-  ):
-    assert one.keys() == two.keys()
-    for name in one:
-      np.testing.assert_array_equal(one[name], two[name])
-  again = tmp_path / 'again.tfrecord'
-  tasks.write_tfrecords(again, (example(i, i + 1) for i in range(3)))
-  assert again.read_bytes() == path.read_bytes()
-
-
-def test_the_offline_cache_is_seqios_own(vocabulary, tmp_path):
-  task = tasks.example_task('cached', {'train': rows(3)}, vocabulary)
-  tasks.cache_task(task, tmp_path)
-  seqio.add_global_cache_dirs([str(tmp_path)])
-  fresh = tasks.example_task('cached', {'train': rows(3)}, vocabulary)
-  cached = fresh.get_dataset(None, 'train', use_cached=True, shuffle=False)
-  plain = fresh.get_dataset(None, 'train', shuffle=False)
-  for one, two in zip(
-    cached.as_numpy_iterator(), plain.as_numpy_iterator(), strict=True
-  ):
-    for name in ('id', 'document', 'question', 'answers'):
-      np.testing.assert_array_equal(one[name], two[name])
-  assert fresh.get_cached_stats('train')['examples'] == 3
-
-
 def test_converter_cuts_chunks_and_rounds_their_slots_up(
   vocabulary, tiny_tokenizer
 ):
-  task = tasks.example_task('chunks', {'train': rows(6)}, vocabulary)
+  task = tasks.example_task('chunks', {'train': generated(6)}, vocabulary)
   converter = converter_lib.DocumentConverter(tiny_tokenizer, 16, 'token')
   dataset = converter(
     task.get_dataset(None, 'train', shuffle=False),
     converter.task_feature_lengths(20),
   )
-  for i, row in enumerate(dataset.as_numpy_iterator()):
+  for i, document in enumerate(dataset.as_numpy_iterator()):
     ids = tiny_tokenizer.encode(example(i, i + 1).document)
     full, rest = divmod(len(ids), 16)
     lengths = [16] * full + [rest] * bool(rest)
     slots = converter_lib.bucket(len(lengths))
-    assert row['chunk'].shape == (slots, 16)
-    assert row['chunk_length'].tolist() == lengths + [0] * (
+    assert document['chunk'].shape == (slots, 16)
+    assert document['chunk_length'].tolist() == lengths + [0] * (
       slots - len(lengths)
     )
     joined = [
       token
-      for chunk, n in zip(row['chunk'], row['chunk_length'], strict=True)
+      for chunk, n in zip(
+        document['chunk'], document['chunk_length'], strict=True
+      )
       for token in chunk[:n].tolist()
     ]
     assert joined == ids
     asked = tiny_tokenizer.encode(f'Question {i}?')
-    assert row['question'][: row['question_length']].tolist() == asked
+    assert document['question'][: document['question_length']].tolist() == asked
 
 
 def test_buckets_are_powers_of_two():
@@ -148,7 +146,7 @@ def test_buckets_are_powers_of_two():
 
 
 def test_a_question_over_its_cap_is_named(vocabulary, tiny_tokenizer):
-  task = tasks.example_task('capped', {'train': rows(1)}, vocabulary)
+  task = tasks.example_task('capped', {'train': generated(1)}, vocabulary)
   converter = converter_lib.DocumentConverter(tiny_tokenizer, 16)
   dataset = converter(
     task.get_dataset(None, 'train', shuffle=False),
@@ -158,15 +156,15 @@ def test_a_question_over_its_cap_is_named(vocabulary, tiny_tokenizer):
     next(dataset.as_numpy_iterator())
 
 
-def test_jsonl_rows_come_in_any_order(tmp_path):
-  path = tmp_path / 'rows.jsonl'
+def test_examples_of_lines_come_in_any_order(tmp_path):
+  path = tmp_path / 'examples.jsonl'
   lines = [example(i).to_json() for i in range(4)]
   path.write_text('\n'.join(lines) + '\n\n', encoding='utf-8')
-  found = example_source.JsonlRows(path)
-  assert len(found) == 4
-  assert [found[i] for i in (3, 0, 2)] == [example(i) for i in (3, 0, 2)]
+  examples = example_source.JsonlExamples(path)
+  assert len(examples) == 4
+  assert [examples[i] for i in (3, 0, 2)] == [example(i) for i in (3, 0, 2)]
 
 
 def test_a_split_without_examples_is_an_error():
   with pytest.raises(ValueError, match='split train has no example'):
-    example_source.RowSource({'train': rows(0)})
+    example_source.ExampleSource({'train': generated(0)})

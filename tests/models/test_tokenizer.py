@@ -98,20 +98,13 @@ def test_no_post_processor_in_either_encoder(tiny_tokenizer):
 
 @settings(max_examples=50)
 @given(text=st.text(max_size=40))
-def test_decode_undoes_encode_and_offsets_cover_the_text(tiny_tokenizer, text):
-  ids, ends = tiny_tokenizer.encode_with_offsets(text)
-  assert ids == tiny_tokenizer.encode(text)
-  assert tiny_tokenizer.decode(ids) == text
-  assert ends == sorted(ends)
-  assert len(ids) == len(ends)
-  assert (ends[-1] if ends else 0) == len(text)
+def test_decode_undoes_encode(tiny_tokenizer, text):
+  assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == text
 
 
-def test_offsets_of_a_split_character_end_after_it(tiny_tokenizer):
-  ids, ends = tiny_tokenizer.encode_with_offsets('hell é!')
+def test_a_character_may_be_several_tokens(tiny_tokenizer):
   # 'hell' is one token; é is two bytes.
-  assert ends == [4, 5, 6, 6, 7]
-  assert len(ids) == 5
+  assert len(tiny_tokenizer.encode('hell é!')) == 5
 
 
 def test_decode_keeps_white_space_and_skips_control_ids(tiny_tokenizer):

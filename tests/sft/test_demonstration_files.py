@@ -18,16 +18,16 @@ _RIGHT = {
 }
 
 
-def _write(folder: Path, *rows) -> Path:
-  return jsonl_files.write(folder / 'turns.jsonl', _RIGHT, *rows)
+def _write(folder: Path, *records) -> Path:
+  return jsonl_files.write(folder / 'turns.jsonl', _RIGHT, *records)
 
 
 def _without(*names):
-  row = {k: v for k, v in _RIGHT.items() if k not in names}
-  return json.dumps(row).encode()
+  record = {k: v for k, v in _RIGHT.items() if k not in names}
+  return json.dumps(record).encode()
 
 
-def test_rows_become_demonstrations_as_they_are(tmp_path):
+def test_records_become_demonstrations_as_they_are(tmp_path):
   path = _write(
     tmp_path,
     b'\xef\xbb\xbf',
@@ -44,7 +44,7 @@ def test_rows_become_demonstrations_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('row', 'message'),
+  ('record', 'message'),
   [
     (_without('question'), 'question: got nothing; expected a text that'),
     ({'question': ' '}, "question: got ' '; expected a text that is not blank"),
@@ -71,12 +71,12 @@ def test_rows_become_demonstrations_as_they_are(tmp_path):
   ],
   ids=lambda value: str(value)[:30],
 )
-def test_what_is_wrong_is_named(tmp_path, row, message):
-  path = _write(tmp_path, {}, row, {})
-  rows = demonstration_files.read(path)
-  assert next(rows)[0] == 1
+def test_what_is_wrong_is_named(tmp_path, record, message):
+  path = _write(tmp_path, {}, record, {})
+  read = demonstration_files.read(path)
+  assert next(read)[0] == 1
   with pytest.raises(ValueError) as e:
-    next(rows)
+    next(read)
   assert str(e.value).startswith(f'{path}:2: {message}')
   assert '\n' not in str(e.value)
 

@@ -5,32 +5,18 @@ size -> render -> Draft -> tokens;  until 98 % <= tokens / target <= 100 %
 
 from collections.abc import Callable
 import dataclasses
-from typing import Protocol
+
+from memagent_jax.data.encoders import Encoder
 
 # A sample is at least this share of its target, and never above the target.
 LEAST_SHARE = 0.98
-# What the search aims at, so that small errors stay inside.
+# Share that the search aims at, so that small errors stay inside.
 _AIM_SHARE = 0.992
 # Size of the first draft, which shows how many tokens a unit of size has.
 _FIRST_SIZE = 2_000
 # One step at most: the rate of a short draft is not yet that of a long one.
 _MAX_GROWTH = 16
 _MAX_DRAFTS = 40
-
-
-class Encoder(Protocol):
-  """All that fitting needs of a tokenizer."""
-
-  def encode(self, text: str) -> list[int]:
-    """Token ids of the text, without control tokens."""
-
-
-class ByteEncoder:
-  """One token per byte of UTF-8: for byte-level models, and without a model."""
-
-  def encode(self, text: str) -> list[int]:
-    """The bytes of the text."""
-    return list(text.encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +48,7 @@ def fit(
   reserved.
 
   Args:
-    render: makes the draft with about `size` units of filler; more size, more
+    render: makes the draft with about `size` units of filler: more units, more
       tokens, up to small irregularities.
     encoder: the model's own tokenizer.
     target_tokens: upper bound of the sample.
@@ -73,7 +59,7 @@ def fit(
       size fits.
   """
 
-  def measure(size):
+  def measure(size: int) -> tuple[Draft, int]:
     draft = render(size)
     return draft, count_tokens(encoder, draft) + reserved_tokens
 
@@ -105,7 +91,12 @@ def fit(
   )
 
 
-def _next_size(base, low, high, aim):
+def _next_size(
+  base: int,
+  low: tuple[int, int],
+  high: tuple[int, int] | None,
+  aim: float,
+) -> int:
   """Where the aim lies on the line through two known sizes."""
   if high is None:
     rate = max(low[1] - base, 1) / max(low[0], 1)

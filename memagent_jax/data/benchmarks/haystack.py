@@ -29,6 +29,7 @@ class Filler:
   """Text of single-spaced words that is repeated as often as needed."""
 
   text: str
+  # Name for the `source` of examples.
   name: str
 
   def __post_init__(self):
@@ -36,10 +37,10 @@ class Filler:
       raise ValueError(f'haystack {self.name} is empty.')
 
   def cut(self, size: int, rng: random.Random) -> tuple[str, str]:
-    """About `size` characters of whole words, and where they come from.
+    """About `size` characters of whole words, and the name of their source.
 
-    Begins behind a sentence end that `rng` draws; goes on at the front when the
-    text is over.
+    They begin behind a sentence end that `rng` draws; where the text ends, they
+    continue at its front.
     """
     start = self._sentence_start(rng.randrange(len(self.text)))
     # One character more shows whether a word ends at the cut.
@@ -75,12 +76,12 @@ def essays(*paths: str | os.PathLike) -> Filler:
   for path in sources:
     if path.is_dir():
       endings = ('.txt', '.md', '.txt.gz')
-      found = sorted(p for p in path.iterdir() if p.name.endswith(endings))
-      if not found:
+      inside = sorted(p for p in path.iterdir() if p.name.endswith(endings))
+      if not inside:
         raise ValueError(
           f'haystack {path}: no {", ".join(endings)} file in it.'
         )
-      files += found
+      files += inside
     else:
       files.append(path)
   texts = [' '.join(''.join(text_lib.read_pieces(f)).split()) for f in files]
@@ -118,8 +119,8 @@ def hide(
 
   Args:
     filler: single-spaced text.
-    statements: (depth in 0 ... 1, text, is gold); those that meet at one place
-      keep their order.
+    statements: (depth in 0 ... 1, text, is gold) of each; those that meet at
+      one place keep their order.
   """
   pieces, at = [], 0
   for depth, text, is_gold in sorted(statements, key=lambda s: s[0]):

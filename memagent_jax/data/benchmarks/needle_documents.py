@@ -1,29 +1,31 @@
-"""RULER's needle tasks by chunks: documents, and an endless seqio mixture of them.
+"""RULER's needle tasks by chunks: documents, and a seqio mixture to learn from.
 
-ruler.example -> as many chunks as asked for -> GeneratedRows -> seqio.Mixture
+ruler.example        -> example: a document of a number of chunks
+hard_needles.example -> example -> GeneratedExamples -> seqio.Mixture
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 
 import seqio
 
 from memagent_jax.data import tasks
-from memagent_jax.data.benchmarks import haystack, ruler
+from memagent_jax.data.benchmarks import hard_needles, haystack, ruler
 from memagent_jax.data.benchmarks.ruler import Corpus
 from memagent_jax.data.chunks import ChunkCutter
-from memagent_jax.data.example_source import GeneratedRows
+from memagent_jax.data.example_source import GeneratedExamples
 from memagent_jax.data.examples import Example
+from memagent_jax.models.tokenizer import Tokenizer
 
-# A chunk that ends at a sentence is shorter than its budget by about this share.
+# Share of its budget that a chunk has which ends at a sentence.
 _FILL = 0.94
 _MAX_TRIES = 100
-# Long documents may have this share of chunks less than asked for.
+# The share of its chunks that a long document may lack.
 _TOLERANCE = 0.03
 
 
 def needle_documents(
-  tokenizer,
+  tokenizer: Tokenizer,
   *,
   tasks_and_rates: Mapping[str, float],
   chunks: int,
@@ -35,21 +37,23 @@ def needle_documents(
   num_examples: int = 20_000,
   seed: int = 0,
 ) -> seqio.Mixture:
-  """Documents of `chunks` chunks, made when they are asked for.
+  """Documents of `chunks` chunks, generated when they are read.
 
-  Above 32 chunks, documents may be up to 3 % shorter.
+  Above 32 chunks, documents may be up to 3 % shorter. Without
+  `few_symbols_share` and `echoes` they are those of the benchmark.
 
   Args:
-    tokenizer: of the model that reads.
+    tokenizer: the tokenizer of the model that reads.
     tasks_and_rates: how often each of `ruler.NEEDLE_TASKS` comes.
-    chunks: of every document; never more.
+    chunks: chunks of every document; never more.
     chunk_tokens: budget of a chunk.
     essays: files or folders of filler text.
     chunk_cut: where chunks end.
-    few_symbols_share: of documents whose values are harder to copy.
-    echoes: in 1,000 tokens, see `ruler.example`.
-    num_examples: of each task until they repeat.
-    seed: of the documents; training and evaluation need different ones.
+    few_symbols_share: share of documents whose values are harder to copy, as in
+      `hard_needles.example`.
+    echoes: echoes of the needle in 1,000 tokens, as there.
+    num_examples: examples of each task until they repeat.
+    seed: seed of the documents; training and evaluation need different ones.
 
   Raises:
     ValueError: a task that is no needle task, or that never comes.
@@ -72,17 +76,18 @@ def needle_documents(
     chunks=chunks,
     chunk_tokens=chunk_tokens,
     chunk_cut=chunk_cut,
-    few_symbols_share=few_symbols_share,
-    echoes=echoes,
     corpus=corpus,
     num_examples=num_examples,
     seed=seed,
+    sample=functools.partial(
+      hard_needles.example, few_symbols_share=few_symbols_share, echoes=echoes
+    ),
   )
-  made = [
+  needle_tasks = [
     tasks.example_task(
       f'{name}_{chunks}_chunks',
       {
-        'train': GeneratedRows(
+        'train': GeneratedExamples(
           lambda index, name=name: make(name, index), num_examples
         )
       },
@@ -92,7 +97,7 @@ def needle_documents(
   ]
   rates = [
     (task, rate)
-    for task, rate in zip(made, tasks_and_rates.values(), strict=True)
+    for task, rate in zip(needle_tasks, tasks_and_rates.values(), strict=True)
   ]
   return seqio.Mixture('needle_documents', rates)
 
@@ -101,38 +106,38 @@ def example(
   task: str,
   index: int,
   *,
-  tokenizer,
+  tokenizer: Tokenizer,
   chunks: int,
   chunk_tokens: int,
   corpus: Corpus,
   chunk_cut: str = 'sentence',
-  few_symbols_share: float = 0.0,
-  echoes: float = 0.0,
   num_examples: int = 20_000,
   seed: int = 0,
+  sample: Callable[..., Example] = ruler.example,
 ) -> Example:
-  """Document number `index` of so many chunks; a pure function of its arguments.
+  """Document `index` of `chunks` chunks; a pure function of its arguments.
 
   Args:
     task: one of `ruler.NEEDLE_TASKS`.
-    index: less than `num_examples`.
-    tokenizer: of the model that reads.
-    chunks: never more; above 32, up to 3 % less.
+    index: number of the document, less than `num_examples`.
+    tokenizer: the tokenizer of the model that reads.
+    chunks: chunks of the document; never more, and above 32 up to 3 % less.
     chunk_tokens: budget of a chunk.
-    corpus: has the essay.
+    corpus: texts; it has the essay if the task needs one.
     chunk_cut: where chunks end.
-    few_symbols_share: as in `ruler.example`.
-    echoes: as there.
-    num_examples: what does not fit is made anew from a number beyond these.
-    seed: of the documents.
+    num_examples: a document that does not fit is replaced by one with a number
+      beyond these.
+    seed: seed of the documents.
+    sample: makes a document of a number of tokens, with the arguments of
+      `ruler.example`.
 
   Raises:
-    ValueError: none of many tries has so many chunks.
+    ValueError: none of many tries has this number of chunks.
   """
   cutter = ChunkCutter(tokenizer, chunk_tokens, chunk_cut)
   size = int(chunks * chunk_tokens * _FILL)
   for trial in range(_MAX_TRIES):
-    made = ruler.example(
+    document = sample(
       task,
       index + trial * num_examples,
       tokens=size,
@@ -141,12 +146,10 @@ def example(
       corpus=corpus,
       seed=seed,
       answer_tokens=0,
-      few_symbols_share=few_symbols_share,
-      echoes=echoes,
     )
-    got = len(cutter.split(tokenizer.encode(made.document)))
+    got = len(cutter.split(tokenizer.encode(document.document)))
     if (1 - _TOLERANCE) * chunks <= got <= chunks:
-      return made
+      return document
     # Sentences differ: a longer or shorter text comes closer.
     size += (chunks - got) * chunk_tokens // 4
   raise ValueError(

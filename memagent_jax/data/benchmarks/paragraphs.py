@@ -3,18 +3,19 @@
     QuestionSet -> fitted (RULER qa_1, qa_2)      a number of tokens
                 -> hqa_example (RULER-HQA)        a number of paragraphs
 
-Gold paragraphs stand at uniform places, drawn anew for every example id.
+Gold paragraphs stand at uniform places, drawn for each example id.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import functools
 import itertools
 import math
 import random
 
 from memagent_jax.data.benchmarks import haystack
-from memagent_jax.data.benchmarks.fit_length import Draft, Encoder, count_tokens
+from memagent_jax.data.benchmarks.fit_length import Draft, count_tokens
 from memagent_jax.data.benchmarks.question_sets import Question, QuestionSet
+from memagent_jax.data.encoders import Encoder
 from memagent_jax.data.examples import Example, seeded
 
 
@@ -24,8 +25,8 @@ def fitted(
   """Question `index` among about `size` characters of distractors.
 
   Its near distractors come first, then those of the pool; gold paragraphs are
-  whole, the last distractor is cut at a word. Questions are taken in an order
-  that `seed` shuffles, over and over.
+  whole, the last distractor is cut at a word. Questions come in an order that
+  `seed` shuffles, over and over.
   """
   question = pick(questions, index, seed)
   others = []
@@ -119,7 +120,7 @@ def _distractors(
 
 
 def _in_random_order(count: int, rng: random.Random) -> Iterator[int]:
-  """0 ... count - 1, shuffled only as far as it is asked: pools are large."""
+  """0 ... count - 1, shuffled only as far as they are read: pools are large."""
   moved: dict[int, int] = {}
   for place in range(count):
     drawn = rng.randrange(place, count)
@@ -127,7 +128,12 @@ def _in_random_order(count: int, rng: random.Random) -> Iterator[int]:
     moved[drawn] = moved.pop(place, place)
 
 
-def _draft(questions, question, others, rng) -> Draft:
+def _draft(
+  questions: QuestionSet,
+  question: Question,
+  others: Sequence[str],
+  rng: random.Random,
+) -> Draft:
   """Shuffles gold and other paragraphs into one document."""
   pool = questions.pool
   entries = [(pool[i], True) for i in question.gold]

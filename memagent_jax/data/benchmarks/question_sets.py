@@ -1,13 +1,14 @@
 """HotpotQA and SQuAD as one thing: questions, their paragraphs, and the pool.
 
-    *.json | *.jsonl | *.parquet -> QuestionSet(questions, pool) -> paragraphs.py
+    *.json | *.jsonl | *.parquet -> files/record_files.py
+      -> QuestionSet(questions, pool) -> paragraphs.py
 
 Sources: Yang et al. 2018 (HotpotQA, distractor setting), Rajpurkar et al. 2016
 and 2018 (SQuAD 1.1 and 2.0). Files are the data sets' own JSON, or the same
 records one a line.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import os
 from pathlib import Path
@@ -40,12 +41,13 @@ class QuestionSet:
 
 
 class _Pool:
-  """Distinct paragraphs in the order they came."""
+  """Distinct paragraphs, numbered in the order they came."""
 
   def __init__(self):
     self.index: dict[str, int] = {}
 
   def add(self, paragraph: str) -> int:
+    """The number of a paragraph, a new one where the pool lacks it."""
     return self.index.setdefault(paragraph, len(self.index))
 
 
@@ -94,11 +96,12 @@ def read_squad(*paths: str | os.PathLike) -> QuestionSet:
   pool, questions = _Pool(), []
   for where, record in _squad_records(paths):
     context = pool.add(_field(record, 'context', str, where).strip())
-    found = _field(record, 'answers', list, where)
+    listed = _field(record, 'answers', list, where)
     question = _field(record, 'question', str, where)
-    if not found:
+    if not listed:
       continue  # SQuAD 2.0's unanswerable questions; their paragraphs stay
-    answers = tuple(dict.fromkeys(_field(a, 'text', str, where) for a in found))
+    texts = [_field(answer, 'text', str, where) for answer in listed]
+    answers = tuple(dict.fromkeys(texts))
     name = str(record.get('id', len(questions)))
     questions.append(Question(name, question.strip(), answers, (context,)))
   return _question_set(paths, questions, pool)
@@ -113,7 +116,9 @@ def _pairs(record: Any, name: str, keys: tuple[str, str], where: str) -> list:
   return _field(record, name, list, where)
 
 
-def _question_set(paths, questions, pool) -> QuestionSet:
+def _question_set(
+  paths: Sequence[str | os.PathLike], questions: Sequence[Question], pool: _Pool
+) -> QuestionSet:
   path = Path(paths[0])
   if not questions:
     raise ValueError(f'{path}: no question in it.')
@@ -121,7 +126,9 @@ def _question_set(paths, questions, pool) -> QuestionSet:
   return QuestionSet(name, tuple(questions), tuple(pool.index))
 
 
-def _squad_records(paths) -> Iterator[tuple[str, Any]]:
+def _squad_records(
+  paths: Sequence[str | os.PathLike],
+) -> Iterator[tuple[str, Any]]:
   """One record a question, whether the file nests them or not."""
   for where, record in _records(paths):
     articles = record.get('data') if isinstance(record, Mapping) else None
@@ -136,8 +143,10 @@ def _squad_records(paths) -> Iterator[tuple[str, Any]]:
           yield place, {'context': context, **question}
 
 
-def _records(paths) -> Iterator[tuple[str, Any]]:
-  """Records with their place; a `.json` file may be one object as a whole."""
+def _records(
+  paths: Sequence[str | os.PathLike],
+) -> Iterator[tuple[str, Any]]:
+  """Places and records; a `.json` file may be one object as a whole."""
   for path in map(Path, paths):
     if path.suffix == '.json' and path.is_file() and _is_object(path):
       try:
@@ -150,7 +159,7 @@ def _records(paths) -> Iterator[tuple[str, Any]]:
           f'{path}: got {e}; expected one JSON object.'
         ) from None
       continue
-    for number, record in enumerate(record_files.read_rows(path), 1):
+    for number, record in enumerate(record_files.read(path), 1):
       yield f'{path}: record {number}', record
 
 

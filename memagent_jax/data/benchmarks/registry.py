@@ -2,8 +2,8 @@
 
     Texts -> obtain(task) -> files -> Benchmark(task, files) -> Example
 
-Sizes are tokens for RULER's tasks, paragraphs for those made of paragraphs, and
-nothing for a file of one's own documents.
+A size counts tokens in RULER's tasks and paragraphs in those of question sets;
+a file of one's own documents has none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,14 @@ from memagent_jax.data.benchmarks import (
   question_sets,
   ruler,
 )
-from memagent_jax.data.benchmarks.fit_length import Encoder, count_tokens
+from memagent_jax.data.benchmarks.fit_length import count_tokens
+from memagent_jax.data.encoders import Encoder
 from memagent_jax.data.examples import Example
 from memagent_jax.data.files import own_documents
 from memagent_jax.io import downloads
+from memagent_jax.models.tokenizer import Tokenizer
 
-# Source of the paragraphs, and how many a question has of its own.
+# Download of the paragraphs, and the usual number of them in a document.
 _PARAGRAPH_TASKS: Mapping[str, tuple[str, int]] = {
   'ruler_hqa': ('hotpotqa_dev', 200),
   'hotpotqa': ('hotpotqa_dev', 10),
@@ -41,14 +43,14 @@ _READERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-  """Files that tasks are made from."""
+  """Files that hold the texts of tasks."""
 
   # Files or folders of the prose that hides needles.
   essays: tuple[str, ...] = ()
   # Files of the data sets; None: fetched, or taken from the cache.
   squad: str | None = None
   hotpotqa: str | None = None
-  # One's own documents, as `own_documents.FIELDS` says.
+  # File of one's own documents, as `own_documents.FIELDS` says.
   own: str | None = None
 
   def __post_init__(self):
@@ -109,7 +111,7 @@ class Benchmark:
 
     Args:
       task: one of TASKS.
-      files: of `obtain`.
+      files: the result of `obtain`.
 
     Raises:
       ValueError: a file that is not there, or is not what it should be.
@@ -129,7 +131,7 @@ class Benchmark:
 
   @property
   def count(self) -> int | None:
-    """Examples that differ; None: as many as are asked for."""
+    """The number of different examples; None: there is no end of them."""
     if self._task == OWN:
       return len(self._own)
     if self._task in _PARAGRAPH_TASKS:
@@ -153,13 +155,13 @@ class Benchmark:
       index: 0, 1, ...; at `count` they begin again.
       size: as `unit` says; None: a question's own paragraphs.
       encoder: tokenizer to count with.
-      encoder_name: goes into the row.
-      seed: of the whole set.
-      template_tokens: of RULER's tasks, as `ruler.example`.
-      answer_tokens: of RULER's tasks, as `ruler.example`.
+      encoder_name: goes into the example.
+      seed: seed of the whole set.
+      template_tokens: as in `ruler.example`, for RULER's tasks.
+      answer_tokens: as in `ruler.example`, for RULER's tasks.
 
     Raises:
-      ValueError: a size that cannot be made.
+      ValueError: a size that the task cannot have.
     """
     counted = {'encoder': encoder, 'encoder_name': encoder_name}
     if self._task == OWN:
@@ -197,23 +199,23 @@ class Benchmark:
     index: int,
     chunks: int,
     *,
-    tokenizer,
+    tokenizer: Tokenizer,
     chunk_tokens: int,
     chunk_cut: str = 'sentence',
     seed: int = 0,
   ) -> Example:
-    """Example number `index` of a needle task, in so many chunks of a tokenizer.
+    """Example number `index` of a needle task, `chunks` chunks long.
 
     Args:
       index: 0, 1, ...
-      chunks: as `needle_documents.example`.
-      tokenizer: of the model that reads.
+      chunks: as in `needle_documents.example`.
+      tokenizer: the tokenizer of the model that reads.
       chunk_tokens: budget of a chunk.
       chunk_cut: where chunks end.
-      seed: of the whole set.
+      seed: seed of the whole set.
 
     Raises:
-      ValueError: another task, or chunks that cannot be made.
+      ValueError: another task, or no document of these chunks.
     """
     if self._task not in ruler.NEEDLE_TASKS:
       raise ValueError(

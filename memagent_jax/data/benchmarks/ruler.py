@@ -4,9 +4,9 @@
 
 Source: Hsieh et al. 2024, arXiv 2404.06654, and its published configuration.
 The sentences that hide the evidence have the benchmark's form; questions are
-ours. Deviations: words and numbers end their statement with a full stop, a depth
-is any real number (not one of 40), essays are whichever text is at hand, and
-common words of `cwe` are thinned below 4,096 tokens as they would not fit.
+ours. Deviations: words and numbers end their statement with a full stop, a
+depth is any real number (not one of 40), essays are whichever text is at hand,
+and common words of `cwe` are thinned below 4,096 tokens as they would not fit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,15 @@ import math
 import random
 
 from memagent_jax.data.benchmarks import haystack, paragraphs, words
-from memagent_jax.data.benchmarks.fit_length import Draft, Encoder, fit
+from memagent_jax.data.benchmarks.fit_length import Draft, fit
 from memagent_jax.data.benchmarks.haystack import Filler
 from memagent_jax.data.benchmarks.question_sets import QuestionSet
+from memagent_jax.data.encoders import Encoder
 from memagent_jax.data.examples import Example, seeded
 
 
 @dataclasses.dataclass(frozen=True)
-class Needles:
+class NeedleTask:
   """One needle-in-a-haystack task: what is hidden where."""
 
   # `noise`, `essay`, or `needles`: distractors only.
@@ -39,15 +40,15 @@ class Needles:
   num_queries: int = 1
 
 
-NEEDLE_TASKS: Mapping[str, Needles] = {
-  'niah_single_1': Needles('noise', 'word', 'number'),
-  'niah_single_2': Needles('essay', 'word', 'number'),
-  'niah_single_3': Needles('essay', 'word', 'uuid'),
-  'niah_multikey_1': Needles('essay', 'word', 'number', num_keys=4),
-  'niah_multikey_2': Needles('needles', 'word', 'number'),
-  'niah_multikey_3': Needles('needles', 'uuid', 'uuid'),
-  'niah_multivalue': Needles('essay', 'word', 'number', num_values=4),
-  'niah_multiquery': Needles(
+NEEDLE_TASKS: Mapping[str, NeedleTask] = {
+  'niah_single_1': NeedleTask('noise', 'word', 'number'),
+  'niah_single_2': NeedleTask('essay', 'word', 'number'),
+  'niah_single_3': NeedleTask('essay', 'word', 'uuid'),
+  'niah_multikey_1': NeedleTask('essay', 'word', 'number', num_keys=4),
+  'niah_multikey_2': NeedleTask('needles', 'word', 'number'),
+  'niah_multikey_3': NeedleTask('needles', 'uuid', 'uuid'),
+  'niah_multivalue': NeedleTask('essay', 'word', 'number', num_values=4),
+  'niah_multiquery': NeedleTask(
     'essay', 'word', 'number', num_keys=4, num_queries=4
   ),
 }
@@ -56,34 +57,59 @@ _ANSWER_TOKENS = {'vt': 30, 'cwe': 120, 'fwe': 50, 'qa_1': 32, 'qa_2': 32}
 _NEEDLE_ANSWER_TOKENS = 128
 TASKS = (*NEEDLE_TASKS, 'vt', 'cwe', 'fwe', 'qa_1', 'qa_2')
 
-_MAKERS = {'word': words.word_key, 'number': words.number}
-_MAKERS['uuid'] = words.random_uuid
 _NUM_HOPS = 4
 _NUM_COMMON = 10
 # Repeats of a common and of an uncommon word; the second pair is for short
 # samples, where 300 common words would be all there is.
 _REPEATS, _SHORT_REPEATS, _SHORT_TOKENS = (30, 3), (10, 1), 4096
-# Echoes of a needle in its filler: how many are needles of near misses, and how long
-# the other pieces are.
-_NEAR_MISSES, _ECHO_CHARACTERS = 0.2, (2, 14)
 _CODED_LETTERS = 6
 _CODED_VOCABULARY = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """The texts that samples are made from; a part that a task lacks is an error."""
+  """The texts of the samples; each task needs one of them or none."""
 
   essay: Filler | None = None
   squad: QuestionSet | None = None
   hotpotqa: QuestionSet | None = None
 
-  def need(self, part: str, task: str):
+  def need(self, part: str, task: str) -> Filler | QuestionSet:
     """The part, or a ValueError that says which task misses it."""
-    found = getattr(self, part)
-    if found is None:
+    text = getattr(self, part)
+    if text is None:
       raise ValueError(f'task {task} needs {part}; give its file or folder.')
-    return found
+    return text
+
+
+def _filler_text(
+  filler: Filler,
+  size: int,
+  rng: random.Random,
+  kind: str,
+  key: str,
+  value: str,
+) -> tuple[str, str]:
+  """The filler as it is, whatever needle it hides."""
+  del kind, key, value
+  return filler.cut(size, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleDraws:
+  """How a needle task draws values and filler; the defaults are RULER's.
+
+  Both may draw from the rng as often as they like: what follows them in a
+  sample changes with it, what stands before them does not.
+  """
+
+  # (kind, rng) -> a value of the kind, `number` or `uuid`.
+  value: Callable[[str, random.Random], str] = words.draw
+  # (filler, size, rng, kind, key, value) -> about `size` characters of filler
+  # for the document that asks for the value of the key, and their source.
+  text: Callable[
+    [Filler, int, random.Random, str, str, str], tuple[str, str]
+  ] = _filler_text
 
 
 def example(
@@ -97,8 +123,7 @@ def example(
   seed: int = 0,
   template_tokens: int = 0,
   answer_tokens: int | None = None,
-  few_symbols_share: float = 0.0,
-  echoes: float = 0.0,
+  draws: NeedleDraws = NeedleDraws(),
 ) -> Example:
   """Sample number `index` of a task; a pure function of its arguments.
 
@@ -108,15 +133,12 @@ def example(
     tokens: target; document, question, template and answer budget together are
       98 to 100 % of it.
     encoder: tokenizer to count with.
-    encoder_name: goes into the row.
+    encoder_name: goes into the example.
     corpus: essay and question sets.
-    seed: of the whole set.
+    seed: seed of the whole set.
     template_tokens: room for the wording around document and question.
     answer_tokens: room for the answer; None: the task's published budget.
-    few_symbols_share: of the samples of a needle task, to learn from: their
-      values are of few symbols, harder to copy than the benchmark's.
-    echoes: pieces of the needle asked for, or needles whose key has one of its
-      words, in 1,000 tokens of a needle task whose filler is text, to learn from.
+    draws: values and filler of a needle task; the benchmark's own by default.
 
   Raises:
     ValueError: an unknown task, a missing part of the corpus, or a target that
@@ -128,9 +150,7 @@ def example(
     )
   if answer_tokens is None:
     answer_tokens = _ANSWER_TOKENS.get(task, _NEEDLE_ANSWER_TOKENS)
-  render = _renderer(
-    task, index, seed, tokens, corpus, few_symbols_share, echoes
-  )
+  render = _renderer(task, index, seed, tokens, corpus, draws)
 
   def fresh(size: int) -> Draft:
     # Every size starts from the same state, so the evidence stays the same.
@@ -157,20 +177,19 @@ Renderer = Callable[[int, random.Random], Draft]
 
 
 def _renderer(
-  task, index, seed, tokens, corpus, few_symbols_share, echoes
+  task: str,
+  index: int,
+  seed: int,
+  tokens: int,
+  corpus: Corpus,
+  draws: NeedleDraws,
 ) -> Renderer:
   if task in NEEDLE_TASKS:
     spec = NEEDLE_TASKS[task]
     filler = haystack.noise()
     if spec.haystack == 'essay':
       filler = corpus.need('essay', task)
-    make_value = _MAKERS[spec.value]
-    hard = seeded('few symbols', task, seed, index).random()
-    if hard < few_symbols_share:
-      make_value = functools.partial(_few_symbols, make_value)
-    return functools.partial(
-      _needles, spec, make_value, round(echoes * tokens / 1000), filler
-    )
+    return functools.partial(_needles, spec, draws, filler)
   if task == 'vt':
     return _variable_tracking
   if task == 'cwe':
@@ -206,12 +225,16 @@ def needles_question(
   )
 
 
-def _few_symbols(make: Callable[[random.Random], str], rng) -> str:
-  return words.few_symbols(make(rng), rng)
-
-
-def _needles(spec, make_value, echoes, filler, size, rng) -> Draft:
-  keys = words.distinct(_MAKERS[spec.key], spec.num_keys, rng)
+def _needles(
+  spec: NeedleTask,
+  draws: NeedleDraws,
+  filler: Filler,
+  size: int,
+  rng: random.Random,
+) -> Draft:
+  make_key = functools.partial(words.draw, spec.key)
+  make_value = functools.partial(draws.value, spec.value)
+  keys = words.distinct(make_key, spec.num_keys, rng)
   values = {
     key: words.distinct(make_value, spec.num_values, rng) for key in keys
   }
@@ -221,63 +244,50 @@ def _needles(spec, make_value, echoes, filler, size, rng) -> Draft:
     for key in keys
     for value in values[key]
   ]
-  text, source = '', filler.name
   if spec.haystack == 'needles':
-    others, rest = _distractors(spec, make_value, size, set(keys), rng)
+    others, rest = _distractors(
+      spec.value, make_key, make_value, size, set(keys), rng
+    )
     document, spans = _among(others, statements, rest)
     source = f'{len(others)} distractor needles'
   else:
-    pieces = [
-      _echo(spec.value, asked[0], values[asked[0]][0], rng)
-      for _ in range(echoes)
-    ]
-    text, source = filler.cut(size, rng)
-    document, spans = haystack.hide(_with_echoes(pieces, text, rng), statements)
+    key = asked[0]
+    text, source = draws.text(
+      filler, size, rng, spec.value, key, values[key][0]
+    )
+    document, spans = haystack.hide(text, statements)
   answers = tuple(value for key in asked for value in values[key])
   question = needles_question(spec.value, asked, spec.num_values)
   return Draft(document, question, answers, spans, source)
 
 
-def _with_echoes(echoes, text, rng) -> str:
-  """The text with the echoes among its words."""
-  if not echoes:
-    return text
-  parts = text.split(' ')
-  for echo in echoes:
-    parts.insert(rng.randrange(len(parts) + 1), echo)
-  return ' '.join(parts)
-
-
-def _echo(kind, key, value, rng) -> str:
-  """A piece of a needle, its value never whole; or the needle of another key."""
-  if rng.random() < _NEAR_MISSES:
-    other = words.other_near_miss(key, rng)
-    return needle(kind, other, _MAKERS[kind](rng))
-  whole = f'{key} is: {value}.'
-  while True:
-    length = rng.randint(*_ECHO_CHARACTERS)
-    start = rng.randrange(len(whole) - length + 1)
-    piece = whole[start : start + length].strip()
-    if piece and value not in piece:
-      return piece
-
-
-def _distractors(spec, make_value, size, taken, rng) -> tuple[list[str], int]:
+def _distractors(
+  kind: str,
+  make_key: Callable[[random.Random], str],
+  make_value: Callable[[random.Random], str],
+  size: int,
+  taken: set[str],
+  rng: random.Random,
+) -> tuple[list[str], int]:
   """Needles with other keys that fill `size` characters, and what is left."""
-  found = []
+  needles = []
   while True:
-    key = _MAKERS[spec.key](rng)
+    key = make_key(rng)
     if key in taken:
       continue
-    text = needle(spec.value, key, make_value(rng))
+    text = needle(kind, key, make_value(rng))
     if len(text) + 1 > size:
-      return found, size
+      return needles, size
     taken.add(key)
-    found.append(text)
+    needles.append(text)
     size -= len(text) + 1
 
 
-def _among(others, statements, rest):
+def _among(
+  others: Sequence[str],
+  statements: Sequence[tuple[float, str, bool]],
+  rest: int,
+) -> tuple[str, tuple[tuple[int, int], ...]]:
   """The statements among the distractors; noise where no whole needle fits."""
   pieces = [(text, False) for text in others]
   for depth, text, is_gold in statements:
@@ -287,7 +297,7 @@ def _among(others, statements, rest):
   return haystack.join([*pieces, (tail, False)])
 
 
-def _variable_tracking(size, rng) -> Draft:
+def _variable_tracking(size: int, rng: random.Random) -> Draft:
   names = words.distinct(
     lambda r: words.letters(r, 5).upper(), _NUM_HOPS + 1, rng
   )
@@ -307,7 +317,9 @@ def _variable_tracking(size, rng) -> Draft:
   return Draft(document, question, tuple(names), spans, source)
 
 
-def _common_words(repeats, size, rng) -> Draft:
+def _common_words(
+  repeats: tuple[int, int], size: int, rng: random.Random
+) -> Draft:
   """A numbered list; `size` is the number of uncommon words."""
   chosen, source = words.plain_words(rng, _NUM_COMMON + size)
   common, uncommon = chosen[:_NUM_COMMON], chosen[_NUM_COMMON:]
@@ -321,7 +333,7 @@ def _common_words(repeats, size, rng) -> Draft:
   return Draft(document, question, tuple(common), (), source)
 
 
-def _frequent_words(size, rng) -> Draft:
+def _frequent_words(size: int, rng: random.Random) -> Draft:
   """Coded words by Zipf's law with exponent 2; `size` is about their number."""
   coded = words.distinct(
     lambda r: words.letters(r, _CODED_LETTERS), _CODED_VOCABULARY, rng

@@ -1,5 +1,6 @@
-"""Words, keys and numbers of the synthetic tasks, all drawn from a seeded rng."""
+"""Words, keys and numbers of the synthetic tasks, drawn from a seeded rng."""
 
+from collections.abc import Callable, Mapping
 import functools
 import importlib.resources
 import random
@@ -56,11 +57,24 @@ def random_uuid(rng: random.Random) -> str:
   return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
+_KINDS: Mapping[str, Callable[[random.Random], str]] = {
+  'word': word_key,
+  'number': number,
+  'uuid': random_uuid,
+}
+
+
+def draw(kind: str, rng: random.Random) -> str:
+  """A random `word` (as `word_key`), `number` or `uuid`."""
+  return _KINDS[kind](rng)
+
+
 def few_symbols(value: str, rng: random.Random) -> str:
   """A value of the same form: numbers from 2 to 6 symbols, UUIDs from 5 to 9.
 
-  What has been copied so far then stands in the value in several places. UUIDs of
-  fewer symbols than that are hardly ever copied right, which teaches nothing.
+  What has been copied so far then stands in the value in several places. UUIDs
+  of fewer symbols than that are hardly ever copied right, which teaches
+  nothing.
   """
   if '-' in value:
     symbols = rng.sample('0123456789abcdef', rng.randint(5, 9))
@@ -69,16 +83,18 @@ def few_symbols(value: str, rng: random.Random) -> str:
   return ''.join(c if c == '-' else rng.choice(symbols) for c in value)
 
 
-def distinct(make, count: int, rng: random.Random) -> list[str]:
+def distinct(
+  make: Callable[[random.Random], str], count: int, rng: random.Random
+) -> list[str]:
   """`count` different results of `make(rng)`, in the order they came."""
-  found: dict[str, None] = {}
-  while len(found) < count:
-    found[make(rng)] = None
-  return list(found)
+  results: dict[str, None] = {}
+  while len(results) < count:
+    results[make(rng)] = None
+  return list(results)
 
 
 def letters(rng: random.Random, length: int) -> str:
-  """That many random lower-case letters."""
+  """A text of `length` random lower-case letters."""
   return ''.join(
     rng.choice('abcdefghijklmnopqrstuvwxyz') for _ in range(length)
   )
@@ -94,7 +110,7 @@ def pseudo_word(rng: random.Random) -> str:
 
 
 def plain_words(rng: random.Random, count: int) -> tuple[list[str], str]:
-  """`count` different words in random order, and what they were taken from.
+  """`count` different words in random order, and the name of their source.
 
   Nouns, adjectives and verbs of the dictionary first; pseudo-words where those
   run out.
@@ -111,5 +127,5 @@ def plain_words(rng: random.Random, count: int) -> tuple[list[str], str]:
     words[pseudo_word(rng)] = None
   chosen = list(words)
   rng.shuffle(chosen)
-  made = count - len(known)
-  return chosen, f'wonderwords and {made} pseudo-words'
+  num_pseudo = count - len(known)
+  return chosen, f'wonderwords and {num_pseudo} pseudo-words'

@@ -1,9 +1,10 @@
 """Lines of a JSONL file against a schema, and all that is wrong with each.
 
-    json_records -> Row(fields, problems) -> own_documents, demonstration_files
+    json_records -> Record(fields, problems)
+      -> own_documents, sft/demonstration_files
 
-A field that is null counts as absent. A name that the schema lacks is a problem,
-and so is an id that an earlier line has.
+A field that is null counts as absent. A name that the schema lacks is a
+problem, and so is an id that an earlier line has.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,14 +36,14 @@ class Problem:
 
 
 @dataclasses.dataclass
-class Row:
-  """One line; whoever reads it adds the problems that it finds."""
+class Record:
+  """One line and the problems with it, which its readers add."""
 
   path: Path
   # From 1; 0 where it is the file as a whole.
   line: int
   schema: Mapping[str, str]
-  # Without those that are null; `id` is always there. None: no object.
+  # Fields that are not null, and always `id`; None: the line is no object.
   fields: dict[str, Any] | None = None
   problems: list[Problem] = dataclasses.field(default_factory=list)
 
@@ -67,36 +68,36 @@ def read(
   noun: str,
   max_line_bytes: int,
   too_long: str = '',
-) -> Iterator[Row]:
+) -> Iterator[Record]:
   """The lines of a file that are not blank; a file without any is one problem.
 
   Args:
     path: a JSONL file.
-    schema: names and what is expected there; `id` among them.
-    noun: what a line is.
+    schema: what is expected in each field, `id` among them.
+    noun: what a line holds, for messages.
     max_line_bytes: longest line.
-    too_long: what to do with a longer one.
+    too_long: what to do with a longer one, for messages.
   """
   path = Path(path)
   if not path.is_file():
-    row = Row(path, 0, schema)
-    row.problem('file', 'no such file', 'a JSONL file')
-    yield row
+    record = Record(path, 0, schema)
+    record.problem('file', 'no such file', 'a JSONL file')
+    yield record
     return
   lines_by_id: dict[str, int] = {}
   number = 0
   for number, size, line in json_records.read_lines(path, max_line_bytes):
-    row = Row(path, number, schema)
+    record = Record(path, number, schema)
     if size > max_line_bytes:
       expected = f'at most {max_line_bytes:,} bytes{too_long}'
-      row.problem('line', f'{size:,} bytes', expected)
+      record.problem('line', f'{size:,} bytes', expected)
     else:
-      _parse(row, line, lines_by_id)
-    yield row
+      _parse(record, line, lines_by_id)
+    yield record
   if not number:
-    row = Row(path, 0, schema)
-    row.problem('file', 'no line', f'one {noun} a line')
-    yield row
+    record = Record(path, 0, schema)
+    record.problem('file', 'no line', f'one {noun} a line')
+    yield record
 
 
 def is_text(value: object) -> bool:
@@ -110,24 +111,28 @@ def is_any_text(value: object) -> bool:
   return isinstance(value, str) and not _SURROGATE.search(value)
 
 
-def _parse(row: Row, line: bytearray, lines_by_id: dict[str, int]) -> None:
+def _parse(
+  record: Record, line: bytearray, lines_by_id: dict[str, int]
+) -> None:
   try:
     value = json_records.parse_line(line)
   except ValueError as e:
-    row.problem('line', str(e), 'one JSON object in UTF-8')
+    record.problem('line', str(e), 'one JSON object in UTF-8')
     return
   if not isinstance(value, dict):
-    row.problem('line', json_records.brief(value), 'one JSON object')
+    record.problem('line', json_records.brief(value), 'one JSON object')
     return
-  names = ', '.join(row.schema)
+  names = ', '.join(record.schema)
   for name in value:
-    if name not in row.schema:
-      row.problem(json_records.brief(name), 'an unknown field', f'only {names}')
-  row.fields = {k: v for k, v in value.items() if v is not None}
-  row.fields.setdefault('id', f'{row.path.stem}/{row.line}')
-  row.check('id', is_text)
-  if is_text(row.fields['id']):
-    first = lines_by_id.setdefault(row.fields['id'], row.line)
-    if first != row.line:
-      name = json_records.brief(row.fields['id'])
-      row.problem('id', f'{name}, which line {first} has too')
+    if name not in record.schema:
+      record.problem(
+        json_records.brief(name), 'an unknown field', f'only {names}'
+      )
+  record.fields = {k: v for k, v in value.items() if v is not None}
+  record.fields.setdefault('id', f'{record.path.stem}/{record.line}')
+  record.check('id', is_text)
+  if is_text(record.fields['id']):
+    first = lines_by_id.setdefault(record.fields['id'], record.line)
+    if first != record.line:
+      name = json_records.brief(record.fields['id'])
+      record.problem('id', f'{name}, which line {first} has too')

@@ -22,11 +22,11 @@ RULES = ('any', 'all')
 
 @dataclasses.dataclass
 class Counts:
-  """Examples so far."""
+  """Numbers of examples so far."""
 
   kept: int = 0
   dropped: int = 0
-  # Of those kept: nobody tried to answer them.
+  # Kept examples that the file has no answers to.
   without_answers: int = 0
 
 
@@ -42,9 +42,10 @@ def drop_answerable(
 
   Args:
     examples: with the ids that the file of answers has.
-    answers_path: JSONL, `{"id": ..., "answers": [...]}`: samples made without
-      the document. A second line of an id adds samples, say another model's.
-    counts: counted up as examples come out.
+    answers_path: JSONL, `{"id": ..., "answers": [...]}`: samples that a model
+      gave without the document. A second line of an id adds samples, say
+      another model's.
+    counts: numbers that increase as examples come out.
     rule: `any` drops an example if one sample is right, as the paper does (best
       of two); `all` only if every one is.
     metric: a scorer of `rewards`; a sample is right where it gives 1.
@@ -84,26 +85,26 @@ def _read_answers(path: Path) -> dict[str, list[str]]:
   samples_by_id: dict[str, list[str]] = {}
   for number, size, line in json_records.read_lines(path):
     try:
-      if size > json_records.MAX_ROW_BYTES:
+      if size > json_records.MAX_RECORD_BYTES:
         raise ValueError(f'{size:,} bytes')
-      row = json_records.parse_line(line)
-      if not _is_answers(row):
-        raise ValueError(json_records.brief(row))
+      record = json_records.parse_line(line)
+      if not _is_answers(record):
+        raise ValueError(json_records.brief(record))
     except ValueError as e:
       raise ValueError(
         f'{path}:{number}: got {e}; expected '
         '{"id": text, "answers": [text, ...]}, one or more answers.'
       ) from None
-    samples_by_id.setdefault(row['id'], []).extend(row['answers'])
+    samples_by_id.setdefault(record['id'], []).extend(record['answers'])
   return samples_by_id
 
 
-def _is_answers(row: object) -> bool:
+def _is_answers(record: object) -> bool:
   return (
-    isinstance(row, dict)
-    and set(row) == {'id', 'answers'}
-    and isinstance(row['id'], str)
-    and isinstance(row['answers'], list)
-    and bool(row['answers'])
-    and all(isinstance(answer, str) for answer in row['answers'])
+    isinstance(record, dict)
+    and set(record) == {'id', 'answers'}
+    and isinstance(record['id'], str)
+    and isinstance(record['answers'], list)
+    and bool(record['answers'])
+    and all(isinstance(answer, str) for answer in record['answers'])
   )

@@ -1,9 +1,9 @@
-"""Rows of a JSON file one at a time: its lines, or the elements of its array.
+"""Records of a JSON file one at a time: its lines, or its array's elements.
 
-    bytes -> read_lines  -> parse_line -> own_documents, published, filters
-    text  -> split_array -> parse      -> published
+    bytes -> read_lines  -> parse_line -> record_files, checked_records, filters
+    text  -> split_array -> parse      -> record_files
 
-Time is linear in the file and memory is that of one row, whatever the file is.
+Time is linear in the file's size and memory is that of one record.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from pathlib import Path
 import re
 import reprlib
 
-MAX_ROW_BYTES = 256 * 2**20
+MAX_RECORD_BYTES = 256 * 2**20
 _PIECE_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 _BRIEF = reprlib.Repr()
@@ -30,7 +30,7 @@ _STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
 def read_lines(
-  path: str | os.PathLike, max_line_bytes: int = MAX_ROW_BYTES
+  path: str | os.PathLike, max_line_bytes: int = MAX_RECORD_BYTES
 ) -> Iterator[tuple[int, int, bytearray]]:
   """Number (from 1), size in bytes and bytes of every line that is not blank.
 
@@ -91,12 +91,12 @@ def parse(text: str) -> object:
 
 
 def split_array(
-  pieces: Iterable[str], max_characters: int = MAX_ROW_BYTES
+  pieces: Iterable[str], max_characters: int = MAX_RECORD_BYTES
 ) -> Iterator[str]:
   """The text of each element of the one JSON array that `pieces` make up.
 
-  Elements are found by their brackets and quotes only; `parse` says whether one
-  is right. An array is valid JSON exactly if this and `parse` raise nothing.
+  Only brackets and quotes separate elements; `parse` says whether one is right.
+  An array is valid JSON exactly if this and `parse` raise nothing.
 
   Raises:
     ValueError: no array, text after it, no end, or an element above
@@ -160,7 +160,7 @@ def _skip(depth: int, quoted: bool) -> re.Pattern:
 
 def _check_size(characters: int, max_characters: int) -> None:
   if characters > max_characters:
-    raise ValueError(f'a row of more than {max_characters:,} characters')
+    raise ValueError(f'a record of more than {max_characters:,} characters')
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

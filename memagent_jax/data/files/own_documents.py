@@ -1,9 +1,9 @@
-"""Your own documents and questions as JSONL: read, checked, and what they cost.
+"""Your own documents and questions as JSONL: read, checked and estimated.
 
     {"question": ..., "answers": [...], "document": ...} -> Example
 
-One object a line; `FIELDS` is the schema. A field that is null counts as absent,
-any other name is an error. Any one of the answers is right.
+One object a line; `FIELDS` is the schema. A field that is null counts as
+absent, any other name is an error. Any one of the answers is right.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,14 @@ import dataclasses
 import os
 
 from memagent_jax.data import text
+from memagent_jax.data.encoders import Encoder
 from memagent_jax.data.examples import Example
 from memagent_jax.data.files import checked_records, json_records
-from memagent_jax.data.files.checked_records import Problem, Row, is_text
+from memagent_jax.data.files.checked_records import Problem, Record, is_text
 
-# Name and what is expected there; one of the two documents, the last two
-# optional. Evidence counts characters of the document, as Python does.
+# What is expected in each field. One of the two documents is needed; the last
+# two fields are optional. Evidence counts characters of the document, as Python
+# does.
 FIELDS: Mapping[str, str] = {
   'question': 'a text that is not blank',
   'answers': 'a list of one or more texts that are not blank',
@@ -29,14 +31,14 @@ FIELDS: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What `validate` found; of many problems the first ones are kept."""
+  """The problems of a file; of many the first ones are kept."""
 
   path: str
-  # Lines without a problem.
+  # Number of lines without a problem.
   examples: int
   problem_count: int
   problems: tuple[Problem, ...]
-  # Examples none of whose answers occurs in the document.
+  # Number of examples whose document has none of their answers.
   warning_count: int
   warnings: tuple[Problem, ...]
 
@@ -58,12 +60,12 @@ class Estimate:
   """What reading a file will take."""
 
   documents: int
-  # Memory turns and one answer turn per document, at least: chunks that end at
-  # a sentence are shorter than their budget.
+  # Least number of memory turns and one answer turn per document: chunks that
+  # end at a sentence are shorter than their budget.
   turns: int
-  # Of the documents.
+  # Tokens of the documents.
   tokens_read: int
-  # If every memory and answer of these turns takes its whole budget.
+  # Most tokens of memories and answers in these turns.
   tokens_generated: int
   seconds: float
 
@@ -72,7 +74,7 @@ def read(
   path: str | os.PathLike,
   *,
   strict: bool = False,
-  max_line_bytes: int = json_records.MAX_ROW_BYTES,
+  max_line_bytes: int = json_records.MAX_RECORD_BYTES,
 ) -> Iterator[Example]:
   """The examples of a file, in its order.
 
@@ -84,7 +86,7 @@ def read(
   Raises:
     ValueError: at the first problem: file and line, field, got, expected.
   """
-  for example, problems, _ in _rows(
+  for example, problems, _ in _examples(
     path, search=strict, strict=strict, max_line_bytes=max_line_bytes
   ):
     if problems:
@@ -96,10 +98,10 @@ def validate(
   path: str | os.PathLike,
   *,
   strict: bool = False,
-  max_line_bytes: int = json_records.MAX_ROW_BYTES,
+  max_line_bytes: int = json_records.MAX_RECORD_BYTES,
   max_kept: int = 100,
 ) -> Report:
-  """All that is wrong with a file; `read` raises exactly if a problem is found.
+  """All that is wrong with a file; `read` raises exactly if there is a problem.
 
   Args:
     path: a JSONL file as `FIELDS` says.
@@ -110,7 +112,7 @@ def validate(
   """
   examples = problem_count = warning_count = 0
   kept: tuple[list[Problem], list[Problem]] = ([], [])
-  for example, problems, warnings in _rows(
+  for example, problems, warnings in _examples(
     path, search=True, strict=strict, max_line_bytes=max_line_bytes
   ):
     examples += example is not None
@@ -130,7 +132,7 @@ def validate(
 
 def estimate(
   path: str | os.PathLike,
-  tokenizer,
+  tokenizer: Encoder,
   *,
   chunk_tokens: int,
   memory_tokens: int,
@@ -141,7 +143,7 @@ def estimate(
 
   Args:
     path: a JSONL file as `FIELDS` says.
-    tokenizer: has `encode(text) -> list[int]`.
+    tokenizer: the tokenizer of the model that reads.
     chunk_tokens: budget of a chunk.
     memory_tokens: budget of a memory.
     answer_tokens: budget of an answer.
@@ -177,11 +179,11 @@ def estimate(
 _Checked = tuple[Example | None, list[Problem], list[Problem]]
 
 
-def _rows(
-  path, *, search: bool, strict: bool, max_line_bytes: int
+def _examples(
+  path: str | os.PathLike, *, search: bool, strict: bool, max_line_bytes: int
 ) -> Iterator[_Checked]:
   """Example (None where there is none), problems and warnings of each line."""
-  for row in checked_records.read(
+  for record in checked_records.read(
     path,
     FIELDS,
     noun='example',
@@ -190,73 +192,75 @@ def _rows(
       '; a longer document goes into a file of its own, named by document_path'
     ),
   ):
-    example = None if row.fields is None else _example(row)
+    example = None if record.fields is None else _example(record)
     if example is None or not search or _answered(example):
-      yield example, row.problems, []
+      yield example, record.problems, []
       continue
     got = json_records.brief(list(example.answers))
-    row.problem('answers', got, 'one that is in the document')
+    record.problem('answers', got, 'one that is in the document')
     if strict:
-      yield None, row.problems, []
+      yield None, record.problems, []
     else:
-      yield example, [], row.problems
+      yield example, [], record.problems
 
 
-def _example(row: Row) -> Example | None:
+def _example(record: Record) -> Example | None:
   """The example of an object; None where it has a problem."""
-  document = _document(row)
-  row.check('question', is_text)
-  row.check('answers', _are_texts)
-  evidence = row.fields.get('evidence', [])
+  document = _document(record)
+  record.check('question', is_text)
+  record.check('answers', _are_texts)
+  evidence = record.fields.get('evidence', [])
   wrong = _wrong_span(evidence, document)
   if wrong is not None:
     size = '' if document is None else f' of {len(document):,} characters'
-    row.problem(
+    record.problem(
       'evidence', json_records.brief(wrong), FIELDS['evidence'] + size
     )
-  if row.problems:
+  if record.problems:
     return None
   return Example(
-    id=row.fields['id'],
+    id=record.fields['id'],
     task='own',
     document=document,
-    question=row.fields['question'],
-    answers=tuple(row.fields['answers']),
+    question=record.fields['question'],
+    answers=tuple(record.fields['answers']),
     reward='boxed_em',
     metric='sub_em_strict',
     gold_spans=tuple((start, end) for start, end in evidence),
-    source=row.fields.get('document_path', row.path.name),
+    source=record.fields.get('document_path', record.path.name),
   )
 
 
-def _document(row: Row) -> str | None:
+def _document(record: Record) -> str | None:
   """The text of `document` or of the file that `document_path` names."""
-  given = [name for name in ('document', 'document_path') if name in row.fields]
+  given = [
+    name for name in ('document', 'document_path') if name in record.fields
+  ]
   if len(given) != 1:
     got = 'both' if given else 'neither'
-    row.problem('document, document_path', got, 'exactly one of the two')
+    record.problem('document, document_path', got, 'exactly one of the two')
     return None
   (name,) = given
-  document = row.fields[name]
+  document = record.fields[name]
   got = json_records.brief(document)
   if name == 'document_path' and is_text(document):
     try:
-      document = ''.join(text.read_pieces(row.path.parent / document))
+      document = ''.join(text.read_pieces(record.path.parent / document))
       got += ', a file without text'
     except (ValueError, OSError) as e:
       document, got = None, str(e)
   if is_text(document):
     return document
-  row.problem(name, got)
+  record.problem(name, got)
   return None
 
 
-def _are_texts(value) -> bool:
+def _are_texts(value: object) -> bool:
   return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
-def _wrong_span(spans, document: str | None) -> object | None:
-  """The first that is no span of the document; None where all are."""
+def _wrong_span(spans: object, document: str | None) -> object | None:
+  """The first entry that is no span of the document; None where all are."""
   if not isinstance(spans, list):
     return spans
   for span in spans:

@@ -1,6 +1,7 @@
-"""MemAgent's published data files: training, evaluation and RULER rows.
+"""MemAgent's published data files: for training, for evaluation, and of RULER.
 
     hotpotqa_train.parquet | eval_200.json | eval_vt_8192.json -> Example
+      -> commands/make_data.py
 
 Source: the data set BytedTsinghua-SIA/hotpotqa and the scripts in
 `taskutils/memory_data` that wrote it. Files of more than 6,400 paragraphs hold
@@ -15,19 +16,19 @@ import re
 from memagent_jax.data.examples import Example
 from memagent_jax.data.files import json_records, record_files
 
-# Fields that a row of each kind must have; others are allowed.
+# Fields that a record of each kind must have; others are allowed.
 SCHEMAS: Mapping[str, tuple[str, ...]] = {
   'training': ('prompt', 'context', 'reward_model'),
   'evaluation': ('input', 'context', 'answers'),
   'RULER evaluation': ('input', 'context', 'outputs'),
 }
-# Columns of Parquet files that are read (their nested scores are not needed).
+# Columns read from Parquet files (their nested scores are not needed).
 _COLUMNS = frozenset(n for names in SCHEMAS.values() for n in names) | {
   'extra_info',
   'index',
 }
-# Distinct paragraphs of HotpotQA's dev set, distractor setting, as the longest
-# published evaluation counts them.
+# Number of distinct paragraphs of HotpotQA's dev set, distractor setting, as
+# the longest published evaluation counts them.
 DEV_PARAGRAPHS = 66_635
 _RULER_FILE = re.compile(r'eval_(.+)_\d+')
 
@@ -36,61 +37,65 @@ def read(
   path: str | os.PathLike,
   *,
   paragraphs: Sequence[str] | None = None,
-  max_row_bytes: int = json_records.MAX_ROW_BYTES,
+  max_record_bytes: int = json_records.MAX_RECORD_BYTES,
 ) -> Iterator[Example]:
   """The examples of a published file, in its order.
 
-  A row is in memory at a time; of Parquet, eight rows and a page.
+  One record is in memory at a time; for Parquet, eight records and a page.
 
   Args:
-    path: Parquet, a JSON array, or JSON lines; told apart by content.
-    paragraphs: what `hotpotqa_paragraphs` gave, for rows of paragraph numbers.
-    max_row_bytes: longest line of JSON lines; of a JSON array, the longest row
-      in characters.
+    path: Parquet, a JSON array, or JSON lines; its content says which.
+    paragraphs: the result of `hotpotqa_paragraphs`, for records that have
+      paragraph numbers.
+    max_record_bytes: longest line of JSON lines in bytes; longest record of a
+      JSON array in characters.
 
   Raises:
-    ValueError: a file or a row that is not as published: file, row, field, got.
+    ValueError: a file or a record that is not as published: file, record,
+      field, got.
   """
   path = Path(path)
   number = 0
-  for number, row in enumerate(
-    record_files.read_rows(path, _COLUMNS, max_row_bytes), 1
+  for number, record in enumerate(
+    record_files.read(path, _COLUMNS, max_record_bytes), 1
   ):
-    yield from_row(row, number, path, paragraphs)
+    yield from_record(record, number, path, paragraphs)
   if not number:
-    raise ValueError(f'{path}: no rows; expected one or more.')
+    raise ValueError(f'{path}: no records; expected one or more.')
 
 
-def from_row(
-  row: object,
+def from_record(
+  record: object,
   number: int,
   path: str | os.PathLike,
   paragraphs: Sequence[str] | None = None,
 ) -> Example:
-  """One row, however it was loaded, as the Example that `read` makes of it.
+  """The Example of one record, however it was loaded.
 
   Args:
-    row: a mapping with the fields of one of SCHEMAS; lists may be arrays.
-    number: of the row in its file, from 1; part of the id.
-    path: of the file; goes into the id, the source and messages, and names the
-      task of RULER rows.
+    record: a mapping with the fields of one of SCHEMAS; lists may be arrays.
+    number: number of the record in its file, from 1; part of the id.
+    path: path of the file; goes into the id, the source and messages, and names
+      the task of RULER records.
     paragraphs: as in `read`.
 
   Raises:
-    ValueError: a field missing or not as published: file, row, field, got.
+    ValueError: a field missing or not as published: file, record, field, got.
   """
   path = Path(path)
-  where = f'{path}: row {number}'
-  kind = _kind(row, where)
-  index = row.get('index')
+  where = f'{path}: record {number}'
+  kind = _kind(record, where)
+  index = record.get('index')
   if kind == 'training':
-    question = _last_user_message(row['prompt'], where)
-    answers = _field(row['reward_model'], 'ground_truth', 'reward_model', where)
-    extra = row.get('extra_info')
+    question = _last_user_message(record['prompt'], where)
+    answers = _field(
+      record['reward_model'], 'ground_truth', 'reward_model', where
+    )
+    extra = record.get('extra_info')
     index = extra.get('index') if isinstance(extra, Mapping) else None
   else:
-    question = _text(row['input'], 'input', where)
-    answers = row['answers' if kind == 'evaluation' else 'outputs']
+    question = _text(record['input'], 'input', where)
+    answers = record['answers' if kind == 'evaluation' else 'outputs']
   answers = _answers(answers, where)
   task, reward, metric = 'hotpotqa_published', 'boxed_em', 'sub_em_strict'
   if kind == 'RULER evaluation':
@@ -98,7 +103,7 @@ def from_row(
   return Example(
     id=f'{path.stem}/{number}' + ('' if index is None else f'/{index}'),
     task=task,
-    document=_document(row['context'], paragraphs, where),
+    document=_document(record['context'], paragraphs, where),
     question=question,
     answers=answers,
     reward=reward,
@@ -120,27 +125,27 @@ def hotpotqa_paragraphs(
       the numbers would stand for others.
   """
   path = Path(path)
-  found = set()
-  for number, row in enumerate(record_files.read_rows(path), 1):
+  paragraphs = set()
+  for number, record in enumerate(record_files.read(path), 1):
     try:
-      for title, sentences in row['context']:
-        found.add(f'{title}\n{"".join(sentences)}')
+      for title, sentences in record['context']:
+        paragraphs.add(f'{title}\n{"".join(sentences)}')
     except (KeyError, TypeError, ValueError):
       raise ValueError(
-        f'{path}: row {number}: context: expected HotpotQA paragraphs, '
+        f'{path}: record {number}: context: expected HotpotQA paragraphs, '
         '[[title, [sentence, ...]], ...].'
       ) from None
-  if len(found) != count:
+  if len(paragraphs) != count:
     raise ValueError(
-      f'{path}: got {len(found):,} distinct paragraphs; expected {count:,}. '
+      f'{path}: got {len(paragraphs):,} distinct paragraphs; expected {count:,}. '
       'Take the whole hotpot_dev_distractor_v1.json.'
     )
-  return sorted(found)
+  return sorted(paragraphs)
 
 
-def _kind(row, where: str) -> str:
-  """The schema that fits the row."""
-  fields = set(row) if isinstance(row, Mapping) else set()
+def _kind(record: object, where: str) -> str:
+  """The schema that fits the record."""
+  fields = set(record) if isinstance(record, Mapping) else set()
   missing = {
     kind: [name for name in names if name not in fields]
     for kind, names in SCHEMAS.items()
@@ -148,18 +153,18 @@ def _kind(row, where: str) -> str:
   kind = min(missing, key=lambda kind: len(missing[kind]))
   if not missing[kind]:
     return kind
-  got = type(row).__name__
-  if isinstance(row, Mapping):
+  got = type(record).__name__
+  if isinstance(record, Mapping):
     got = f'the fields {", ".join(sorted(map(str, fields)))[:200] or "none"}'
   known = '; '.join(f'{k}: {", ".join(v)}' for k, v in SCHEMAS.items())
   raise ValueError(
     f'{where}: {", ".join(missing[kind])}: missing; got {got}. '
-    f'Fields of a row: {known}.'
+    f'Fields of a record: {known}.'
   )
 
 
 def _ruler(path: Path, answers: Sequence[str]) -> tuple[str, str, str]:
-  """Task, reward and metric: of `qa` any answer is right, else all are asked."""
+  """Task, reward and metric: any answer of `qa` is right, else all are needed."""
   match = _RULER_FILE.fullmatch(path.stem)
   name = match.group(1) if match else 'ruler'
   task = f'{name}_published'
@@ -168,7 +173,7 @@ def _ruler(path: Path, answers: Sequence[str]) -> tuple[str, str, str]:
   return task, 'boxed_em' if len(answers) == 1 else 'boxed_all', 'ruler_all'
 
 
-def _last_user_message(prompt, where: str) -> str:
+def _last_user_message(prompt: object, where: str) -> str:
   if isinstance(prompt, str):
     return _text(prompt, 'prompt', where)
   for message in reversed(_list(prompt, 'prompt', where)):
@@ -178,7 +183,7 @@ def _last_user_message(prompt, where: str) -> str:
   raise ValueError(f'{where}: prompt: got no message with the role user.')
 
 
-def _answers(value, where: str) -> tuple[str, ...]:
+def _answers(value: object, where: str) -> tuple[str, ...]:
   values = [value] if isinstance(value, str) else _list(value, 'answers', where)
   if not values:
     raise ValueError(f'{where}: answers: got none; expected one or more.')
@@ -186,14 +191,17 @@ def _answers(value, where: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(_text(v, 'answers', where) for v in values))
 
 
-def _document(context, paragraphs: Sequence[str] | None, where: str) -> str:
+def _document(
+  context: object, paragraphs: Sequence[str] | None, where: str
+) -> str:
   if isinstance(context, str):
     return _text(context, 'context', where)
   numbers = _list(context, 'context', where)
   if paragraphs is None:
     raise ValueError(
       f'{where}: context: got {len(numbers):,} paragraph numbers instead of '
-      'text; give `paragraphs`, from hotpotqa_paragraphs(...).'
+      'text; give `paragraphs`, from hotpotqa_paragraphs(...), or make_data '
+      '--hotpotqa=hotpot_dev_distractor_v1.json.'
     )
   for number in numbers:
     if type(number) is not int or not 0 <= number < len(paragraphs):
@@ -207,7 +215,7 @@ def _document(context, paragraphs: Sequence[str] | None, where: str) -> str:
   )
 
 
-def _field(value, name: str, field: str, where: str):
+def _field(value: object, name: str, field: str, where: str) -> object:
   if not isinstance(value, Mapping) or name not in value:
     raise ValueError(
       f'{where}: {field}: got {json_records.brief(value)}; expected an object with {name}.'
@@ -215,7 +223,7 @@ def _field(value, name: str, field: str, where: str):
   return value[name]
 
 
-def _list(value, field: str, where: str) -> list:
+def _list(value: object, field: str, where: str) -> list:
   if hasattr(value, 'tolist'):  # an array, as pandas reads a list of Parquet
     value = value.tolist()
   if not isinstance(value, (list, tuple)):
@@ -225,7 +233,7 @@ def _list(value, field: str, where: str) -> list:
   return list(value)
 
 
-def _text(value, field: str, where: str) -> str:
+def _text(value: object, field: str, where: str) -> str:
   if not isinstance(value, str) or not value or value.isspace():
     raise ValueError(
       f'{where}: {field}: got {json_records.brief(value)}; expected a text, not blank.'

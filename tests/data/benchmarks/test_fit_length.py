@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from memagent_jax.data.benchmarks.fit_length import ByteEncoder, Draft, fit
+from memagent_jax.data.benchmarks.fit_length import Draft, fit
+from memagent_jax.data.encoders import ByteEncoder
 
 
 def drafts(unit, base='evidence'):

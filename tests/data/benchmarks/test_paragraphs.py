@@ -6,8 +6,8 @@ import re
 import pytest
 
 from memagent_jax.data.benchmarks import paragraphs
-from memagent_jax.data.benchmarks.fit_length import ByteEncoder
 from memagent_jax.data.benchmarks.question_sets import Question, QuestionSet
+from memagent_jax.data.encoders import ByteEncoder
 
 
 def question_set(questions, pool):
@@ -72,8 +72,8 @@ def test_near_distractors_come_first():
 
 def test_gold_positions_are_uniform():
   # 1,000 questions, 2 gold paragraphs, ten bins of 200 expected: chi-square
-  # below the 0.999 quantile of 9 degrees. One shuffle seed for all, as upstream,
-  # would put 1,000 into each of two bins: 8,000.
+  # below the 0.999 quantile of 9 degrees. One shuffle seed for all, as
+  # upstream, would put 1,000 into each of two bins: 8,000.
   questions = question_set(1000, 2020)
   bins = [0] * 10
   for index in range(1000):

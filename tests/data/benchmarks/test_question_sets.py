@@ -136,7 +136,7 @@ def test_a_wrong_field_is_named(tmp_path, change, message):
     (None, r'a\.json: no such file'),
     ('[]', r'a\.json: no question in it'),
     ('{"data": ', r'a\.json: got not JSON: .*; expected one JSON object'),
-    ('[{}', r'a\.json: row 1: got the end of the file'),
+    ('[{}', r'a\.json: record 1: got the end of the file'),
     ('{"data": [{}]}', 'field paragraphs is NoneType; expected list'),
     ('[3]', 'record 1: field context is int; expected str'),
   ],

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from memagent_jax.data.benchmarks import registry
-from memagent_jax.data.benchmarks.fit_length import ByteEncoder
 from memagent_jax.data.benchmarks.registry import Benchmark, Texts
+from memagent_jax.data.encoders import ByteEncoder
 from tests.data.files import hotpotqa_files
 
 BYTES = {'encoder': ByteEncoder(), 'encoder_name': 'bytes'}
@@ -84,8 +84,8 @@ def test_a_question_of_squad_has_its_own_paragraph(squad):
 
 def test_own_documents_are_taken_as_they_are(tmp_path):
   path = tmp_path / 'own.jsonl'
-  row = {'question': 'Who?', 'answers': ['Ann'], 'document': 'Ann came.'}
-  path.write_text(json.dumps(row), encoding='utf-8')
+  record = {'question': 'Who?', 'answers': ['Ann'], 'document': 'Ann came.'}
+  path.write_text(json.dumps(record), encoding='utf-8')
   assert registry.unit('own') == 'documents'
   benchmark = opened('own', own=str(path))
   assert benchmark.count == 1

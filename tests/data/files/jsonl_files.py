@@ -1,15 +1,17 @@
-"""JSONL files with a wrong row among right ones."""
+"""JSONL files with a wrong record among right ones."""
 
 from collections.abc import Mapping
 import json
 from pathlib import Path
 
 
-def write(path: Path, right: Mapping, *rows: Mapping | bytes) -> Path:
-  """A file of these lines; a mapping changes the fields of a right row."""
+def write(path: Path, right: Mapping, *records: Mapping | bytes) -> Path:
+  """A file of these lines; a mapping changes the fields of a right record."""
   lines = [
-    row if isinstance(row, bytes) else json.dumps({**right, **row}).encode()
-    for row in rows
+    record
+    if isinstance(record, bytes)
+    else json.dumps({**right, **record}).encode()
+    for record in records
   ]
   path.write_bytes(b'\n'.join(lines))
   return path

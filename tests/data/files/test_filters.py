@@ -12,9 +12,9 @@ def _example(name, *answers):
   return Example(name, 'own', 'document', 'question', answers or ('Skye',))
 
 
-def _answers(tmp_path, *rows):
+def _answers(tmp_path, *records):
   path = tmp_path / 'answers.jsonl'
-  path.write_text('\n'.join(map(json.dumps, rows)))
+  path.write_text('\n'.join(map(json.dumps, records)))
   return path
 
 
@@ -27,7 +27,7 @@ def _kept(examples, path, **kwargs):
 
 
 _EXAMPLES = [_example(name) for name in ('none', 'one', 'both', 'unasked')]
-_ROWS = (
+_RECORDS = (
   {'id': 'none', 'answers': ['Mull', '']},
   {'id': 'one', 'answers': ['Mull', 'the skye.']},
   {'id': 'both', 'answers': ['\\boxed{Skye}', 'Skye']},
@@ -35,27 +35,27 @@ _ROWS = (
 
 
 def test_any_right_sample_drops(tmp_path):
-  kept, counts = _kept(_EXAMPLES, _answers(tmp_path, *_ROWS))
+  kept, counts = _kept(_EXAMPLES, _answers(tmp_path, *_RECORDS))
   assert kept == ['none', 'unasked']
   assert counts == Counts(kept=2, dropped=2, without_answers=1)
 
 
 def test_all_samples_must_be_right_if_asked_so(tmp_path):
-  kept, counts = _kept(_EXAMPLES, _answers(tmp_path, *_ROWS), rule='all')
+  kept, counts = _kept(_EXAMPLES, _answers(tmp_path, *_RECORDS), rule='all')
   assert kept == ['none', 'one', 'unasked']
   assert counts == Counts(kept=3, dropped=1, without_answers=1)
 
 
 def test_a_second_line_adds_samples(tmp_path):
   more = {'id': 'none', 'answers': ['Skye']}
-  path = _answers(tmp_path, *_ROWS, more)
+  path = _answers(tmp_path, *_RECORDS, more)
   assert _kept(_EXAMPLES, path)[0] == ['unasked']
   assert _kept(_EXAMPLES, path, rule='all')[0] == ['none', 'one', 'unasked']
 
 
 def test_the_metric_decides_and_partly_right_is_not_right(tmp_path):
-  row = {'id': 'a', 'answers': ['It is Skye, I think.']}
-  path = _answers(tmp_path, row)
+  record = {'id': 'a', 'answers': ['It is Skye, I think.']}
+  path = _answers(tmp_path, record)
   examples = [_example('a')]
   assert _kept(examples, path, metric='em')[0] == ['a']
   assert _kept(examples, path, metric='f1')[0] == ['a']
@@ -69,12 +69,12 @@ def test_examples_stream(tmp_path):
     yield _example('none')
     raise AssertionError('read ahead')
 
-  path = _answers(tmp_path, *_ROWS)
+  path = _answers(tmp_path, *_RECORDS)
   assert next(drop_answerable(examples(), path, Counts())).id == 'none'
 
 
 @pytest.mark.parametrize(
-  ('row', 'got'),
+  ('record', 'got'),
   [
     ({'id': 'a'}, "{'id': 'a'}"),
     ({'id': 'a', 'answers': []}, "'answers': []"),
@@ -85,8 +85,8 @@ def test_examples_stream(tmp_path):
     ([], '[]'),
   ],
 )
-def test_a_wrong_line_is_named(tmp_path, row, got):
-  path = _answers(tmp_path, _ROWS[0], row)
+def test_a_wrong_line_is_named(tmp_path, record, got):
+  path = _answers(tmp_path, _RECORDS[0], record)
   with pytest.raises(ValueError) as e:
     _kept(_EXAMPLES, path)
   assert str(e.value).startswith(f'{path}:2: got ')
@@ -95,7 +95,7 @@ def test_a_wrong_line_is_named(tmp_path, row, got):
 
 
 def test_other_mistakes_are_named(tmp_path):
-  path = _answers(tmp_path, *_ROWS)
+  path = _answers(tmp_path, *_RECORDS)
   with pytest.raises(ValueError, match="rule is 'most'; expected one of any"):
     _kept(_EXAMPLES, path, rule='most')
   with pytest.raises(ValueError, match="'best'"):
@@ -108,7 +108,7 @@ def test_other_mistakes_are_named(tmp_path):
 
 
 def test_answers_to_other_examples_are_an_error(tmp_path):
-  path = _answers(tmp_path, *_ROWS)
+  path = _answers(tmp_path, *_RECORDS)
   with pytest.raises(ValueError, match=r"'none' and others.*like 'x/1'"):
     _kept([_example('x/1')], path)
   path = _answers(tmp_path)

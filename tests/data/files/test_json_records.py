@@ -43,10 +43,10 @@ def _elements(pieces):
   st.booleans(),
 )
 @settings(max_examples=300)
-def test_elements_of_an_array_cut_anywhere(rows, cuts, indent, ensure_ascii):
-  text = json.dumps(rows, indent=indent, ensure_ascii=ensure_ascii)
-  assert _elements(_cut(text, cuts)) == rows
-  assert _elements(text) == rows  # one character at a time
+def test_elements_of_an_array_cut_anywhere(records, cuts, indent, ensure_ascii):
+  text = json.dumps(records, indent=indent, ensure_ascii=ensure_ascii)
+  assert _elements(_cut(text, cuts)) == records
+  assert _elements(text) == records  # one character at a time
 
 
 @given(st.text(alphabet='[]{},:"\\ \n1a', max_size=12))
@@ -82,7 +82,7 @@ def test_messages_of_wrong_arrays(text, message):
   assert message in str(e.value)
 
 
-def test_a_row_above_the_limit_is_refused_before_it_is_read():
+def test_a_record_above_the_limit_is_refused_before_it_is_read():
   def pieces():
     yield '["'
     for _ in range(100):

@@ -21,8 +21,8 @@ _RIGHT = {
 }
 
 
-def _write(folder: Path, *rows) -> Path:
-  return jsonl_files.write(folder / 'mine.jsonl', _RIGHT, *rows)
+def _write(folder: Path, *records) -> Path:
+  return jsonl_files.write(folder / 'mine.jsonl', _RIGHT, *records)
 
 
 def _only_problem(path, **kwargs) -> own_documents.Problem:
@@ -36,9 +36,9 @@ def _only_problem(path, **kwargs) -> own_documents.Problem:
   return problem
 
 
-def test_a_row_with_everything_becomes_an_example(tmp_path):
-  row = {'id': 'ada', 'evidence': [[18, 30], [0, 2]], 'document_path': None}
-  (example,) = own_documents.read(_write(tmp_path, row))
+def test_a_record_with_everything_becomes_an_example(tmp_path):
+  record = {'id': 'ada', 'evidence': [[18, 30], [0, 2]], 'document_path': None}
+  (example,) = own_documents.read(_write(tmp_path, record))
   assert example == Example(
     id='ada',
     task='own',
@@ -80,7 +80,7 @@ def test_documents_may_be_files_beside_the_jsonl(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-  ('row', 'field', 'got', 'expected'),
+  ('record', 'field', 'got', 'expected'),
   [
     ({'question': 7}, 'question', '7', 'a text that is not blank'),
     ({'question': ' \n'}, 'question', "' \\n'", 'not blank'),
@@ -123,8 +123,8 @@ def test_documents_may_be_files_beside_the_jsonl(tmp_path, name):
   ],
   ids=lambda value: str(value)[:30],
 )
-def test_what_is_wrong_is_named(tmp_path, row, field, got, expected):
-  problem = _only_problem(_write(tmp_path, {}, row, {}))
+def test_what_is_wrong_is_named(tmp_path, record, field, got, expected):
+  problem = _only_problem(_write(tmp_path, {}, record, {}))
   assert (problem.line, problem.field) == (2, field)
   assert got in problem.got
   assert expected in problem.expected
@@ -198,12 +198,12 @@ def test_all_problems_of_a_line_and_of_a_file_are_collected(tmp_path):
 
 
 def test_answers_that_are_not_in_the_document(tmp_path):
-  rows = (
+  records = (
     {'answers': ['ADA LOVELACE', 'Byron']},  # one is there, in another case
     {'answers': ['Byron', 'Shelley']},
     {'answers': ['by  Ada']},
   )
-  path = _write(tmp_path, *rows)
+  path = _write(tmp_path, *records)
   report = own_documents.validate(path)
   assert (report.examples, report.problem_count) == (3, 0)
   assert report.warning_count == 2
@@ -221,10 +221,10 @@ def test_answers_that_are_not_in_the_document(tmp_path):
 
 
 def test_examples_before_the_first_problem_are_read(tmp_path):
-  rows = own_documents.read(_write(tmp_path, {}, b'{', {}))
-  assert next(rows).id == 'mine/1'
+  examples = own_documents.read(_write(tmp_path, {}, b'{', {}))
+  assert next(examples).id == 'mine/1'
   with pytest.raises(ValueError, match=r'mine\.jsonl:2: line: got not JSON'):
-    next(rows)
+    next(examples)
 
 
 def test_a_line_above_the_limit_is_skipped(tmp_path):
@@ -259,11 +259,11 @@ def test_a_line_above_the_limit_is_skipped(tmp_path):
   st.booleans(),
 )
 @settings(max_examples=300)
-def test_read_and_validate_agree(tmp_path_factory, rows, strict):
+def test_read_and_validate_agree(tmp_path_factory, records, strict):
   folder = tmp_path_factory.mktemp('own')
   (folder / 'a.txt').write_text('Ada and more')
   path = folder / 'mine.jsonl'
-  path.write_text('\n'.join(map(json.dumps, rows)))
+  path.write_text('\n'.join(map(json.dumps, records)))
   report = own_documents.validate(path, strict=strict)
   try:
     examples, message = list(own_documents.read(path, strict=strict)), None
@@ -273,8 +273,8 @@ def test_read_and_validate_agree(tmp_path_factory, rows, strict):
     assert message == str(report.problems[0])
   else:
     assert message is None
-    assert len(examples) == report.examples == len(rows) > 0
-    assert len({e.id for e in examples}) == len(rows)
+    assert len(examples) == report.examples == len(records) > 0
+    assert len({e.id for e in examples}) == len(records)
 
 
 class _Words:
@@ -332,12 +332,12 @@ print(report.examples, report.problem_count, report.problems[0].got, peak_kb,
 @pytest.mark.slow
 def test_a_line_of_a_gigabyte_takes_no_gigabyte(tmp_path):
   path = tmp_path / 'mine.jsonl'
-  row = json.dumps(_RIGHT).encode()
+  record = json.dumps(_RIGHT).encode()
   with path.open('wb') as stream:
-    stream.write(row + b'\n' + row[:-2])
+    stream.write(record + b'\n' + record[:-2])
     for _ in range(1024):
       stream.write(b'x' * 2**20)
-    stream.write(b'"}\n' + row)
+    stream.write(b'"}\n' + record)
   run = subprocess.run(
     [sys.executable, '-c', _PEAK, path],
     check=True,
@@ -346,6 +346,6 @@ def test_a_line_of_a_gigabyte_takes_no_gigabyte(tmp_path):
   )
   path.unlink()
   examples, problems, got, peak_kb = run.stdout.strip().split(';')
-  size = 2**30 + len(row) + 1
+  size = 2**30 + len(record) + 1
   assert (examples, problems, got) == ('2', '1', f'{size:,} bytes')
   assert int(peak_kb) < 400e3

@@ -51,49 +51,53 @@ def _expected(stem, name, number=1):
   )
 
 
-def _write(path, rows):
+def _write(path, records):
   """A file in the format of its name's ending."""
   if path.suffix == '.parquet':
     pa = pytest.importorskip('pyarrow', reason='pyarrow is not installed')
     from pyarrow import parquet
 
-    # One row group, as published; pages of 16 rows or more.
-    parquet.write_table(pa.Table.from_pylist(rows), path, write_batch_size=16)
+    # One row group, as published; pages of 16 records or more.
+    parquet.write_table(
+      pa.Table.from_pylist(records), path, write_batch_size=16
+    )
   elif path.suffix == '.jsonl':
-    path.write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    path.write_text('\n'.join(map(json.dumps, records)) + '\n')
   else:
-    path.write_text(json.dumps(rows, indent=4, ensure_ascii=False))
+    path.write_text(json.dumps(records, indent=4, ensure_ascii=False))
   return path
 
 
-@pytest.mark.parametrize('row', [_TRAINING, _EVALUATION], ids=['train', 'eval'])
+@pytest.mark.parametrize(
+  'record', [_TRAINING, _EVALUATION], ids=['train', 'eval']
+)
 @pytest.mark.parametrize('ending', ['parquet', 'json', 'jsonl'])
-def test_both_kinds_give_the_same_example(tmp_path, row, ending):
+def test_both_kinds_give_the_same_example(tmp_path, record, ending):
   name = f'eval_200.{ending}'
-  path = _write(tmp_path / name, [row] * 3)
+  path = _write(tmp_path / name, [record] * 3)
   examples = list(upstream.read(path))
   assert examples == [_expected('eval_200', name, n) for n in (1, 2, 3)]
   assert from_json(examples[0].to_json()) == examples[0]
 
 
-def test_rows_as_pandas_gives_them():
-  row = _TRAINING | {
+def test_records_as_pandas_gives_them():
+  record = _TRAINING | {
     'prompt': np.array(_TRAINING['prompt'], dtype=object),
     'reward_model': {
       'ground_truth': np.array(['Skye', 'Isle of Skye'], dtype=object)
     },
   }
-  example = upstream.from_row(row, 7, 'hotpotqa_dev.parquet')
+  example = upstream.from_record(record, 7, 'hotpotqa_dev.parquet')
   assert example == _expected('hotpotqa_dev', 'hotpotqa_dev.parquet', 7)
 
 
 def test_plain_prompt_one_answer_and_no_extra_info():
-  row = {
+  record = {
     'prompt': 'Which island?',
     'context': 'Skye.',
     'reward_model': {'ground_truth': 'Skye'},
   }
-  example = upstream.from_row(row, 2, 'train.json')
+  example = upstream.from_record(record, 2, 'train.json')
   assert (example.id, example.question) == ('train/2', 'Which island?')
   assert example.answers == ('Skye',)
 
@@ -104,8 +108,8 @@ def test_the_last_user_message_is_the_question():
     {'role': 'user', 'content': 'second'},
     {'role': 'assistant', 'content': 'third'},
   ]
-  row = _TRAINING | {'prompt': prompt}
-  assert upstream.from_row(row, 1, 'a.json').question == 'second'
+  record = _TRAINING | {'prompt': prompt}
+  assert upstream.from_record(record, 1, 'a.json').question == 'second'
 
 
 @pytest.mark.parametrize(
@@ -126,10 +130,10 @@ def test_the_last_user_message_is_the_question():
       'boxed_em',
       'ruler_part',
     ),
-    ('mine', ['A', 'B'], 'ruler_published', 'boxed_all', 'ruler_all'),
+    ('other', ['A', 'B'], 'ruler_published', 'boxed_all', 'ruler_all'),
   ],
 )
-def test_ruler_rows_are_named_by_their_file(
+def test_ruler_records_are_named_by_their_file(
   tmp_path, name, outputs, task, reward, metric
 ):
   path = _write(tmp_path / f'{name}.json', [_RULER | {'outputs': outputs}])
@@ -147,7 +151,7 @@ _SCHEMAS = (
 
 
 @pytest.mark.parametrize(
-  ('row', 'message'),
+  ('record', 'message'),
   [
     ({'context': 'c', 'input': 'q', 'index': 1}, 'answers: missing; got the'),
     ({'context': 'c', 'prompt': 'q'}, 'reward_model: missing; got the fields'),
@@ -155,17 +159,17 @@ _SCHEMAS = (
     ([1], 'missing; got list'),
   ],
 )
-def test_a_missing_field_names_row_and_schemas(tmp_path, row, message):
-  path = _write(tmp_path / 'eval_50.json', [_EVALUATION, row])
+def test_a_missing_field_names_record_and_schemas(tmp_path, record, message):
+  path = _write(tmp_path / 'eval_50.json', [_EVALUATION, record])
   with pytest.raises(ValueError) as e:
     list(upstream.read(path))
-  assert str(e.value).startswith(f'{path}: row 2: ')
+  assert str(e.value).startswith(f'{path}: record 2: ')
   assert message in str(e.value)
   assert str(e.value).endswith(_SCHEMAS)
 
 
 @pytest.mark.parametrize(
-  ('row', 'message'),
+  ('record', 'message'),
   [
     (_EVALUATION | {'input': ''}, "input: got ''; expected a text"),
     (_EVALUATION | {'answers': []}, 'answers: got none'),
@@ -180,10 +184,10 @@ def test_a_missing_field_names_row_and_schemas(tmp_path, row, message):
     (_TRAINING | {'reward_model': {}}, 'expected an object with ground_truth'),
   ],
 )
-def test_a_wrong_field_is_named(row, message):
+def test_a_wrong_field_is_named(record, message):
   with pytest.raises(ValueError) as e:
-    upstream.from_row(row, 5, 'a.json')
-  assert str(e.value).startswith('a.json: row 5: ')
+    upstream.from_record(record, 5, 'a.json')
+  assert str(e.value).startswith('a.json: record 5: ')
   assert message in str(e.value)
 
 
@@ -191,14 +195,14 @@ def test_a_wrong_field_is_named(row, message):
   ('content', 'message'),
   [
     (None, 'no such file'),
-    (b'', 'no rows; expected one or more'),
-    (b'[]', 'no rows'),
+    (b'', 'no records; expected one or more'),
+    (b'[]', 'no records'),
     (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
     (
       b'[{"a": 1},{"b": }]',
-      'row 2: got not JSON: Expecting value at column 7',
+      'record 2: got not JSON: Expecting value at column 7',
     ),
-    (b'[{"a": 1}, {"b"', 'row 2: got the end of the file'),
+    (b'[{"a": 1}, {"b"', 'record 2: got the end of the file'),
     (b'[{"a": 1}\xff]', 'byte 0xff at position 9 is not utf-8'),
     (b'{"a": 1}\n{"a"\n', ':2: got not JSON'),
     (b'hello', ':1: got not JSON: Expecting value at column 1; expected Parq'),
@@ -209,8 +213,8 @@ def test_what_is_no_published_file(tmp_path, content, message):
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(ValueError) as e:
-    # Only the shape of rows is wrong here.
-    for _ in record_files.read_rows(path, max_row_bytes=100):
+    # Only the shape of records is wrong here.
+    for _ in record_files.read(path, max_record_bytes=100):
       pass
     list(upstream.read(path))
   assert str(e.value).startswith(str(path))
@@ -218,18 +222,18 @@ def test_what_is_no_published_file(tmp_path, content, message):
 
 
 @pytest.mark.parametrize('ending', ['json', 'jsonl'])
-def test_a_row_above_the_limit_is_refused(tmp_path, ending):
+def test_a_record_above_the_limit_is_refused(tmp_path, ending):
   path = _write(tmp_path / f'a.{ending}', [_EVALUATION])
-  assert len(list(upstream.read(path, max_row_bytes=1000))) == 1
+  assert len(list(upstream.read(path, max_record_bytes=1000))) == 1
   with pytest.raises(ValueError, match='100'):
-    list(upstream.read(path, max_row_bytes=100))
+    list(upstream.read(path, max_record_bytes=100))
 
 
 def test_parquet_reads_only_what_it_needs_and_names_what_is_missing(tmp_path):
   scores = {'score_boxed_instruct': [[0.0, 1.0]]}
   path = _write(tmp_path / 'a.parquet', [_TRAINING | scores] * 20)
   (batch,) = {
-    tuple(row) for row in record_files.read_rows(path, upstream._COLUMNS)
+    tuple(record) for record in record_files.read(path, upstream._COLUMNS)
   }
   assert set(batch) == {'prompt', 'context', 'reward_model', 'extra_info'}
   assert len(list(upstream.read(path))) == 20
@@ -267,9 +271,9 @@ def test_paragraph_numbers_become_text(tmp_path):
     'Document 1:\nSkye\nAn island. Big.\n\nDocument 2:\nAnt\nSmall.'
   )
   for wrong in (3, -1, 1.0, True, 'Ant'):
-    row = _EVALUATION | {'context': [0, wrong]}
+    record = _EVALUATION | {'context': [0, wrong]}
     with pytest.raises(ValueError, match='expected 0 to 2'):
-      upstream.from_row(row, 1, path, paragraphs)
+      upstream.from_record(record, 1, path, paragraphs)
 
 
 def test_other_paragraphs_than_the_published_are_refused(tmp_path):
@@ -278,15 +282,17 @@ def test_other_paragraphs_than_the_published_are_refused(tmp_path):
     upstream.hotpotqa_paragraphs(dev)
   for wrong in ([{}], [{'context': ['ab c']}], [{'context': 'text'}], [3]):
     dev = _write(tmp_path / 'dev.json', [_HOTPOTQA[0], *wrong])
-    with pytest.raises(ValueError, match='row 2: context: expected HotpotQA'):
+    with pytest.raises(
+      ValueError, match='record 2: context: expected HotpotQA'
+    ):
       upstream.hotpotqa_paragraphs(dev)
 
 
 # Not ru_maxrss, which a process inherits from the one that started it.
 _PEAK = """
 import re, sys
-from memagent_jax.data.files import record_files, upstream
-examples = sum(1 for _ in published.read(sys.argv[1]))
+from memagent_jax.data.files import upstream
+examples = sum(1 for _ in upstream.read(sys.argv[1]))
 peak_kb = re.search('VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]
 print(examples, peak_kb, sep=';')
 """
@@ -294,14 +300,16 @@ print(examples, peak_kb, sep=';')
 
 @pytest.mark.slow
 @pytest.mark.parametrize('ending', ['json', 'jsonl', 'parquet'])
-def test_memory_is_that_of_a_few_rows(tmp_path, ending):
-  """300 rows of 2 MB are 600 MB; a row group is not read as a whole."""
+def test_memory_is_that_of_a_few_records(tmp_path, ending):
+  """300 records of 2 MB are 600 MB; a row group is not read as a whole."""
   rng = random.Random(0)
-  rows = []
+  records = []
   for index in range(300):
     text = ''.join(rng.choices('abcdefgh "\n', k=20_000)) * 100
-    rows.append(_TRAINING | {'context': text, 'extra_info': {'index': index}})
-  path = _write(tmp_path / f'a.{ending}', rows)
+    records.append(
+      _TRAINING | {'context': text, 'extra_info': {'index': index}}
+    )
+  path = _write(tmp_path / f'a.{ending}', records)
   run = subprocess.run(
     [sys.executable, '-c', _PEAK, path],
     check=True,

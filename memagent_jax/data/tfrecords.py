@@ -1,0 +1,86 @@
+"""Examples as TFRecords: written one after another, read by number.
+
+    examples -> write -> FILE.tfrecord -> TFRecordExamples -> example_source.py
+
+They hold what a task needs: texts, answers and the names of reward and metric.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import os
+from pathlib import Path
+
+import tensorflow as tf
+
+from memagent_jax.data.example_source import TEXT_FEATURES
+from memagent_jax.data.examples import Example
+
+_SCALARS = ('document', 'question', *TEXT_FEATURES)
+# Bytes before the data of a record (its length and a checksum of it), and after
+# them (their checksum).
+_HEAD_BYTES, _TAIL_BYTES = 12, 4
+
+
+def write(path: str | os.PathLike, examples: Iterable[Example]) -> int:
+  """Writes the examples, equal ones as equal bytes; returns their number."""
+  count = 0
+  with tf.io.TFRecordWriter(os.fspath(path)) as writer:
+    for example in examples:
+      fields = {name: [getattr(example, name)] for name in _SCALARS}
+      fields['answers'] = example.answers
+      writer.write(_tf_example(fields).SerializeToString())
+      count += 1
+  return count
+
+
+class TFRecordExamples:
+  """The examples of a file of `write`; only their offsets are held in memory.
+
+  Fields that a task does not need (tokens, gold spans, source) have their
+  defaults.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Reads the file once, which checks every checksum.
+
+    Raises:
+      ValueError: not TFRecords, or damaged ones.
+    """
+    self._path = Path(path)
+    self._places = []
+    records = tf.data.TFRecordDataset(os.fspath(path))
+    offset = 0
+    try:
+      for size in records.map(tf.strings.length).as_numpy_iterator():
+        self._places.append((offset + _HEAD_BYTES, int(size)))
+        offset += _HEAD_BYTES + int(size) + _TAIL_BYTES
+    except tf.errors.DataLossError as e:
+      raise ValueError(
+        f'{path}: got bytes at {offset:,} that are no whole record; expected '
+        'TFRecords: write the file again with `python -m experiments.make_data`.'
+      ) from e
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def __getitem__(self, index: int) -> Example:
+    offset, size = self._places[index]
+    with self._path.open('rb') as file:
+      file.seek(offset)
+      features = tf.train.Example.FromString(file.read(size)).features.feature
+    texts = {
+      name: [value.decode() for value in features[name].bytes_list.value]
+      for name in (*_SCALARS, 'answers')
+    }
+    scalars = {name: texts[name][0] for name in _SCALARS}
+    return Example(answers=tuple(texts['answers']), **scalars)
+
+
+def _tf_example(fields: Mapping[str, Sequence[str]]) -> tf.train.Example:
+  features = {}
+  # Sorted, so that equal examples are equal bytes.
+  for name in sorted(fields):
+    values = [text.encode() for text in fields[name]]
+    features[name] = tf.train.Feature(
+      bytes_list=tf.train.BytesList(value=values)
+    )
+  return tf.train.Example(features=tf.train.Features(feature=features))
