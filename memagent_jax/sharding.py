@@ -159,7 +159,7 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
   return _laid_out(x, 'activation', axes, ACTIVATIONS)
 
 
-def gathered(kernel: jax.Array, *axes: str) -> jax.Array:
+def gather_kernel(kernel: jax.Array, *axes: str) -> jax.Array:
   """A kernel whole but for its tensor shards, as a matrix product needs it.
 
   Left to itself, the TPU compiler multiplies the shards of `fsdp` one by one as they
@@ -175,8 +175,8 @@ def gathered(kernel: jax.Array, *axes: str) -> jax.Array:
   return _laid_out(kernel, 'kernel', axes, ROLLOUTS)
 
 
-def parts(axis: str, mesh: Mesh | None = None) -> int:
-  """How many parts an axis of ACTIVATIONS has on a mesh; None: that which is set."""
+def num_shards(axis: str, mesh: Mesh | None = None) -> int:
+  """Shards of an axis of ACTIVATIONS on a mesh; None: the mesh that is set."""
   mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
   target = ACTIVATIONS[axis]
   if mesh.empty or target is None:
@@ -194,7 +194,7 @@ def platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
-def rows(tree, axis: int = 0):
+def shard_rows(tree, axis: int = 0):
   """Host arrays on the mesh that is set, `axis` of each split by rows.
 
   Every process gives the same arrays. Without a mesh they stay as they are.
@@ -217,25 +217,25 @@ def rows(tree, axis: int = 0):
   return jax.tree.map(one, tree)
 
 
-def by_part(tree):
-  """Arrays of N rows as [S, N / S, ...]: of every part of `rows` its own."""
-  shards = parts('rows')
+def split_by_shard(tree):
+  """Arrays of N rows as [S, N / S, ...]: the rows of each of the S shards."""
+  shards = num_shards('rows')
   return jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), tree)
 
 
 def take_rows(tree, row_Sx: jax.Array):
-  """Of arrays as of `by_part`, rows of each part; none is sent to another."""
+  """Rows of each shard, of arrays that `split_by_shard` gave; none is moved."""
   take = jax.vmap(lambda x, row: x[row])
   return jax.tree.map(lambda x: take(x, row_Sx), tree)
 
 
 def put_rows(tree, row_Sx: jax.Array, new):
-  """Arrays as of `by_part` with `new` in rows of each part."""
+  """Arrays that `split_by_shard` gave, with `new` in rows of each shard."""
   put = jax.vmap(lambda x, row, new: x.at[row].set(new))
   return jax.tree.map(lambda x, new: put(x, row_Sx, new), tree, new)
 
 
-def everywhere(tree):
+def replicate(tree):
   """Arrays on every device of the mesh that is set; without one, as they are."""
   mesh = jax.sharding.get_mesh()
   if mesh.empty:

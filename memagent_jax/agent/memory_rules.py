@@ -137,7 +137,7 @@ class Guarded(Overwrite):
     costs nothing where there are none: after most chunks, with a model that copies.
     """
     changed_N = ~tokens_lib.equal(turn.written, turn.before.memory)
-    rows, changed_SxB = sharding.by_part((turn, changed_N))
+    rows, changed_SxB = sharding.split_by_shard((turn, changed_N))
     order_SxB = jnp.argsort(~changed_SxB, axis=1, stable=True)
 
     def judge(i, taken_SxB):

@@ -67,13 +67,13 @@ class Session:
       raise ValueError(f'window_chunks is {window_chunks}; expected 1 or more.')
     self.agent, self.turns_read = agent, 0
     self._params, self._window_chunks = params, window_chunks
-    self._question = sharding.rows(question)
+    self._question = sharding.shard_rows(question)
     self._key_N = decode.row_keys(
       seed,
-      sharding.rows(
+      sharding.shard_rows(
         np.asarray([decode.example_number(n) for n in names], np.uint32)
       ),
-      sharding.rows(
+      sharding.shard_rows(
         np.asarray([0] * len(names) if rollouts is None else rollouts, np.int32)
       ),
     )
@@ -151,7 +151,7 @@ class Session:
     begun = self._begun(memory)
     leaves, structure = jax.tree.flatten(begun.carried)
     carried = [
-      sharding.rows(np.asarray(saved, leaf.dtype))
+      sharding.shard_rows(np.asarray(saved, leaf.dtype))
       for saved, leaf in zip(state['carried'], leaves, strict=True)
     ]
     self._state = begun.replace(carried=jax.tree.unflatten(structure, carried))
@@ -160,7 +160,7 @@ class Session:
   def _begun(self, memory: Tokens | None) -> MemoryState:
     rows = self._question.length_N.shape[0]
     begun = rollout.first_state(self.agent, rows, memory)
-    return sharding.rows(begun)
+    return sharding.shard_rows(begun)
 
   def _windows(self, chunks: Tokens):
     for start in range(0, chunks.length_N.shape[0], self._window_chunks):
@@ -176,9 +176,9 @@ class Session:
       self._params,
       self._question,
       state,
-      sharding.rows(window, axis=1),
+      sharding.shard_rows(window, axis=1),
       self._key_N,
-      sharding.rows(jnp.full((rows,), turn, jnp.int32)),
+      sharding.shard_rows(jnp.full((rows,), turn, jnp.int32)),
     )
 
 

@@ -165,7 +165,7 @@ class _Measurement:
   ):
     greedy = dataclasses.replace(reading, temperature=0.0)
     self._agent = make_agent(model, template, greedy)
-    self._params = sharding.everywhere(model.params)
+    self._params = sharding.replicate(model.params)
     self._tokenizer = model.tokenizer
     cutter = ChunkCutter(
       model.tokenizer, reading.chunk_tokens, reading.chunk_cut
@@ -264,7 +264,7 @@ class _Measurement:
       least_N = _least_log_prob(
         agent,
         self._params,
-        *sharding.rows(
+        *sharding.shard_rows(
           (
             question,
             memory,
@@ -324,7 +324,7 @@ class _Measurement:
     turn = WrittenTurn(
       question, jax.tree.map(lambda x: x[0], slot), before, after
     )
-    support = _support(self._agent, self._params, sharding.rows(turn))
+    support = _support(self._agent, self._params, sharding.shard_rows(turn))
     return after, jax.device_get(support)
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from memagent_jax.models import kernels, long_attention, rope
 from memagent_jax.models.attention import Segment, attention
 from memagent_jax.models.configs import LoraConfig, ModelConfig
-from memagent_jax.sharding import constrain, gathered
+from memagent_jax.sharding import constrain, gather_kernel
 
 # Keys and values of one layer, heads-major, slots last: (NxJxDxS, NxJxDxS).
 LayerKV = tuple[jax.Array, jax.Array]
@@ -117,7 +117,7 @@ class Linear(nn.Module):
       ),
       self.shape,
     )
-    kernel = gathered(kernel.astype(x.dtype), *self.axes)
+    kernel = gather_kernel(kernel.astype(x.dtype), *self.axes)
     y = kernels.linear(x, kernel, self.inputs)
     if self.lora is not None and self.name in self.lora.targets:
       y = y + self._adapted(x, fan_in)

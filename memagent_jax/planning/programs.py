@@ -258,7 +258,7 @@ def _update(workload: Workload, mesh: Mesh):
 
 def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
   """Abstract rows [micro-batch, row, ...], and how many micro-batches."""
-  size = workload.micro_rows(sharding.parts('rows', mesh))
+  size = workload.micro_rows(sharding.num_shards('rows', mesh))
   s, r = workload.row_tokens, workload.response_tokens
   count = -(-workload.turns // size)
 

@@ -22,7 +22,13 @@ import jax.numpy as jnp
 from memagent_jax.models import rope
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.transformer import Decoder, LayerKV, Params, Past
-from memagent_jax.sharding import by_part, constrain, parts, put_rows, take_rows
+from memagent_jax.sharding import (
+  constrain,
+  num_shards,
+  put_rows,
+  split_by_shard,
+  take_rows,
+)
 from memagent_jax.structs import EOS, LENGTH, SKIPPED, Response, Tokens
 
 
@@ -79,13 +85,13 @@ def prefill(
     prefill_prompts: prompts that are read side by side, at most; static. The
       activations of a layer are many times what stays in the cache. 0: all.
   """
-  n, shards = prompt.length_N.shape[0], parts('rows')
+  n, shards = prompt.length_N.shape[0], num_shards('rows')
   size = _block_prompts(n, prefill_prompts)
   if size == n:
     return _prefill(config, params, prompt)
   # A block has rows of every device, so that none has to be sent.
   per_shard = size // shards
-  by_shard = by_part(prompt)
+  by_shard = split_by_shard(prompt)
   order_SxN, first_SxN, different_S = jax.vmap(_read_once)(by_shard)
 
   def rows_of(block):
@@ -97,7 +103,7 @@ def prefill(
       lambda x: x.reshape(size, *x.shape[2:]), take_rows(by_shard, rows_SxB)
     )
     read = _prefill(config, params, prompts)
-    return by_part((read.kv, read.logits_NxV))
+    return split_by_shard((read.kv, read.logits_NxV))
 
   def read(block, results):
     rows_SxB = rows_of(block)
@@ -126,7 +132,7 @@ def prefill(
 
 def _block_prompts(prompts: int, most: int) -> int:
   """Prompts of a block: the largest divisor up to `most`, else the smallest."""
-  shards = parts('rows')
+  shards = num_shards('rows')
   sizes = [s for s in range(shards, prompts + 1, shards) if prompts % s == 0]
   if most < 1 or not sizes:
     return prompts

@@ -1,4 +1,4 @@
-"""Where the rows of supervised warm-up come from, step by step.
+"""Where the sequences of supervised warm-up come from, step by step.
 
 stage of the step -> skill -> demonstrations seeded by (seed, step) -.
                   `-> file -> the next ones of the epoch's order ----+-> Sequences
@@ -21,10 +21,10 @@ from memagent_jax.data.files.checked_records import Problem
 from memagent_jax.io import assets, downloads
 from memagent_jax.sft import demonstration_files, skills
 from memagent_jax.sft.skills import SkillConfig
-from memagent_jax.train import sequences
+from memagent_jax.train import sequences as sequences_lib
 from memagent_jax.train.sequences import Sequences
 
-# Demonstrations drawn for a row, at most, until one fits.
+# Most demonstrations drawn for a sequence until one fits.
 _MAX_DRAWS = 100
 # Prompt ids and response ids.
 _Pair = tuple[Sequence[int], Sequence[int]]
@@ -41,14 +41,14 @@ class _Line:
 
 @dataclasses.dataclass(frozen=True)
 class EchoConfig:
-  """Rows of random ids that repeat: where copying starts.
+  """Random ids that repeat: where copying starts.
 
   The first period is given, all that follows is learned.
   """
 
   # Different ids that occur, out of all but the control ids; at most all those.
   symbols: int = 32
-  # Every row has other ids, not the same ones.
+  # Every sequence has other ids, not the same ones.
   fresh: bool = False
   # Ids until they repeat, drawn uniformly.
   min_period: int = 8
@@ -82,18 +82,19 @@ class Mix:
   """Batches of one kind and one shape."""
 
   content: SkillConfig | EchoConfig | FileConfig
-  rows: int = 64
-  # Slots of a row. Demonstrations that do not fit are drawn again; in a file
-  # they are an error.
-  row_tokens: int = 192
+  # Demonstrations of a batch.
+  batch_size: int = 64
+  # Slots of a sequence, prompt and response. Demonstrations that do not fit are drawn
+  # again; in a file they are an error.
+  sequence_tokens: int = 192
   # Longest response, the ending control id included.
   response_tokens: int = 48
 
   def __post_init__(self):
-    if not 1 <= self.response_tokens < self.row_tokens:
+    if not 1 <= self.response_tokens < self.sequence_tokens:
       raise ValueError(
         f'response_tokens {self.response_tokens} must be at least 1 and below '
-        f'row_tokens {self.row_tokens}.'
+        f'sequence_tokens {self.sequence_tokens}.'
       )
 
 
@@ -113,7 +114,7 @@ class Stage:
 
 
 class Curriculum:
-  """Rows of every step: a pure function of the step."""
+  """The sequences of every step: a pure function of the step."""
 
   def __init__(
     self,
@@ -149,7 +150,7 @@ class Curriculum:
     ]
     paths = {mix.content.path for mix in mixes}
     self._files = {path: self._read(path) for path in paths}
-    # Rows follow from the step and from these.
+    # Sequences follow from the step and from these.
     self.file_hashes = {path: downloads.sha256(Path(path)) for path in paths}
     for mix in mixes:
       _check_fit(mix, self._files[mix.content.path])
@@ -171,14 +172,14 @@ class Curriculum:
     mixes = self.stage(step).mixes
     return mixes[step % len(mixes)]
 
-  def rows(self, step: int) -> Sequences:
+  def sequences(self, step: int) -> Sequences:
     """The batch of a step."""
     mix = self.mix(step)
     if isinstance(mix.content, FileConfig):
       pairs = self._of_file(mix, step)
     else:
       pairs = self._made(mix, seeded('demonstrations', self.seed, step))
-    return sequences.demonstration_sequences(pairs, mix.row_tokens)
+    return sequences_lib.demonstration_sequences(pairs, mix.sequence_tokens)
 
   def _read(self, path: str) -> list[_Line]:
     """The encoded demonstrations of a file."""
@@ -194,19 +195,19 @@ class Curriculum:
     ]
 
   def _of_file(self, mix: Mix, step: int) -> list[_Pair]:
-    """The `mix.rows` demonstrations that come after those of earlier steps."""
+    """The `mix.batch_size` demonstrations that come after those of earlier steps."""
     lines = self._files[mix.content.path]
-    first = self._rows_before(mix.content, step)
+    first = self._taken_before(mix.content, step)
     pairs = []
-    for position in range(first, first + mix.rows):
+    for position in range(first, first + mix.batch_size):
       epoch, i = divmod(position, len(lines))
       if mix.content.shuffle:
         i = _order(len(lines), self.seed, epoch)[i]
       pairs.append((lines[i].prompt, lines[i].response))
     return pairs
 
-  def _rows_before(self, content: FileConfig, step: int) -> int:
-    """Rows that all steps before this one take of a file."""
+  def _taken_before(self, content: FileConfig, step: int) -> int:
+    """Demonstrations of a file that all steps before this one take."""
     total = start = 0
     for stage in self.stages:
       last = stage is self.stages[-1]
@@ -216,7 +217,7 @@ class Curriculum:
         if mix.content == content:
           # Steps from `start` on whose remainder is i.
           steps = range(start + (i - start) % count, end, count)
-          total += len(steps) * mix.rows
+          total += len(steps) * mix.batch_size
       start = stage.until_step
     return total
 
@@ -227,21 +228,21 @@ class Curriculum:
       ValueError: hardly any fits.
     """
     pairs = []
-    for _ in range(_MAX_DRAWS * mix.rows):
+    for _ in range(_MAX_DRAWS * mix.batch_size):
       if isinstance(mix.content, EchoConfig):
         prompt, response = self._echo(mix, rng)
       else:
         made = skills.demonstrate(mix.content, self._fillers, rng)
         prompt, response = encode(self._prompts, self._tokenizer, made)
-      fits = len(prompt) + len(response) <= mix.row_tokens
+      fits = len(prompt) + len(response) <= mix.sequence_tokens
       if fits and 0 < len(response) <= mix.response_tokens:
         pairs.append((prompt, response))
-      if len(pairs) == mix.rows:
+      if len(pairs) == mix.batch_size:
         return pairs
     raise ValueError(
-      f'of {_MAX_DRAWS * mix.rows} demonstrations {len(pairs)} fit into '
-      f'{mix.row_tokens} tokens with a response of {mix.response_tokens}; raise '
-      f'row_tokens or response_tokens, or shorten {mix.content}.'
+      f'of {_MAX_DRAWS * mix.batch_size} demonstrations {len(pairs)} fit into '
+      f'{mix.sequence_tokens} tokens with a response of {mix.response_tokens}; raise '
+      f'sequence_tokens or response_tokens, or shorten {mix.content}.'
     )
 
   def _echo(self, mix: Mix, rng: random.Random) -> tuple[list[int], list[int]]:
@@ -252,7 +253,7 @@ class Curriculum:
       count = min(echo.symbols, len(self._symbols))
       symbols = rng.sample(self._symbols, count)
     ids = rng.choices(symbols, k=period)
-    row = (ids * (1 + mix.row_tokens // period))[: mix.row_tokens]
+    row = (ids * (1 + mix.sequence_tokens // period))[: mix.sequence_tokens]
     # The repeat's first id follows from nothing.
     prompt = period + 1
     return row[:prompt], row[prompt:][: mix.response_tokens]
@@ -267,12 +268,12 @@ def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def _check_fit(mix: Mix, lines: Sequence[_Line]) -> None:
-  """Raises ValueError for the first line that is longer than the mix's rows."""
+  """Raises ValueError for the first line that is longer than the mix's sequences."""
   for line in lines:
     p, r = len(line.prompt), len(line.response)
     for field, got, size, cap in (
       ('response', f'{r} tokens, its end included', r, 'response_tokens'),
-      ('line', f'{p} + {r} = {p + r} tokens', p + r, 'row_tokens'),
+      ('line', f'{p} + {r} = {p + r} tokens', p + r, 'sequence_tokens'),
     ):
       most = getattr(mix, cap)
       if size > most:

@@ -22,17 +22,17 @@ class Imitation:
   # R, the widest response.
   response_tokens: int
 
-  def __call__(self, params: dict, rows: Sequences) -> LossAndMetrics:
+  def __call__(self, params: dict, sequences: Sequences) -> LossAndMetrics:
     """The loss, and the same as `nll`."""
     logprob_NxR, _ = response_log_probs(
       self.model,
       params,
-      rows.ids_NxS,
-      rows.prompt_length_N,
-      rows.response_length_N,
+      sequences.ids_NxS,
+      sequences.prompt_length_N,
+      sequences.response_length_N,
       response_tokens=self.response_tokens,
       temperature=0.0,
     )
-    tokens = rows.response_length_N.sum().astype(jnp.float32)
+    tokens = sequences.response_length_N.sum().astype(jnp.float32)
     loss = WeightedMean(-logprob_NxR.sum(), tokens)
     return loss, {'nll': loss}

@@ -35,7 +35,7 @@ class SkillAccuracy:
     skills: Mapping[str, SkillConfig],
     essays: Sequence[str],
     count: int = 512,
-    rows: int = 128,
+    batch_size: int = 128,
     response_tokens: int = 64,
     seed: int = 0,
     respond: Callable[..., list[list[int]]] | None = None,
@@ -49,7 +49,7 @@ class SkillAccuracy:
       skills: what to measure, by name.
       essays: files or folders of filler text; other than what was trained on.
       count: demonstrations of each skill; the same at every call.
-      rows: of one batch.
+      batch_size: turns of one call of the device.
       response_tokens: longest response.
       seed: of the demonstrations.
       respond: as `greedy_responses`, which is the default.
@@ -66,7 +66,7 @@ class SkillAccuracy:
       respond or greedy_responses,
       model.config,
       model.tokenizer.control_ids,
-      rows,
+      batch_size,
       response_tokens,
     )
 
@@ -85,7 +85,7 @@ class SkillAccuracy:
 def greedy_responses(
   model,
   control_ids: tuple[int, ...],
-  rows: int,
+  batch_size: int,
   response_tokens: int,
   params,
   prompt_ids: list[list[int]],
@@ -96,19 +96,19 @@ def greedy_responses(
   # Greedy decoding draws nothing from them.
   key_N = decode.row_keys(
     0,
-    sharding.rows(np.arange(rows, dtype=np.uint32)),
-    sharding.rows(np.zeros(rows, np.int32)),
+    sharding.shard_rows(np.arange(batch_size, dtype=np.uint32)),
+    sharding.shard_rows(np.zeros(batch_size, np.int32)),
   )
   responses = []
-  for start in range(0, len(prompt_ids), rows):
-    part = prompt_ids[start : start + rows]
+  for start in range(0, len(prompt_ids), batch_size):
+    part = prompt_ids[start : start + batch_size]
     # The last batch is filled with its first row.
-    full = part + part[:1] * (rows - len(part))
+    full = part + part[:1] * (batch_size - len(part))
     response = sharding.to_host(
       decode.generate_jitted(
         model,
         params,
-        sharding.rows(tokens_lib.pad_rows(full, width)),
+        sharding.shard_rows(tokens_lib.pad_rows(full, width)),
         SamplingConfig(response_tokens),
         control_ids,
         key_N,

@@ -1,4 +1,4 @@
-"""Supervised rows of a curriculum as experience.
+"""Supervised sequences of a curriculum as experience.
 
 stages -> demonstrations.Curriculum -> rows of the step -> Experience
 """
@@ -20,7 +20,7 @@ from memagent_jax.train.source import Experience
 
 
 class Demonstrations:
-  """Supervised rows of a curriculum: advantage 1, no ratio."""
+  """Supervised sequences of a curriculum: advantage 1, no ratio."""
 
   def __init__(
     self,
@@ -43,7 +43,7 @@ class Demonstrations:
       seed: of the demonstrations.
 
     Raises:
-      ValueError: rows beyond the model's window.
+      ValueError: sequences beyond the model's window.
     """
     self._model, self._micro_tokens = model, micro_tokens
     self._curriculum = Curriculum(
@@ -54,35 +54,37 @@ class Demonstrations:
       seed,
     )
     self.num_steps = self._curriculum.num_steps
-    longest = max(mix.row_tokens for stage in stages for mix in stage.mixes)
+    longest = max(
+      mix.sequence_tokens for stage in stages for mix in stage.mixes
+    )
     if longest > model.config.max_positions:
       raise ValueError(
-        f'row_tokens is {longest}; the window of the model is '
+        f'sequence_tokens is {longest}; the window of the model is '
         f'{model.config.max_positions}.'
       )
 
   def next(self, step: int, params: dict) -> Experience:
-    """The rows of a step; params play no part."""
+    """The sequences of a step; params play no part."""
     del params
     begun = time.perf_counter()
     mix = self._curriculum.mix(step)
-    rows = jax.tree.map(np.asarray, self._curriculum.rows(step))
+    drawn = jax.tree.map(np.asarray, self._curriculum.sequences(step))
     batches = sequences.micro_batches(
-      rows,
-      widths=(mix.row_tokens,),
+      drawn,
+      widths=(mix.sequence_tokens,),
       micro_tokens=self._micro_tokens,
-      capacity=mix.rows,
+      capacity=mix.batch_size,
     )
     return Experience(
       objective=Imitation(self._model.config, mix.response_tokens),
       mini_batches=[batches],
       metrics={},
-      seconds={'rows': time.perf_counter() - begun},
-      trained_tokens=source.trained_tokens(rows),
+      seconds={'sequences': time.perf_counter() - begun},
+      trained_tokens=source.trained_tokens(drawn),
     )
 
   def state(self) -> dict[str, Any]:
-    """SHA-256 by file: the rows follow from the step and the files."""
+    """SHA-256 by file: the sequences follow from the step and the files."""
     return dict(self._curriculum.file_hashes)
 
   def restore(self, state: Mapping[str, Any]) -> None:

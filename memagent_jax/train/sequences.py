@@ -90,7 +90,7 @@ def micro_batches(
     counts_N = counts_N & (sequences.weight_N > 0)
   if counts_N.sum() > capacity:
     raise ValueError(f'{counts_N.sum()} sequences; the capacity is {capacity}.')
-  shards = sharding.parts('rows')
+  shards = sharding.num_shards('rows')
   length_N = turns.prompt_length_N + turns.response_length_N
   width_N = np.searchsorted(np.asarray(widths), length_N)
   result = []
@@ -109,7 +109,7 @@ def micro_batches(
       return padded.reshape(slots, size, *x.shape[1:])
 
     count = np.int32(-(-len(chosen) // size))
-    parts = sharding.rows(jax.tree.map(split, sequences), axis=1)
+    parts = sharding.shard_rows(jax.tree.map(split, sequences), axis=1)
     result.append(MicroBatches(parts, count))
   return tuple(result)
 

@@ -16,14 +16,14 @@ from memagent_jax.train.sequences import MicroBatches
 
 @dataclasses.dataclass(frozen=True)
 class Experience:
-  """One step's rows: one optimizer step is taken for each mini-batch."""
+  """One step's sequences: one optimizer step is taken for each mini-batch."""
 
   objective: Objective
   mini_batches: Sequence[tuple[MicroBatches, ...]]
   metrics: Mapping[str, float]
   # Wall seconds by phase.
   seconds: Mapping[str, float]
-  # Prompt and response tokens of the rows that are computed; equal turns are one.
+  # Prompt and response tokens of the sequences that are computed; equal turns are one.
   trained_tokens: int
   warnings: Sequence[str] = ()
 
@@ -44,6 +44,6 @@ class Source(Protocol):
 
 
 def trained_tokens(turns: sequences.Sequences, counts_N=True) -> int:
-  """Prompt and response tokens of the rows that count."""
+  """Prompt and response tokens of the sequences that count."""
   length_N = turns.prompt_length_N + turns.response_length_N
   return int((length_N * counts_N).sum())

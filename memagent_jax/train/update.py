@@ -43,13 +43,13 @@ def _update(
   state: TrainState,
   batches: tuple[MicroBatches, ...],
 ) -> tuple[TrainState, dict[str, WeightedMean]]:
-  """One step on the mean loss of all rows.
+  """One step on the mean loss of all sequences.
 
   Args:
     objective: hashable, such as those of `objectives`; static.
     optimizer: static.
     state: donated.
-    batches: rows by width, from `sequences.micro_batches`.
+    batches: sequences by width, from `sequences.micro_batches`.
 
   Returns:
     the new state, and metrics with `loss` and `grad_norm` among them. Where no

@@ -20,8 +20,8 @@ TEMPLATE = prompts.Template(
 COUNT = 5
 SKILLS = Mix(
   SkillConfig(shares=(('answer', 1.0),)),
-  rows=2,
-  row_tokens=220,
+  batch_size=2,
+  sequence_tokens=220,
   response_tokens=60,
 )
 
@@ -40,9 +40,9 @@ def path(tmp_path):
   return path
 
 
-def mix(path, rows=2, shuffle=True, **kwargs):
-  sizes = {'row_tokens': 60, 'response_tokens': 4} | kwargs
-  return Mix(FileConfig(str(path), shuffle), rows=rows, **sizes)
+def mix(path, batch_size=2, shuffle=True, **kwargs):
+  sizes = {'sequence_tokens': 60, 'response_tokens': 4} | kwargs
+  return Mix(FileConfig(str(path), shuffle), batch_size=batch_size, **sizes)
 
 
 def curriculum(tokenizer, *stages, seed=0):
@@ -64,7 +64,7 @@ def lines(tokenizer, rows):
 
 def test_a_row_is_the_turn_and_its_end(tiny_tokenizer, path):
   made = curriculum(tiny_tokenizer, Stage(1, [mix(path, 2, shuffle=False)]))
-  rows = made.rows(0)
+  rows = made.sequences(0)
   texts = [
     ''.join(tiny_tokenizer.token_text(i) for i in row[: p + r])
     for row, p, r in zip(
@@ -86,7 +86,7 @@ def test_a_row_is_the_turn_and_its_end(tiny_tokenizer, path):
 def test_every_line_comes_once_an_epoch(tiny_tokenizer, path):
   made = curriculum(tiny_tokenizer, Stage(10, [mix(path)]))
   drawn = [
-    n for step in range(10) for n in lines(tiny_tokenizer, made.rows(step))
+    n for step in range(10) for n in lines(tiny_tokenizer, made.sequences(step))
   ]
   epochs = [drawn[i : i + COUNT] for i in range(0, 20, COUNT)]
   assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
@@ -105,8 +105,8 @@ def test_another_seed_is_another_order(tiny_tokenizer, path):
     lines(
       tiny_tokenizer,
       curriculum(
-        tiny_tokenizer, Stage(1, [mix(path, rows=20)]), seed=seed
-      ).rows(0),
+        tiny_tokenizer, Stage(1, [mix(path, batch_size=20)]), seed=seed
+      ).sequences(0),
     )
     for seed in (0, 1)
   ]
@@ -115,13 +115,15 @@ def test_another_seed_is_another_order(tiny_tokenizer, path):
 
 def test_without_shuffling_the_order_is_that_of_the_file(tiny_tokenizer, path):
   made = curriculum(tiny_tokenizer, Stage(3, [mix(path, 4, shuffle=False)]))
-  drawn = [n for s in range(3) for n in lines(tiny_tokenizer, made.rows(s))]
+  drawn = [
+    n for s in range(3) for n in lines(tiny_tokenizer, made.sequences(s))
+  ]
   assert drawn == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
 
 
 def test_stages_and_mixes_go_through_a_file_together(tiny_tokenizer, path):
   """Rows of earlier steps are counted, however the steps are shared out."""
-  wide = mix(path, 3, shuffle=False, row_tokens=80)
+  wide = mix(path, 3, shuffle=False, sequence_tokens=80)
   narrow = mix(path, 1, shuffle=False)
   made = curriculum(
     tiny_tokenizer,
@@ -133,8 +135,8 @@ def test_stages_and_mixes_go_through_a_file_together(tiny_tokenizer, path):
   for step in range(13):  # the last stage goes on
     chosen = made.mix(step)
     if chosen is not SKILLS:
-      drawn.append(lines(tiny_tokenizer, made.rows(step)))
-      expected.append(chosen.rows)
+      drawn.append(lines(tiny_tokenizer, made.sequences(step)))
+      expected.append(chosen.batch_size)
   assert [len(batch) for batch in drawn] == expected
   assert set(expected) == {1, 3}
   together = [n for batch in drawn for n in batch]
@@ -148,7 +150,7 @@ def test_two_files_do_not_count_for_one_another(tiny_tokenizer, path, tmp_path):
     tiny_tokenizer,
     Stage(9, [mix(path, 2, shuffle=False), mix(other, 3, shuffle=False)]),
   )
-  drawn = [lines(tiny_tokenizer, made.rows(s)) for s in range(4)]
+  drawn = [lines(tiny_tokenizer, made.sequences(s)) for s in range(4)]
   assert drawn == [[0, 1], [0, 1, 2], [2, 3], [3, 4, 0]]
 
 
@@ -215,10 +217,12 @@ def test_what_does_not_fit_names_the_line_and_both_numbers(
   # template, and of the chat format 6 before it and 19 behind it.
   row = {'question': 'q', 'memory': 'm' * 40, 'response': 'abcdefgh'}
   path.write_text(path.read_text() + '\n\n' + json.dumps(row))
-  row_tokens, response_tokens = sizes
-  short = mix(path, row_tokens=row_tokens, response_tokens=response_tokens)
+  sequence_tokens, response_tokens = sizes
+  short = mix(
+    path, sequence_tokens=sequence_tokens, response_tokens=response_tokens
+  )
   # Also where the mix that is too short comes late.
-  stages = [Stage(1, [mix(path, row_tokens=200, response_tokens=20)])]
+  stages = [Stage(1, [mix(path, sequence_tokens=200, response_tokens=20)])]
   stages.append(Stage(2, [SKILLS, short]))
   if message is None:
     curriculum(tiny_tokenizer, *stages)

@@ -21,20 +21,20 @@ TEMPLATE = prompts.Template(
 FILLERS = (haystack.noise(),)
 ANSWER = Mix(
   SkillConfig(shares=(('answer', 1.0),), uuid_share=0.5),
-  rows=6,
-  row_tokens=200,
+  batch_size=6,
+  sequence_tokens=200,
   response_tokens=30,
 )
 EXTRACT = Mix(
   SkillConfig(shares=(('extract', 1.0),), max_chunk_chars=120, uuid_share=0.0),
-  rows=3,
-  row_tokens=300,
+  batch_size=3,
+  sequence_tokens=300,
   response_tokens=60,
 )
 ECHO = Mix(
   EchoConfig(symbols=5, min_period=3, max_period=9),
-  rows=40,
-  row_tokens=32,
+  batch_size=40,
+  sequence_tokens=32,
   response_tokens=31,
 )
 STAGES = (Stage(2, (ECHO,)), Stage(6, [ANSWER, EXTRACT]))
@@ -91,14 +91,14 @@ def test_empty_texts_take_no_tokens(tiny_tokenizer):
 
 
 def test_what_is_learned_of_an_echo_repeats_what_is_given(tiny_tokenizer):
-  rows = pairs(curriculum(tiny_tokenizer).rows(0))
+  rows = pairs(curriculum(tiny_tokenizer).sequences(0))
   periods = set()
   for prompt, response in rows:
     # The period and the repeat's first id, which follows from nothing.
     period = len(prompt) - 1
     periods.add(period)
     whole = prompt + response
-    assert response and len(whole) == ECHO.row_tokens
+    assert response and len(whole) == ECHO.sequence_tokens
     assert whole[period:] == whole[:-period]
   assert periods == set(range(3, 10))
 
@@ -108,10 +108,13 @@ def test_symbols_limit_the_alphabet_and_spare_control_ids(
   tiny_tokenizer, symbols
 ):
   content = dataclasses.replace(ECHO.content, symbols=symbols)
-  stage = Stage(9, (dataclasses.replace(ECHO, content=content, rows=99),))
+  stage = Stage(9, (dataclasses.replace(ECHO, content=content, batch_size=99),))
   made = curriculum(tiny_tokenizer, (stage,))
   seen = {
-    i for step in range(2) for p, r in pairs(made.rows(step)) for i in p + r
+    i
+    for step in range(2)
+    for p, r in pairs(made.sequences(step))
+    for i in p + r
   }
   assert tiny_tokenizer.control_ids == (262, 263, 264)
   # 269 ids, of which 3 are control ids.
@@ -126,7 +129,7 @@ def test_fewer_symbols_are_some_of_more(tiny_tokenizer):
   for symbols in (5, 20):
     content = EchoConfig(symbols, min_period=9, max_period=9)
     stage = Stage(9, (dataclasses.replace(ECHO, content=content),))
-    rows = curriculum(tiny_tokenizer, (stage,)).rows(0)
+    rows = curriculum(tiny_tokenizer, (stage,)).sequences(0)
     seen.append({i for prompt, _ in pairs(rows) for i in prompt})
   assert seen[0] < seen[1]
 
@@ -134,7 +137,7 @@ def test_fewer_symbols_are_some_of_more(tiny_tokenizer):
 def test_fresh_symbols_are_other_ones_in_every_row(tiny_tokenizer):
   content = dataclasses.replace(ECHO.content, fresh=True)
   stage = Stage(9, (dataclasses.replace(ECHO, content=content),))
-  rows = pairs(curriculum(tiny_tokenizer, (stage,)).rows(0))
+  rows = pairs(curriculum(tiny_tokenizer, (stage,)).sequences(0))
   seen = [set(prompt + response) for prompt, response in rows]
   assert max(map(len, seen)) == 5
   # 40 rows of up to five of the 266 ids.
@@ -150,9 +153,9 @@ def test_batches_follow_from_step_and_seed(tiny_tokenizer):
   other = curriculum(tiny_tokenizer, seed=1)
   earlier = None
   for step in (3, 0, 7, 5):
-    rows = pairs(one.rows(step))
-    assert rows == pairs(two.rows(step)) == pairs(one.rows(step))
-    assert rows != pairs(other.rows(step)) and rows != earlier
+    rows = pairs(one.sequences(step))
+    assert rows == pairs(two.sequences(step)) == pairs(one.sequences(step))
+    assert rows != pairs(other.sequences(step)) and rows != earlier
     earlier = rows
 
 
@@ -164,31 +167,34 @@ def test_the_mixes_of_a_stage_take_turns_and_the_last_stage_goes_on(
   mixes = [made.mix(step) for step in (0, 1, 2, 3, 4, 99)]
   assert mixes == [ECHO, ECHO, ANSWER, EXTRACT, ANSWER, EXTRACT]
   for step, mix in ((1, ECHO), (2, ANSWER), (99, EXTRACT)):
-    assert made.rows(step).ids_NxS.shape == (mix.rows, mix.row_tokens)
+    assert made.sequences(step).ids_NxS.shape == (
+      mix.batch_size,
+      mix.sequence_tokens,
+    )
 
 
 def test_what_does_not_fit_is_drawn_again(tiny_tokenizer):
   """A UUID's answer has more than 36 tokens, a number's 17 and the end."""
-  for prompt, response in pairs(curriculum(tiny_tokenizer).rows(2)):
+  for prompt, response in pairs(curriculum(tiny_tokenizer).sequences(2)):
     assert len(prompt) + len(response) <= 200
     text = tiny_tokenizer.decode(response[:-1])
     assert re.fullmatch(r' \\boxed\{ (\d{7}|none)\}', text)
     assert len(response) <= 30
-  wide = dataclasses.replace(ANSWER, response_tokens=60, row_tokens=230)
+  wide = dataclasses.replace(ANSWER, response_tokens=60, sequence_tokens=230)
   made = curriculum(tiny_tokenizer, (Stage(1, (wide,)),))
-  assert max(len(response) for _, response in pairs(made.rows(0))) > 36
+  assert max(len(response) for _, response in pairs(made.sequences(0))) > 36
 
 
 def test_where_nothing_fits_the_mix_is_named(tiny_tokenizer):
-  narrow = dataclasses.replace(EXTRACT, row_tokens=20, response_tokens=10)
+  narrow = dataclasses.replace(EXTRACT, sequence_tokens=20, response_tokens=10)
   with pytest.raises(
     ValueError, match=r'0 fit into 20 .* response of 10; raise'
   ):
-    curriculum(tiny_tokenizer, (Stage(1, (narrow,)),)).rows(0)
+    curriculum(tiny_tokenizer, (Stage(1, (narrow,)),)).sequences(0)
   too_long = dataclasses.replace(ECHO.content, min_period=32, max_period=32)
   echo = dataclasses.replace(ECHO, content=too_long)
   with pytest.raises(ValueError, match='0 fit into 32'):
-    curriculum(tiny_tokenizer, (Stage(1, (echo,)),)).rows(0)
+    curriculum(tiny_tokenizer, (Stage(1, (echo,)),)).sequences(0)
 
 
 def test_bad_values_are_named(tiny_tokenizer):
@@ -201,8 +207,10 @@ def test_bad_values_are_named(tiny_tokenizer):
   with pytest.raises(ValueError, match='has no mixes'):
     Stage(2, ())
   for tokens in (0, 9):
-    with pytest.raises(ValueError, match=rf'{tokens} must .* row_tokens 9'):
-      dataclasses.replace(ANSWER, row_tokens=9, response_tokens=tokens)
+    with pytest.raises(
+      ValueError, match=rf'{tokens} must .* sequence_tokens 9'
+    ):
+      dataclasses.replace(ANSWER, sequence_tokens=9, response_tokens=tokens)
   for period in (0, 40):
     with pytest.raises(ValueError, match=f'periods from {period} to 32'):
       EchoConfig(min_period=period)

@@ -45,7 +45,7 @@ def test_accuracy_is_the_share_of_exact_responses(
     },
     essays=[],
     count=40,
-    rows=8,
+    batch_size=8,
     response_tokens=50,
     respond=respond,
   )

@@ -24,7 +24,7 @@ def model(tiny_tokenizer):
 def demonstrations(model, seed=0):
   content = SkillConfig(shares=(('answer', 1.0),))
   mixes = [
-    Mix(content, rows=rows, row_tokens=220, response_tokens=60)
+    Mix(content, batch_size=rows, sequence_tokens=220, response_tokens=60)
     for rows in (4, 6)
   ]
   return Demonstrations(
@@ -38,7 +38,9 @@ def demonstrations(model, seed=0):
 
 def test_rows_beyond_the_window_are_refused(model):
   config = dataclasses.replace(model.config, max_positions=219)
-  with pytest.raises(ValueError, match=r'row_tokens is 220; the window .* 219'):
+  with pytest.raises(
+    ValueError, match=r'sequence_tokens is 220; the window .* 219'
+  ):
     demonstrations(dataclasses.replace(model, config=config))
 
 

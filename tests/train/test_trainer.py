@@ -387,7 +387,7 @@ def start(kind, workdir, tokenizer, **changes):
     )
   else:
     content = SkillConfig(shares=(('answer', 1.0),))
-    mix = Mix(content, rows=4, row_tokens=220, response_tokens=60)
+    mix = Mix(content, batch_size=4, sequence_tokens=220, response_tokens=60)
     source = lambda model: Demonstrations(  # noqa: E731
       model,
       stages=[Stage(STEPS, [mix])],

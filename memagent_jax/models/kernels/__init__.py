@@ -32,7 +32,7 @@ LIVE = {'tpu': tpu.live}
 
 def linear(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
   """x times a kernel, summed over its first `inputs` axes and the last of x."""
-  if sharding.parts('mlp') > 1:
+  if sharding.num_shards('mlp') > 1:
     # A pair and heads as one axis have no layout where the heads are split, and
     # the whole kernel would be gathered.
     return jnp.tensordot(x, kernel, inputs)

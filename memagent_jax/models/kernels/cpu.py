@@ -49,7 +49,7 @@ def _swiglu_backward(gate_up_NxTx2xF, d_NxTxF):
   sigmoid = jax.nn.sigmoid(gate)
   d_gate = d_NxTxF * up * sigmoid * (1 + gate * (1 - sigmoid))
   d_up = d_NxTxF * gate * sigmoid
-  if sharding.parts('mlp') > 1:
+  if sharding.num_shards('mlp') > 1:
     # The two as one axis have no layout where F is split.
     return (jnp.stack([d_gate, d_up], axis=2),)
   # The same as `stack`, and faster on CPU.
