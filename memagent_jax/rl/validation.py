@@ -17,7 +17,7 @@ from memagent_jax.agent import memory_health
 from memagent_jax.agent import trajectories as trajectories_lib
 from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
 from memagent_jax.agent.engine import Engine, Lockstep
-from memagent_jax.agent.prompts import Template
+from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.agent.trajectories import Trajectories, Verdicts
 from memagent_jax.data.batch import Batch
 from memagent_jax.data.batches import BatchIterator
@@ -36,7 +36,7 @@ class Validation:
     workdir: str | os.PathLike,
     *,
     documents: Documents,
-    template: Template,
+    template: Template = DEFAULT_TEMPLATE,
     reading: ReadingConfig,
     count: int = 64,
     batch_size: int = 64,

@@ -2,8 +2,8 @@
 checkpoint.
 
 Reinforcement and supervised warm-up are one loop over two sources (`experience`).
-Everything it needs is an argument; gin binds the arguments in `experiments/train.py`
-and is not known here.
+Everything it needs is an argument; gin binds the arguments in `commands/train.py` and
+is not known here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,7 @@ from memagent_jax.models.configs import LoraConfig
 from memagent_jax.models.model import Model
 from memagent_jax.models.weights import huggingface
 from memagent_jax.sharding import MeshConfig
+from memagent_jax.structs import WeightedMean
 from memagent_jax.train import train_state
 from memagent_jax.train import update as update_lib
 from memagent_jax.train.checkpoint import Checkpoints
@@ -290,16 +291,15 @@ def _apply(
   update, optimizer: OptimizerConfig, state: TrainState, experience
 ) -> tuple[TrainState, dict[str, float]]:
   """One optimizer step a mini-batch; metrics are means over all of them."""
-  found = []
+  measured: list[dict[str, WeightedMean]] = []
   for batches in experience.mini_batches:
     state, metrics = update(experience.objective, optimizer, state, batches)
-    found.append(metrics)
-  total = jax.tree.map(lambda *x: sum(x), *found)
-  is_mean = lambda x: hasattr(x, 'mean')  # noqa: E731
-  means = jax.tree.map(lambda m: float(m.mean()), total, is_leaf=is_mean)
+    measured.append(metrics)
+  total = jax.tree.map(lambda *x: sum(x), *measured)
+  means = {name: float(mean.mean()) for name, mean in total.items()}
   if 'sampler_gap' in means:
     # Before the first update sampler and trainer have the same params.
-    means['sampler_gap'] = float(found[0]['sampler_gap'].mean())
+    means['sampler_gap'] = float(measured[0]['sampler_gap'].mean())
   return state, means
 
 
