@@ -1,6 +1,6 @@
 """Local files of the benchmarks: a given path, the cache, or the network.
 
-    obtain(name, path) -> local files, their SHA-256 checked -> data/benchmarks
+obtain(name, path) -> local files, their SHA-256 checked -> data/benchmarks
 """
 
 from collections.abc import Mapping
