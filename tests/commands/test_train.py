@@ -82,7 +82,7 @@ def test_the_answer_only_run_changes_one_thing_and_ends_earlier():
   assert "include 'gin_configs/train/tiny_grpo.gin'" in text
   # No schedule depends on the number of steps.
   base = (ROOT / 'gin_configs/train/tiny_grpo.gin').read_text()
-  assert re.findall(r'.*%STEPS', base) == ['trainer.train.num_steps = %STEPS']
+  assert re.findall(r'.*%STEPS', base) == ['  num_steps = %STEPS']
   assert bindings == [
     'STEPS = 160',
     'rollouts.RolloutConfig.learn_memory_turns = False',

@@ -39,7 +39,7 @@ def test_weighted_means_add_up():
 @pytest.mark.parametrize('name', PRESETS)
 def test_presets_set_every_field_once(name):
   text = (OBJECTIVES / f'{name}.gin').read_text()
-  bound = re.findall(r'^grpo\.GrpoConfig\.(\w+) = ', text, re.M)
+  bound = re.findall(r'^  (\w+) = ', text, re.M)
   assert bound == [field.name for field in dataclasses.fields(GrpoConfig)]
   config = preset(name)
   assert type(config) is GrpoConfig

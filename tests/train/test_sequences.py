@@ -416,7 +416,7 @@ def test_demonstrations_are_split_like_policy_rows():
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'capacity': 2}, '3 rows; the capacity is 2'),
+    ({'capacity': 2}, '3 sequences; the capacity is 2'),
     (
       {'widths': (6, 11)},
       r'widths are \(6, 11\); expected rising ones up to 12',
