@@ -4,6 +4,7 @@ import ast
 from collections.abc import Sequence
 import difflib
 import importlib
+import os
 from pathlib import Path
 import sys
 import textwrap
@@ -40,7 +41,7 @@ def main() -> None:
   """Runs the command that the first argument names."""
   given = sys.argv[1:2]
   if not given or given[0] in _HELP:
-    print(_overview())
+    _print(_overview())
     return
   name = given[0].replace('-', '_')
   if name not in COMMANDS:
@@ -66,7 +67,7 @@ def run(name: str) -> None:
     name, importlib.import_module, f'memagent_jax.commands.{name}'
   )
   if set(_HELP) & set(sys.argv[1:]):
-    print(f'{command.__doc__}{flags.FLAGS.module_help(command)}')
+    _print(f'{command.__doc__}{flags.FLAGS.module_help(command)}')
     return
   app.run(
     lambda argv: _start(name, command, argv),
@@ -132,6 +133,15 @@ def _with_extras(name: str, function, *args):
       f'error: {_shown(name)} needs the extra [{extra}]: pip install '
       f"'memagent-jax[{extra}]'"
     )
+
+
+def _print(text: str) -> None:
+  """Prints to a reader that may have enough of it, such as `head`."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    # What is left goes nowhere, at the end of the process too.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _shown(name: str) -> str:

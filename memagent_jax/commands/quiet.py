@@ -25,7 +25,11 @@ def libraries() -> None:
   Child processes inherit what is in the environment; those that import
   TensorFlow call this too.
   """
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # jax sets 1 in every process that imports it, of which this may be a child.
+  if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+  # Its advice to install torch, which no tokenizer needs.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   logging.set_verbosity(logging.WARNING)
   logging.get_absl_handler().setFormatter(
     python_logging.Formatter('%(levelname)s: %(message)s')
