@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
+MEMAGENT := $(VENV)/bin/memagent
 INSTALLED := $(VENV)/.installed
 OUT := demo_output
 # The TPU compiler: not beside jax, which would look for a TPU at every start.
@@ -16,17 +17,14 @@ demo: $(INSTALLED)
 	@rm -rf $(OUT)
 	@mkdir -p $(OUT)
 	@echo '== 1 of 3: a tiny model that reads single chunks learns to keep a memory'
-	$(TWO_DEVICES) $(PY) -m experiments.train --live \
-	  --gin_file=gin_configs/train/demo_grpo.gin --workdir=$(OUT)/grpo
+	$(TWO_DEVICES) $(MEMAGENT) train --live --gin_file=demo_grpo \
+	  --workdir=$(OUT)/grpo
 	@echo '== 2 of 3: before and after, on documents far longer than those it learned from'
-	$(PY) -m experiments.evaluate --gin_file=gin_configs/eval/demo_lengths.gin \
-	  --workdir=$(OUT)/lengths --processes=2
-	$(PY) -m experiments.report --workdir=$(OUT)/lengths --trained_tokens=700 \
+	$(MEMAGENT) evaluate --gin_file=demo_lengths --workdir=$(OUT)/lengths --processes=2
+	$(MEMAGENT) report --workdir=$(OUT)/lengths --trained_tokens=700 \
 	  --scorer=boxed_em
 	@echo '== 3 of 3: a language model reads the start of a novel, chunk by chunk'
-	$(PY) -m experiments.ask \
-	  --document=experiments/data/adventures_of_sherlock_holmes.txt.gz \
-	  --max_characters=20000 \
+	$(MEMAGENT) ask --document=adventures_of_sherlock_holmes --max_characters=20000 \
 	  --question='Under what name does the masked visitor come to Holmes?' \
 	  --chunk_tokens=1024 --memory_tokens=96 --answer_tokens=64 \
 	  --output=$(OUT)/reading.json --trace=$(OUT)/reading.html

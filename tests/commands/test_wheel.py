@@ -14,18 +14,17 @@ ROOT = Path(__file__).parents[2]
 # Of the run `demo_grpo` and the grid `demo_lengths`: as little as there can be.
 TRAIN = (
   'STEPS = 1',
-  'rollouts.Rollouts.documents_per_step = 2',
+  'rollouts.RolloutConfig.documents_per_step = 2',
   'rollouts.RolloutConfig.rollouts = 2',
-  'rollouts.RolloutConfig.foreign_shares = []',
   'learned/needle_documents.needle_documents.chunks = 1',
 )
 EVALUATE = (
   "runner.evaluate.models = {'after RL': 'memagent-tiny'}",
-  "grid.Block.models = ['after RL']",
-  "grid.Block.tasks = ['niah_single_1']",
-  'short/grid.Block.sizes = [1]',
-  'short/grid.Block.examples = 2',
-  'runner.evaluate.rows = 2',
+  "grid.GridBlock.models = ['after RL']",
+  "grid.GridBlock.tasks = ['niah_single_1']",
+  'short/grid.GridBlock.sizes = [1]',
+  'short/grid.GridBlock.examples = 2',
+  'runner.evaluate.batch_size = 2',
 )
 
 
@@ -129,7 +128,7 @@ def test_it_trains_evaluates_and_reports_in_any_folder(memagent):
     *(_bindings(*EVALUATE)),
     f'--processes={min(2, len(os.sched_getaffinity(0)))}',
   )
-  assert '2 of 2 rows' in done.stdout and not done.stderr
+  assert '2/2 ' in done.stdout and not done.stderr
   done = memagent('report', '--workdir=lengths')
   assert 'page: lengths/report/report.html' in done.stdout and not done.stderr
 
