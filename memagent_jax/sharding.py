@@ -43,7 +43,7 @@ TRAINING: Rules = {
 # A decode step reads every weight for one token of each row: gathering them first
 # would cost more than the step.
 ROLLOUTS: Rules = TRAINING | {'embed': None}
-# Of activations and caches, in training and rollouts alike.
+# Logical axis of an activation or a cache, in training and rollouts alike.
 ACTIVATIONS: Rules = {
   'rows': ('data', 'fsdp'),
   'heads': 'tensor',

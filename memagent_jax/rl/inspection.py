@@ -61,7 +61,7 @@ class Inspection:
 
   @property
   def ratios(self) -> np.ndarray:
-    """Of all tokens of all turns."""
+    """Ratios of all tokens of all turns, float32."""
     return np.concatenate([turn.ratio_R for turn in self.turns])
 
 

@@ -201,7 +201,7 @@ def prompts_of(tokenizer):
 def test_memory_moves_as_ids_that_encoding_would_change(
   agent, model, batch, tiny_tokenizer
 ):
-  """Of a model that writes `h`, `e`, `l`, `l`, which the tokenizer would merge."""
+  """The model writes `h`, `e`, `l`, `l`, which the tokenizer would merge."""
   letters = [tiny_tokenizer.encode(c)[0] for c in 'hel']
   embedding = np.array(model.params['embedding'])
   others = np.setdiff1d(np.arange(len(embedding)), letters)

@@ -160,7 +160,7 @@ def test_the_parity_would_notice_another_temperature(sampled):
 
 
 def test_recorded_log_probs_are_the_trainer_s(sampled):
-  """Of every token, where its row stands among the micro-batches."""
+  """Every token's, wherever its sequence stands among the micro-batches."""
   agent, params, _, _, rows, logprob_NxR = sampled
   width = rows.ids_NxS.shape[1]
   batches = sequences.micro_batches(

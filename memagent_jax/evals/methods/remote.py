@@ -3,7 +3,7 @@
     text -> DocumentStream -> one chat completion a turn -> memory as text -> answer
 
 Documents are read independently of each other, a bounded number at a time. What
-a server cannot answer after all retries is a failed row, not the end of the grid.
+a server cannot answer after all retries is a failed record, not the end of the grid.
 """
 
 import asyncio
@@ -43,10 +43,9 @@ class Remote(ChunkMethod):
   base_url: str
   # What the server calls its model.
   served_model: str
-  # Documents that are read at the same time: of one batch, so that more than the
-  # grid's `rows` never are.
+  # Most documents that are read at the same time; never more than a batch has.
   concurrency: int = 8
-  # Of one request; waits grow from try to try.
+  # Repeats of a failed request; waits grow from try to try.
   max_retries: int = 4
   timeout_seconds: float = 300.0
   # Environment variable with the key, if the server wants one.
