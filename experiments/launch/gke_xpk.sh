@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts a run on a GKE cluster with XPK (https://github.com/AI-Hypercomputer/xpk).
 #
-# The image has the project in /app with '.[tpu]' installed; the volume of
+# The image has the project in /app with '.[train,tpu]' installed; the volume of
 # --storage is mounted on every host.
 set -euo pipefail
 

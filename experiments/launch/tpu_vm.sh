@@ -28,7 +28,7 @@ case "${1:-}" in
     on_all_hosts "git clone $REPOSITORY memagent_jax || git -C memagent_jax pull
       sudo mkdir -p $SHARED && sudo chown \$USER $SHARED
       mountpoint -q $SHARED || gcsfuse --implicit-dirs $BUCKET $SHARED
-      cd memagent_jax && python3.11 -m venv .venv && .venv/bin/pip install -e '.[tpu]'
+      cd memagent_jax && python3.11 -m venv .venv && .venv/bin/pip install -e '.[train,tpu]'
       ln -sfn $SHARED/models models && ln -sfn $SHARED/data data"
     ;;
   start)

@@ -1,6 +1,6 @@
 """Compares prompt wordings: needles in a novel, read in a few chunks, greedy.
 
-  python -m experiments.compare_templates --out=docs/results/templates.json
+  memagent compare-templates --out=docs/results/templates.json
 
 Hardware: any; about 15 minutes a wording on two CPU cores with the default
 model. Resumes by repeating the command: wordings already in --out are kept.
@@ -17,7 +17,7 @@ from absl import app, flags
 from memagent_jax import tokens as tokens_lib
 from memagent_jax.io import assets
 
-_MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'As in experiments.ask.')
+_MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'As in memagent ask.')
 _TEMPLATES = flags.DEFINE_multi_string(
   'template_file',
   assets.templates(),

@@ -1,6 +1,6 @@
 """Shows one trajectory of a reinforcement run turn by turn, as training sees it.
 
-  python -m experiments.inspect_rollout \\
+  memagent inspect-rollout \\
     --gin_file=gin_configs/train/tiny_grpo.gin --model=runs/tiny_grpo/model
 
 Samples the first batch of the run's documents and prints prompts, memories, the

@@ -1,13 +1,13 @@
 """Makes benchmark documents of a given length; converts and checks other files.
 
-  python -m experiments.make_data --task=niah_single_2 --tokens=8192 \\
+  memagent make-data --task=niah_single_2 --tokens=8192 \\
     --num_examples=64 --out=data/niah_single_2_8192.jsonl
-  python -m experiments.make_data --task=ruler_hqa --num_paragraphs=200 \\
+  memagent make-data --task=ruler_hqa --num_paragraphs=200 \\
     --num_examples=128 --hotpotqa=hotpot_dev_distractor_v1.json --out=hqa.jsonl
-  python -m experiments.make_data --upstream=hotpotqa_train.parquet \\
+  memagent make-data --upstream=hotpotqa_train.parquet \\
     --out=data/hotpotqa_train.jsonl
-  python -m experiments.make_data --validate=own.jsonl
-  python -m experiments.make_data --estimate=own.jsonl --tokens_per_second=250
+  memagent make-data --validate=own.jsonl
+  memagent make-data --estimate=own.jsonl --tokens_per_second=250
 
 Writes one JSON object a line (fields of `memagent_jax.data.examples.Example`)
 and the same examples as TFRecords; `memagent_jax.data.tasks.file_task` reads

@@ -1,6 +1,6 @@
 """How often a turn loses what a memory holds, over hundreds of thousands of turns.
 
-  python -m experiments.measure_retention \\
+  memagent measure-retention \\
     --gin_file=gin_configs/eval/tiny_retention.gin --workdir=runs/tiny_retention
 
 Counts go to WORKDIR/turns.jsonl; repeating the command goes on.

@@ -4,8 +4,9 @@
     --gin_file=gin_configs/train/qwen2p5_7b_hotpotqa.gin
 
 Prints memory, FLOPs, time and price. Compiles what the run would run, with the
-chip's own compiler (extra [tpu_aot]), and reads the programs: see `memagent_jax.planning`. Caps are taken to be reached:
-every memory and answer is as long as it may be.
+chip's own compiler (extra [tpu_aot]), and reads the programs: see
+`memagent_jax.planning`. Caps are taken to be reached: every memory and answer is as
+long as it may be.
 
 Hardware: any; two depths of a 7B model take four minutes on two CPU cores, all
 layers (--depths=) half an hour.

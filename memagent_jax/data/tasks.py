@@ -97,7 +97,7 @@ def example_task(
 
 
 def file_task(tokenizer: Tokenizer, *, path: str) -> seqio.Task:
-  """A task over a file of `experiments.make_data`, as its split `train`.
+  """A task over a file of `memagent make-data`, as its split `train`.
 
   Args:
     tokenizer: the tokenizer of the model that reads.
@@ -108,8 +108,7 @@ def file_task(tokenizer: Tokenizer, *, path: str) -> seqio.Task:
   """
   if not Path(path).is_file():
     raise ValueError(
-      f'documents {path}: no such file; `python -m experiments.make_data` makes '
-      'one.'
+      f'documents {path}: no such file; `memagent make-data` makes one.'
     )
   read = TFRecordExamples if path.endswith('.tfrecord') else JsonlExamples
   vocabulary = TokenizerVocabulary(tokenizer, tokenizer.vocab_size)

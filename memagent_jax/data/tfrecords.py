@@ -56,7 +56,7 @@ class TFRecordExamples:
     except tf.errors.DataLossError as e:
       raise ValueError(
         f'{path}: got bytes at {offset:,} that are no whole record; expected '
-        'TFRecords: write the file again with `python -m experiments.make_data`.'
+        'TFRecords: write the file again with `memagent make-data`.'
       ) from e
 
   def __len__(self) -> int:

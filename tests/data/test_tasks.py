@@ -64,8 +64,8 @@ def test_files_of_both_forms_are_the_same_task(tmp_path, tiny_tokenizer):
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
-    ('none.jsonl', None, r'none\.jsonl: no such file.*make_data'),
-    ('none.tfrecord', None, r'none\.tfrecord: no such file.*make_data'),
+    ('none.jsonl', None, r'none\.jsonl: no such file.*make-data'),
+    ('none.tfrecord', None, r'none\.tfrecord: no such file.*make-data'),
     ('empty.jsonl', '', 'split train has no example'),
     ('empty.tfrecord', '', 'split train has no example'),
     ('lines.tfrecord', '{"id": "a line, not a record"}\n', 'TFRecords'),

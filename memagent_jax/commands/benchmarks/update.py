@@ -181,7 +181,9 @@ def serve_jax(model: str, workload: Workload) -> None:
 
   loaded = load_model(model)
   config = loaded.config
-  objective = Policy(config, GrpoConfig(kl_coefficient=0.0), 1.0, False)
+  objective = Policy(
+    config, GrpoConfig(kl_coefficient=0.0, log_entropy=False), 1.0
+  )
   optimizer = OptimizerConfig(
     learning_rate=_LEARNING_RATE, warmup_steps=0, clip_norm=_CLIP_NORM
   )

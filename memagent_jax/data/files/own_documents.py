@@ -148,7 +148,7 @@ def estimate(
     memory_tokens: budget of a memory.
     answer_tokens: budget of an answer.
     tokens_per_second: document tokens, memory turns included, as
-      `experiments.ask` shows it for the same budgets.
+      `memagent ask` shows it for the same budgets.
 
   Raises:
     ValueError: a budget or a speed that is not positive, or as `read` does.

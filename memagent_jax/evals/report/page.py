@@ -99,7 +99,7 @@ def _records(workdir: str | os.PathLike, scorer: str | None) -> list[dict]:
   all_records = records.read_records(workdir, scorer)
   if not all_records:
     raise ValueError(
-      f'{workdir}: no records; expected what experiments.evaluate wrote.'
+      f'{workdir}: no records; expected what memagent evaluate wrote.'
     )
   return all_records
 
