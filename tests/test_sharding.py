@@ -149,7 +149,7 @@ def on_mesh(function, *shape):
     ),
     # Whole, but for its tensor shards.
     (
-      sharding.gathered,
+      sharding.gather_kernel,
       ('embed', 'gate_up', 'mlp'),
       "P(None, None, 'tensor')",
     ),

@@ -206,7 +206,7 @@ def test_a_file_that_changed_is_refused(source, path):
   ('sizes', 'message'),
   [
     ((77, 9), None),
-    ((76, 9), 'line: got 68 + 9 = 77 tokens; expected at most 76, the row_to'),
+    ((76, 9), 'line: got 68 + 9 = 77 tokens; expected at most 76, the sequ'),
     ((77, 8), 'response: got 9 tokens, its end included; expected at most 8, '),
   ],
 )

@@ -87,4 +87,4 @@ def test_demonstrations_are_a_function_of_the_step(model):
     assert got.trained_tokens == real.sum()
   other = demonstrations(model, seed=1).next(0, {}).mini_batches[0][0]
   first = one.next(0, {}).mini_batches[0][0]
-  assert (other.rows.ids_NxS != first.rows.ids_NxS).any()
+  assert (other.sequences.ids_NxS != first.sequences.ids_NxS).any()
