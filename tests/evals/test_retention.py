@@ -79,9 +79,7 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
 
 
 @pytest.mark.slow
-def test_what_turns_lose_and_take_says_what_a_least_ratio_does(
-  settings, tmp_path
-):
+def test_what_turns_lose_and_take_says_what_a_guard_does(settings, tmp_path):
   usual = retention.measure(workdir=tmp_path / 'a', config=CONFIG, **settings)
   losses, taken = _support(tmp_path / 'a')
   assert len(losses) == usual['lost'] and len(taken) == usual['keys']

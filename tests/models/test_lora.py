@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memagent_jax.agent import trajectories
 from memagent_jax.models import lora
 from memagent_jax.models.configs import LORA_TARGETS, LoraConfig
 from memagent_jax.models.weights import pretrained
@@ -108,10 +107,7 @@ def test_moments_and_checkpoints_are_of_the_adapters(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_learns_adapters_and_exports_the_plain_model(
-  model, monkeypatch, tmp_path
-):
-  monkeypatch.setattr(trajectories, 'judge', tiny_runs.judge_by_length)
+def test_a_run_learns_adapters_and_exports_the_plain_model(model, tmp_path):
   base = jax.device_get(model.params)
 
   def train(of, **given):
@@ -120,7 +116,9 @@ def test_a_run_learns_adapters_and_exports_the_plain_model(
       model=of,
       # The reference model costs no copy of the params.
       source=lambda m: tiny_runs.rollouts(
-        m, grpo=dataclasses.replace(tiny_runs.GRPO, kl_coefficient=0.1)
+        m,
+        grpo=dataclasses.replace(tiny_runs.GRPO, kl_coefficient=0.1),
+        reward=tiny_runs.length_reward,
       ),
       optimizer=OPTIMIZER,
       lora=CONFIG,

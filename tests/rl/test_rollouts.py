@@ -366,7 +366,7 @@ def test_log_probs_of_reference_and_trainer(model):
 
 
 @pytest.mark.slow
-def test_a_later_temperature_is_that_of_sampler_and_trainer(model):
+def test_the_temperature_of_a_stage_is_that_of_sampler_and_trainer(model):
   source = tiny_runs.rollouts(
     model,
     grpo=dataclasses.replace(tiny_runs.GRPO, old_log_probs='trainer'),
