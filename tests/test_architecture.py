@@ -104,6 +104,13 @@ def test_there_is_no_circle_between_folders():
   assert circles(edges) == []
 
 
+def test_there_is_no_circle_between_modules():
+  assert (
+    circles({name: others & set(MODULES) for name, others in IMPORTS.items()})
+    == []
+  )
+
+
 def test_a_circle_is_found():
   assert circles({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c']
 

@@ -9,7 +9,7 @@ jit; `RULES` names those that configs and saved readings can hold.
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from flax import struct
 import jax
@@ -19,13 +19,23 @@ import jax.numpy as jnp
 from memagent_jax import sharding
 from memagent_jax import tokens as tokens_lib
 from memagent_jax.agent import prompts as prompts_lib
+from memagent_jax.agent.prompts import Prompts
 from memagent_jax.models import flops as flops_lib
 from memagent_jax.models.configs import ModelConfig
+from memagent_jax.sampling.decode import SamplingConfig
 from memagent_jax.sampling.log_probs import log_probs_after
 from memagent_jax.structs import MemoryState, Tokens
 
-if TYPE_CHECKING:
-  from memagent_jax.agent.config import AgentConfig
+
+class Writer(Protocol):
+  """What a rule knows of the agent that writes; an `AgentConfig` is one."""
+
+  model: ModelConfig
+  prompts: Prompts
+  # Id that ends a response.
+  end_id: int
+  # How memories are drawn; its max_tokens is M.
+  memory: SamplingConfig
 
 
 class WrittenTurn(struct.PyTreeNode):
@@ -60,7 +70,7 @@ class MemoryRule(Protocol):
     """The fields of a prompt that come from what was carried."""
 
   def update(
-    self, agent: 'AgentConfig', params, turn: WrittenTurn
+    self, writer: Writer, params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
     """What is carried on after a turn, and the outcome's code, int32 [N].
 
@@ -95,10 +105,10 @@ class Overwrite:
     return {'memory': state.memory}
 
   def update(
-    self, agent: 'AgentConfig', params, turn: WrittenTurn
+    self, writer: Writer, params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
     """What was written."""
-    del agent, params
+    del writer, params
     return MemoryState(turn.written), jnp.zeros_like(turn.written.length_N)
 
   def turn_flops(
@@ -129,7 +139,7 @@ class Guarded(Overwrite):
       )
 
   def update(
-    self, agent: 'AgentConfig', params, turn: WrittenTurn
+    self, writer: Writer, params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
     """What was written, where its `support` lets it be; else the old memory.
 
@@ -143,7 +153,7 @@ class Guarded(Overwrite):
     def judge(i, taken_SxB):
       row_S = order_SxB[:, i]
       picked = sharding.take_rows(rows, row_S)
-      taken_S = self.takes(*support(agent, params, picked))
+      taken_S = self.takes(*support(writer, params, picked))
       return sharding.put_rows(taken_SxB, row_S, taken_S)
 
     taken_SxB = lax.fori_loop(
@@ -160,26 +170,26 @@ class Guarded(Overwrite):
 
 
 def memory_log_probs(
-  agent: 'AgentConfig', params, prompt: Tokens, memory: Tokens
+  writer: Writer, params, prompt: Tokens, memory: Tokens
 ) -> jax.Array:
   """Log-probs of writing a memory in response to a prompt, and of ending there.
 
   Returns:
     float32 [N, M + 1]; 0 behind the end.
   """
-  end = tokens_lib.repeat_ids((agent.end_id,), memory.length_N.shape[0])
+  end = tokens_lib.repeat_ids((writer.end_id,), memory.length_N.shape[0])
   response = tokens_lib.concatenate([memory, end])
   return log_probs_after(
-    agent.model,
+    writer.model,
     params,
     prompt,
     response,
-    temperature=agent.memory.temperature,
+    temperature=writer.memory.temperature,
   )
 
 
 def support(
-  agent: 'AgentConfig',
+  writer: Writer,
   params,
   turn: WrittenTurn,
   log_probs: Callable[..., jax.Array] = memory_log_probs,
@@ -187,7 +197,7 @@ def support(
   """How well founded the memory is that a turn wrote.
 
   Args:
-    agent: static configuration.
+    writer: static configuration.
     params: the model's.
     turn: N rows.
     log_probs: as `memory_log_probs`.
@@ -198,7 +208,7 @@ def support(
     empty memory as well: with half of the probability, and it is not empty.
   """
   before, written = turn.before.memory, turn.written
-  empty = empty_memory(agent, before.length_N.shape[0])
+  empty = empty_memory(writer, before.length_N.shape[0])
   pairs = [(before, written), (before, before), (empty, written)]
   shown, response = (
     jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
@@ -207,26 +217,26 @@ def support(
   question, chunk = jax.tree.map(
     lambda x: jnp.concatenate([x] * len(pairs)), (turn.question, turn.chunk)
   )
-  prompt = prompts_lib.memory_prompt(agent.prompts, question, shown, chunk)
+  prompt = prompts_lib.memory_prompt(writer.prompts, question, shown, chunk)
   written_N, before_N, alone_N = jnp.split(
-    log_probs(agent, params, prompt, response).sum(axis=1), len(pairs)
+    log_probs(writer, params, prompt, response).sum(axis=1), len(pairs)
   )
-  given_N = (alone_N >= math.log(0.5)) & ~_is_empty(agent, written)
+  given_N = (alone_N >= math.log(0.5)) & ~_is_empty(writer, written)
   return written_N - before_N, given_N
 
 
-def empty_memory(agent: 'AgentConfig', rows: int) -> Tokens:
+def empty_memory(writer: Writer, rows: int) -> Tokens:
   """The template's "no memory yet" text in every row, M wide."""
-  ids = agent.prompts.empty_memory
+  ids = writer.prompts.empty_memory
   memory = tokens_lib.repeat_ids(ids, rows)
-  unused = agent.memory.max_tokens - len(ids)
+  unused = writer.memory.max_tokens - len(ids)
   return memory.replace(ids_NxW=jnp.pad(memory.ids_NxW, ((0, 0), (0, unused))))
 
 
-def _is_empty(agent: 'AgentConfig', memory: Tokens) -> jax.Array:
+def _is_empty(writer: Writer, memory: Tokens) -> jax.Array:
   """bool [N]: whether it is the template's text for no memory."""
   found_N = jnp.zeros(memory.length_N.shape, bool)
-  prompts = agent.prompts
+  prompts = writer.prompts
   for ids in (prompts.empty_memory, prompts.spaced_empty_memory):
     if len(ids) <= memory.ids_NxW.shape[1]:
       same_N = (memory.ids_NxW[:, : len(ids)] == jnp.array(ids)).all(axis=1)
