@@ -7,7 +7,6 @@ stage of the step -> skill -> demonstrations seeded by (seed, step) -.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from pathlib import Path
 import random
 
 import numpy as np
@@ -151,7 +150,9 @@ class Curriculum:
     paths = {mix.content.path for mix in mixes}
     self._files = {path: self._read(path) for path in paths}
     # Sequences follow from the step and from these.
-    self.file_hashes = {path: downloads.sha256(Path(path)) for path in paths}
+    self.file_hashes = {
+      path: downloads.sha256(assets.text(path)) for path in paths
+    }
     for mix in mixes:
       _check_fit(mix, self._files[mix.content.path])
 

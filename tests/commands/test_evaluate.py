@@ -26,7 +26,7 @@ SEED = 0
 runs.run.start = @runner.evaluate
 runner.evaluate.models = {'tiny': 'MODEL'}
 runner.evaluate.methods = {
-    'MemAgent': @memory_agent.Memory(),
+    'MemAgent': @memory_agent.MemAgent(),
     'recent': @one_turn.OneTurn(),
 }
 runner.evaluate.batch_size = 4
@@ -36,12 +36,12 @@ runner.DocumentsConfig.texts = @registry.Texts()
 runner.DocumentsConfig.counted_with = 'MODEL'
 runner.DocumentsConfig.answer_tokens = 8
 runner.evaluate.save_every_seconds = 0.0
-memory_agent.Memory.window_chunks = 2
-memory_agent.Memory.template = @prompts.Template()
+memory_agent.MemAgent.window_chunks = 2
+memory_agent.MemAgent.template = @prompts.Template()
 prompts.Template.memory_turn = '{question}|{memory}|{chunk}:'
 prompts.Template.answer_turn = '{question}|{memory}:'
 prompts.Template.empty_memory = '-'
-memory_agent.Memory.reading = @config.ReadingConfig()
+memory_agent.MemAgent.reading = @config.ReadingConfig()
 config.ReadingConfig.chunk_tokens = 100
 config.ReadingConfig.memory_tokens = 12
 config.ReadingConfig.answer_tokens = 8

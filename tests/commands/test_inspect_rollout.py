@@ -26,7 +26,7 @@ config.ReadingConfig.question_tokens = 120
 learned/needle_documents.needle_documents.tasks_and_rates = {'niah_single_2': 1.0}
 learned/needle_documents.needle_documents.essays = ['ESSAY']
 learned/needle_documents.needle_documents.chunks = 2
-rollouts.Rollouts.documents_per_step = 2
+rollouts.RolloutConfig.documents_per_step = 2
 rollouts.RolloutConfig.rollouts = 3
 """
 
@@ -122,7 +122,7 @@ def test_long_texts_are_cut_but_with_full(run):
       [
         'MODEL',
         '--gin_file=gin_configs/train/supervised_jsonl.gin',
-        '--gin_bindings=demonstrations.Mix.row_tokens = 2000',
+        '--gin_bindings=demonstrations.Mix.sequence_tokens = 2000',
         '--gin_bindings=demonstrations.Mix.response_tokens = 200',
       ],
       "error: the run's source is Demonstrations, which samples nothing; exp",
