@@ -493,7 +493,8 @@ def test_two_processes_agree(tmp_path):
     from jax.experimental import multihost_utils
     from jax.sharding import NamedSharding, PartitionSpec as P
     import numpy as np
-    from memagent_jax import checkpoint, sharding
+    from memagent_jax import sharding
+    from memagent_jax.train import checkpoint
     from memagent_jax.train.checkpoint import Checkpoints
     from tests.train.test_checkpoint import _bytes, _data_file, _flip_bit, _state
 
