@@ -36,7 +36,7 @@ test: $(INSTALLED) $(TPU_AOT)
 
 test-slow: $(INSTALLED) $(TPU_AOT)
 	@echo '== slow tests'
-	PYTHONPATH=$(TPU_AOT) TPU_SKIP_MDS_QUERY=1 $(PY) -m pytest -m slow --durations=10
+	PYTHONPATH=$(TPU_AOT) TPU_SKIP_MDS_QUERY=1 $(PY) -m pytest -m slow --numprocesses=2 --dist=worksteal --durations=10
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
