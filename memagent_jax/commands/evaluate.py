@@ -37,7 +37,7 @@ _MERGE = flags.DEFINE_multi_string(
 _RETRY_FAILED = flags.DEFINE_bool(
   'retry_failed', False, 'Compute failed examples again.'
 )
-# Of prctl(2): the signal that a process gets when its parent dies.
+# Option of prctl(2): the signal that a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
 
 

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Of the run `demo_grpo` and the grid `demo_lengths`: as little as there can be.
+# The run `demo_grpo` and the grid `demo_lengths`, as small as they can be.
 TRAIN = (
   'STEPS = 1',
   'rollouts.RolloutConfig.documents_per_step = 2',

@@ -88,6 +88,11 @@ class MemAgent(ChunkMethod):
         # Seconds of a chunk in every document, where some have ended too.
         spent = time.perf_counter() - begun
         chunk_seconds.append(spent * len(documents) / sum(map(len, window)))
+      # Sliced once a window, not once a document.
+      slots = [
+        jax.tree.map(lambda x, c=c: x[c], turns)
+        for c in range(max(map(len, window)))
+      ]
       for n, (document, chunks) in enumerate(
         zip(documents, window, strict=True)
       ):
@@ -96,7 +101,7 @@ class MemAgent(ChunkMethod):
             document,
             agent,
             model.tokenizer,
-            jax.tree.map(lambda x, c=c: x[c], turns),
+            slots[c],
             n,
             question_tokens=len(questions[n]),
             chunk_index=first_chunk + c,
