@@ -198,19 +198,20 @@ def _make_reader(saved, store):
     )
     if flag.value is not None
   }
-  config = memagent_jax.ReadingConfig(**given)
-  template = None
   if _TEMPLATE_FILE.value is not None:
-    template = prompts.read_template(assets.template(_TEMPLATE_FILE.value))
+    path = assets.template(_TEMPLATE_FILE.value)
+    given['template'] = prompts.read_template(path)
+  config = memagent_jax.ReadingConfig(**given)
   if saved is not None:
-    _check_same(saved['reader'], given, template)
+    asked = config.to_json()
+    _check_same(saved['reader'], {name: asked[name] for name in given})
   model = memagent_jax.load_model(
     _MODEL.value, report=lambda line: print(line, file=sys.stderr)
   )
   if store is not None:
     store.check_tokenizer(model.tokenizer)
   if saved is None:
-    return memagent_jax.Reader(model, _QUESTION.value, config, template)
+    return memagent_jax.Reader(model, _QUESTION.value, config)
   return memagent_jax.Reader.from_state(model, saved['reader'])
 
 
@@ -229,13 +230,10 @@ def _load_state():
   return saved
 
 
-def _check_same(state, given, template):
+def _check_same(state, given):
   """Raises ValueError where flags contradict the saved reading."""
   settings = [('question', state['questions'], _QUESTION.value)]
   settings += [(k, state['config'].get(k), v) for k, v in given.items()]
-  if template is not None:
-    asked = dataclasses.asdict(template)
-    settings.append(('template_file', state['template'], asked))
   for name, was, now in settings:
     if was != now:
       raise ValueError(
