@@ -200,6 +200,14 @@ def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
       Guarded(bad)
 
 
+def test_a_guard_goes_by_its_ratio_unless_the_chunk_gives_it():
+  """Likelier by 3, by 2, by 1 and by 1, of which the chunk gives the last."""
+  log_ratio_N = jnp.log(jnp.array([3.0, 2.001, 1.0, 1.0]))
+  given_N = jnp.array([False, False, False, True])
+  taken = Guarded(2.0).takes(log_ratio_N, given_N)
+  assert taken.tolist() == [True, True, False, True]
+
+
 @pytest.mark.slow
 def test_a_memory_is_taken_if_an_empty_one_became_it_too():
   agent, rule = _agent(), Guarded(10.0)
