@@ -151,7 +151,7 @@ def test_memories_go_from_window_to_window_as_ids(model, tmp_path):
   path = tmp_path / 'progress.json'
   method.answer(writer, examples()[:3], Progress(path, every_seconds=0.0))
   windows = engine.windows
-  assert len(windows) == max(CHUNKS)
+  assert len(windows) >= max(CHUNKS)
   for (_, left), (found, _) in itertools.pairwise(windows):
     assert found == left
   written = [ids for _, left in windows for ids in left]
