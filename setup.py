@@ -74,6 +74,7 @@ setup(
       'pyarrow>=17',
       'pypdf>=5',
       'pytest>=8',
+      'pytest-timeout>=2.3',
       'pytest-xdist>=3.6',
       'ruff>=0.9',
     ],

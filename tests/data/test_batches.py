@@ -103,6 +103,18 @@ def test_a_restored_iterator_goes_on_exactly(
   assert before + ids(take(resumed, 3)) == expected
 
 
+def test_an_iterator_that_was_used_is_restored_too(mixture, tiny_tokenizer):
+  """Forwards and backwards, whatever it was about to give."""
+  iterator = BatchIterator(mixture, tiny_tokenizer, CONFIG)
+  states, expected = [], []
+  for _ in range(4):
+    states.append(iterator.state())
+    expected.append(next(iterator).ids)
+  for number in (1, 3, 0):
+    iterator.restore(states[number])
+    assert next(iterator).ids == expected[number]
+
+
 def test_processes_share_each_batch(mixture, tiny_tokenizer):
   whole = take(BatchIterator(mixture, tiny_tokenizer, CONFIG), 3)
   halves = [
