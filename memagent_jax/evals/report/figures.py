@@ -22,17 +22,9 @@ from memagent_jax.evals.report.series import Labels, Point, Series
 
 # The first eight are safe for colour-blind eyes (Okabe and Ito 2008).
 _COLOURS = (
-  *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'),
-  *(
-    '#555555',
-    '#000000',
-    '#7a5195',
-    '#8c510a',
-    '#a6761d',
-    '#66a61e',
-    '#e7298a',
-  ),
-)
+  '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #555555 '
+  '#000000 #7a5195 #8c510a #a6761d #66a61e #e7298a'
+).split()
 # Twelve marks for thirteen colours: a pair of both repeats after 156 series.
 _MARKS = 'os^DvP*Xhdp<'
 _DEPTHS = 10
