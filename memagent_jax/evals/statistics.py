@@ -33,22 +33,14 @@ def wilson_interval(successes: float, count: int) -> tuple[float, float]:
 def slope(values: Sequence[float]) -> tuple[float, float, float]:
   """Least-squares slope per step, and its 95 % interval (low, high).
 
-  The interval assumes independent residuals. With fewer than 3 values all three
-  numbers are nan.
-
-  Args:
-    values: one for every step.
+  The interval assumes independent residuals. With fewer than 3 values, one for
+  every step, all three numbers are nan.
   """
-  n = len(values)
-  if n < 3:
+  if len(values) < 3:
     return (math.nan,) * 3
-  x = np.arange(n) - (n - 1) / 2
-  y = np.asarray(values, float)
-  b = float((x * y).sum() / (x * x).sum())
-  residual = y - y.mean() - b * x
-  error = math.sqrt(float((residual**2).sum()) / (n - 2) / float((x * x).sum()))
-  half = _Z * error
-  return b, b - half, b + half
+  (b, _), covariance = np.polyfit(range(len(values)), values, 1, cov=True)
+  half = _Z * math.sqrt(covariance[0, 0])
+  return float(b), float(b - half), float(b + half)
 
 
 def upper_bound(events: float, count: float) -> float:
@@ -82,10 +74,8 @@ def difference_interval(
   Source: Newcombe 1998, "Interval estimation for the difference between
   independent proportions", method 10.
   """
-  (low1, high1), (low2, high2) = (
-    wilson_interval(*first),
-    wilson_interval(*second),
-  )
+  low1, high1 = wilson_interval(*first)
+  low2, high2 = wilson_interval(*second)
   share1, share2 = first[0] / first[1], second[0] / second[1]
   difference = share2 - share1
   return (
