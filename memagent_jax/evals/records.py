@@ -83,25 +83,22 @@ def read_timings(workdir: str | os.PathLike) -> list[dict]:
 
 def read_likelihood(workdir: str | os.PathLike) -> list[dict]:
   """The results of `likelihood.measure`, one for every model."""
-  path = Path(workdir) / LIKELIHOOD
-  return list(jsonl.read(path)) if path.exists() else []
+  return _read(Path(workdir) / LIKELIHOOD)
 
 
 def read_not_run(workdir: str | os.PathLike) -> list[dict]:
   """Cells too long for their method, with tokens and FLOPs of a document."""
-  path = Path(workdir) / NOT_RUN
+  return _read(Path(workdir) / NOT_RUN)
+
+
+def _read(path: Path) -> list[dict]:
   return list(jsonl.read(path)) if path.exists() else []
 
 
 def write_not_run(
   workdir: str | os.PathLike, not_run: Iterable[tuple[Cell, int, float]]
 ) -> None:
-  """Writes the file that `read_not_run` reads.
-
-  Args:
-    workdir: the workdir of a grid.
-    not_run: cell, tokens and FLOPs of a document of each.
-  """
+  """Writes cells with tokens and FLOPs of a document of each: `read_not_run`."""
   jsonl.rewrite(
     Path(workdir) / NOT_RUN,
     [
@@ -115,12 +112,7 @@ class Writer:
   """Writes what one shard of a grid has computed."""
 
   def __init__(self, workdir: str | os.PathLike, suffix: str = ''):
-    """Prepares to write.
-
-    Args:
-      workdir: the workdir of a grid.
-      suffix: end of the files' names, different in every shard.
-    """
+    """Prepares to write; files of different shards differ in their suffix."""
     self._workdir = Path(workdir)
     self._suffix = suffix
 
@@ -148,12 +140,8 @@ def join(
 ) -> tuple[int, int]:
   """Brings all records of a workdir into one file, in the grid's order.
 
-  Args:
-    workdir: the workdir of a grid.
-    order: position of every example's record, as `GridPlan.order` gives it.
-
-  Returns:
-    the number of records in the file, and the number the whole grid has.
+  The order is as `GridPlan.order` gives it. Returns the number of records in the
+  file, and the number the whole grid has.
   """
   records = {
     order[key(record)]: record

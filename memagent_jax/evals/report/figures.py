@@ -2,7 +2,8 @@
 
     points, records, timings -> Figure
 
-Lengths are tokens of the axis' tokenizer, on a logarithmic axis.
+Lengths are tokens of the axis' tokenizer, on a logarithmic axis. `labels` names the
+series, and records are those of one sampling.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -173,15 +174,9 @@ def _by_length(points: Iterable[Point], series: Series) -> list[Point]:
 def depth_by_length(
   records: Iterable[Mapping], series: Series, label: str
 ) -> Figure | None:
-  """Draws right answers by depth of the evidence and length of the document.
+  """Draws a series' right answers by depth of the evidence and document length.
 
-  Args:
-    records: records of one sampling.
-    series: the series that is drawn.
-    label: title of the plot.
-
-  Returns:
-    None if no record has a depth.
+  None if no record has a depth.
   """
   with_depth = [
     record
@@ -247,11 +242,8 @@ def cost(
 ) -> Figure:
   """Draws seconds, tokens and FLOPs of a document against its length.
 
-  Args:
-    points: points over all tasks.
-    labels: names of the series.
-    seconds: seconds of a document, by series and size.
-    not_run: (series, tokens, FLOPs) of documents that were not run.
+  The points are those over all tasks; `seconds` and `not_run` are as in
+  `tables.cost_table`.
   """
   figure, grid = plt.subplots(1, 3, figsize=(10.5, 3.6), layout='constrained')
   order, priced = list(labels), list(not_run)
@@ -318,14 +310,8 @@ def cost(
 def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
   """Draws seconds of a chunk and peak memory against length.
 
-  The peak of a device is that of the whole process up to then.
-
-  Args:
-    timings: lines of `records.read_timings`.
-    labels: names of the series; timings of others are left out.
-
-  Returns:
-    None without any timing.
+  The peak of a device is that of the whole process up to then. Timings of other
+  series than `labels` has are left out; None without any timing.
   """
   panels = {
     'milliseconds a chunk and document': (_chunk_milliseconds, np.median),

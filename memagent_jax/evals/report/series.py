@@ -86,12 +86,9 @@ def labels(series: Sequence[Series]) -> dict[Series, str]:
 
 
 def points(records: Iterable[Mapping], by_task: bool = False) -> list[Point]:
-  """The points of every series by size.
+  """The points of every series by size, over all tasks or those of every task.
 
-  Args:
-    records: records of one sampling.
-    by_task: whether every task has its own points; otherwise they are over all
-      tasks.
+  The records are those of one sampling.
   """
   groups: dict[tuple[Series, str, int], list[Mapping]] = {}
   for record in records:
