@@ -7,7 +7,7 @@ tf.data iterators over Python cannot be saved, so none is: an iterator that
 continues at (seed, epoch, index) is a new one, at no cost but building it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import functools
 import itertools
 import re
@@ -56,11 +56,11 @@ class BatchIterator:
     self._config, self._split = config, split
     self._process_index, self._process_count = process_index, process_count
     self._tasks = _tasks_of(provider, split)
-    self._schedule = Schedule(
-      tuple(t.num_input_examples(split) for t in self._tasks),
-      _rates_of(provider, self._tasks),
-      config.seed,
-    )
+    rates = (1.0,)
+    if isinstance(provider, seqio.Mixture):
+      rates = tuple(float(provider.get_rate(task)) for task in self._tasks)
+    sizes = tuple(task.num_input_examples(split) for task in self._tasks)
+    self._schedule = Schedule(sizes, rates, config.seed)
     self._converter = DocumentConverter(
       tokenizer, config.chunk_tokens, config.chunk_cut
     )
@@ -216,15 +216,6 @@ def _tasks_of(
         f'task {task.name} has splits {list(task.splits)}; got {split!r}.'
       )
   return tasks
-
-
-def _rates_of(
-  provider: seqio.Task | seqio.Mixture, tasks: Sequence[seqio.Task]
-) -> tuple[float, ...]:
-  """The mixture's rates; a task alone has the rate 1."""
-  if isinstance(provider, seqio.Task):
-    return (1.0,)
-  return tuple(float(provider.get_rate(task)) for task in tasks)
 
 
 def _batch(

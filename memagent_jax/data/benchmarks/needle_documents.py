@@ -82,22 +82,13 @@ def needle_documents(
       hard_needles.example, few_symbols_share=few_symbols_share, echoes=echoes
     ),
   )
-  needle_tasks = [
-    tasks.example_task(
-      f'{name}_{chunks}_chunks',
-      {
-        'train': GeneratedExamples(
-          lambda index, name=name: make(name, index), num_examples
-        )
-      },
-      vocabulary,
+  rates = []
+  for name, rate in tasks_and_rates.items():
+    generated = GeneratedExamples(functools.partial(make, name), num_examples)
+    task = tasks.example_task(
+      f'{name}_{chunks}_chunks', {'train': generated}, vocabulary
     )
-    for name in tasks_and_rates
-  ]
-  rates = [
-    (task, rate)
-    for task, rate in zip(needle_tasks, tasks_and_rates.values(), strict=True)
-  ]
+    rates.append((task, rate))
   return seqio.Mixture('needle_documents', rates)
 
 

@@ -46,13 +46,11 @@ class Report:
     """Problems and warnings, one a line, and a line of counts."""
     lines = [f'error: {problem}' for problem in self.problems]
     lines += [f'warning: {warning}' for warning in self.warnings]
-    return '\n'.join(
-      [
-        *lines,
-        f'{self.path}: {self.examples:,} examples, {self.problem_count:,} '
-        f'errors, {self.warning_count:,} warnings',
-      ]
+    lines.append(
+      f'{self.path}: {self.examples:,} examples, {self.problem_count:,} '
+      f'errors, {self.warning_count:,} warnings'
     )
+    return '\n'.join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
