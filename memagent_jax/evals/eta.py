@@ -19,9 +19,9 @@ _Rates = dict[tuple[str, str], tuple[float, float]]
 class Eta:
   """Estimates the remaining time from the rates of all batches so far.
 
-  Lines name the batch, the grid's position (such as `120/312`), and the time that
-  the batch and the `remaining` ones after it will take. The seconds of a batch
-  include runs that were killed.
+  Lines name the batch, the grid's position (such as `120/312`), and the time
+  that the batch and the `remaining` ones after it will take. The seconds of a
+  batch include runs that were killed.
   """
 
   def __init__(self, report: Callable[[str], None]):
@@ -38,7 +38,7 @@ class Eta:
     share: float,
     seconds: float,
   ) -> None:
-    """Reports the share of a batch that is done, unless the last line is recent."""
+    """Reports how much of a batch is done, unless a line is recent."""
     since_last = time.perf_counter() - self._reported_at
     if share and since_last > _LINE_EVERY_SECONDS:
       percent = f'{100 * share:.0f} %'
@@ -52,7 +52,7 @@ class Eta:
     outcome: str,
     seconds: float,
   ) -> None:
-    """Reports the outcome of a batch, such as `3/4 right`, and takes its rate."""
+    """Reports a batch's outcome, such as `3/4 right`; takes its rate."""
     self._write(batch, remaining, position, outcome, 1.0, seconds)
     self._rates = self._rates_with(batch, 1.0, seconds)
 

@@ -98,7 +98,7 @@ def _read(path: Path) -> list[dict]:
 def write_not_run(
   workdir: str | os.PathLike, not_run: Iterable[tuple[Cell, int, float]]
 ) -> None:
-  """Writes cells with tokens and FLOPs of a document of each: `read_not_run`."""
+  """Writes cells, with tokens and FLOPs of a document, for `read_not_run`."""
   jsonl.rewrite(
     Path(workdir) / NOT_RUN,
     [
@@ -140,8 +140,8 @@ def join(
 ) -> tuple[int, int]:
   """Brings all records of a workdir into one file, in the grid's order.
 
-  The order is as `GridPlan.order` gives it. Returns the number of records in the
-  file, and the number the whole grid has.
+  The order is as `GridPlan.order` gives it. Returns the number of records in
+  the file, and the number the whole grid has.
   """
   records = {
     order[key(record)]: record

@@ -11,14 +11,9 @@ _Z = 1.959964
 
 
 def wilson_interval(successes: float, count: int) -> tuple[float, float]:
-  """95 % interval of a share; also good near 0 and 1 and for small counts.
+  """95 % interval (low, high) of a share, good near 0 and 1 and for few.
 
-  Args:
-    successes: their number, or the sum of scores in [0, 1].
-    count: number of trials, at least 1.
-
-  Returns:
-    the lower and the upper end.
+  Successes may be a sum of scores in [0, 1]; there is at least 1 trial.
 
   Source: Wilson 1927, "Probable inference".
   """
@@ -46,11 +41,8 @@ def slope(values: Sequence[float]) -> tuple[float, float, float]:
 def upper_bound(events: float, count: float) -> float:
   """Upper end of the one-sided exact 95 % interval of a rate.
 
-  Without events it is about 3 / count.
-
-  Args:
-    events: their number, or the effective number of correlated events.
-    count: number of trials, or the effective number of correlated ones.
+  Without events it is about 3 / count. Of correlated events and trials the
+  numbers are the effective ones.
 
   Source: Clopper and Pearson 1934.
   """
@@ -62,14 +54,9 @@ def upper_bound(events: float, count: float) -> float:
 def difference_interval(
   first: tuple[float, int], second: tuple[float, int]
 ) -> tuple[float, float, float]:
-  """Difference of two shares, second - first, and its 95 % interval.
+  """Difference of two shares, second - first, with its 95 % interval.
 
-  Args:
-    first: successes and count of the first share.
-    second: successes and count of the second, on other examples.
-
-  Returns:
-    the difference, and the lower and the upper end.
+  Both are successes and count, on different examples.
 
   Source: Newcombe 1998, "Interval estimation for the difference between
   independent proportions", method 10.
@@ -90,7 +77,7 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
   """Mean difference of paired scores, second - first, and its 95 % interval.
 
-  The interval is the middle 95 % of the means of 10,000 resamplings of the pairs.
+  The interval is the middle 95 % of the means of 10,000 resamplings of pairs.
   All three numbers are nan without any pair.
 
   Source: Efron and Tibshirani 1993, percentile interval.

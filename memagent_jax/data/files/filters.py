@@ -45,8 +45,8 @@ def drop_answerable(
     counts: numbers that increase as examples come out.
 
   Raises:
-    ValueError: a wrong line in the file (with file and line), or, after the last
-      example, that none of them has answers.
+    ValueError: a wrong line in the file (with file and line), or, after the
+      last example, that none of them has answers.
   """
   samples_by_id = _read_answers(Path(answers_path))
   example, matched = None, 0

@@ -139,14 +139,8 @@ def estimate(
 ) -> Estimate:
   """Turns, tokens and seconds that reading every document of a file takes.
 
-  Args:
-    path: a JSONL file as `FIELDS` says.
-    tokenizer: the tokenizer of the model that reads.
-    chunk_tokens: budget of a chunk.
-    memory_tokens: budget of a memory.
-    answer_tokens: budget of an answer.
-    tokens_per_second: document tokens, memory turns included, as
-      `memagent ask` shows it for the same budgets.
+  The tokens of chunk, memory and answer are budgets; `tokens_per_second` counts
+  document tokens, memory turns included, as `memagent ask` shows it for them.
 
   Raises:
     ValueError: a budget or a speed that is not positive, or as `read` does.
@@ -174,12 +168,9 @@ def estimate(
   )
 
 
-_Checked = tuple[Example | None, list[Problem], list[Problem]]
-
-
 def _examples(
   path: str | os.PathLike, *, search: bool, strict: bool, max_line_bytes: int
-) -> Iterator[_Checked]:
+) -> Iterator[tuple[Example | None, list[Problem], list[Problem]]]:
   """Example (None where there is none), problems and warnings of each line."""
   for record in checked_records.read(
     path,

@@ -95,13 +95,10 @@ class DocumentReading:
     example: Example,
     state: ReadingState,
   ):
-    """Starts a document, or goes on with it.
+    """Starts an example's document, or goes on with it.
 
-    Args:
-      tokenizer: of the model that reads.
-      reading: its chunk settings and its memory rule are used.
-      example: the document, and the answers that tell its evidence.
-      state: of a reading of the same document; a new one has the first memory.
+    The state is that of a reading of the same document; a new one has the first
+    memory. Answers of the example tell its evidence.
     """
     self._example, self._rule, self._state = example, reading.rule, state
     stream = state.stream or {
@@ -211,13 +208,9 @@ class DocumentReading:
   def result(
     self, answer: str, finish_reason: str, answer_flops: float, error: str = ''
   ) -> Result:
-    """What became of the document.
+    """What became of the document, with what the answer turn gave.
 
-    Args:
-      answer: text of the answer turn.
-      finish_reason: how it finished; `error` where there is none.
-      answer_flops: what it cost.
-      error: why there is no answer.
+    Without an answer, `error` says why, and the finish reason is `error`.
     """
     state = self._state
     return Result(

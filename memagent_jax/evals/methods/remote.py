@@ -147,7 +147,7 @@ class _Document:
     return {'memory': self._memory, 'reading': reading}
 
   async def read_chunk(self) -> float | None:
-    """Takes the next turn, and gives its seconds; None at the document's end."""
+    """Takes the next turn; gives its seconds, None at the document's end."""
     chunks = self.reading.next_chunks(1)
     if not chunks:
       return None

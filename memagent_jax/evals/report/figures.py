@@ -2,8 +2,8 @@
 
     points, records, timings -> Figure
 
-Lengths are tokens of the axis' tokenizer, on a logarithmic axis. `labels` names the
-series, and records are those of one sampling.
+Lengths are tokens of the axis' tokenizer, on a logarithmic axis. `labels` names
+the series, and records are those of one sampling.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ matplotlib.use('Agg')
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 import numpy as np
 
 from memagent_jax.evals.report import series as series_lib
@@ -267,24 +267,18 @@ def cost(
         *zip(*beyond, strict=True),
         **style | {'linestyle': ':', 'markerfacecolor': 'white'},
       )
-  for axes, name, shown in zip(
-    grid,
-    (
-      'seconds a document',
-      'document tokens the model sees',
-      'FLOPs a document',
-    ),
-    ('{:g}'.format, _short, '{:.0e}'.format),
-    strict=True,
-  ):
+  titles = (
+    ('seconds a document', '{:g}'.format),
+    ('document tokens the model sees', _short),
+    ('FLOPs a document', '{:.0e}'.format),
+  )
+  for axes, (name, shown) in zip(grid, titles, strict=True):
     axes.set_yscale('log')
     least, most = axes.get_ylim()
     # Over many decades a locator with threes sets no ticks at all.
     subs = (1.0, 3.0) if most / least < 1e6 else (1.0,)
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter(
-      FuncFormatter(lambda value, _, shown=shown: shown(value))
-    )
+    axes.yaxis.set_major_formatter(lambda value, _, shown=shown: shown(value))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
     axes.set_title(name, loc='left', fontsize=10)

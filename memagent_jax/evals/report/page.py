@@ -247,7 +247,7 @@ def _wrong(all_records: Sequence[Mapping]) -> list[Mapping]:
 def _wrong_cells(
   workdir: Path, folder: Path, wrong: Sequence[Mapping]
 ) -> Iterator[tuple[list[str], str]]:
-  """The first wrong answers of every series, and the pages of their memories."""
+  """The first wrong answers of every series, and pages of their memories."""
   listed = (
     record
     for _, group in itertools.groupby(wrong, key=_series)

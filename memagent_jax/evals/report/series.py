@@ -189,13 +189,9 @@ def drop(
 def paired(
   records: Iterable[Mapping], others: Iterable[Mapping]
 ) -> list[tuple[Series, Series, int, tuple[float, float, float]]]:
-  """Compares the series of two runs on their common examples.
+  """Compares the series of two runs of one sampling on their common examples.
 
   Series of the same name are compared, or all with all if no name is common.
-
-  Args:
-    records: records of the first run, of one sampling.
-    others: records of the second run, of the same sampling.
 
   Returns:
     (series of the first, of the second, pairs, mean difference second - first

@@ -90,7 +90,7 @@ def _score(point: Point | None) -> str:
 def drop_table(
   records: Sequence[Mapping], labels: Labels, least_tokens: int
 ) -> Table:
-  """The drop from `least_tokens` or more to the longest, a line for every series."""
+  """The drop from `least_tokens` or more to the longest, series by series."""
   lines = [['', 'tasks', 'from', 'to', 'difference in points']]
   every_task = {record['task'] for record in records}
   for s, label in labels.items():
@@ -200,7 +200,7 @@ def health_table(
 def records_with_memory(
   records: Iterable[Mapping], labels: Labels
 ) -> list[tuple[Series, list[Mapping]]]:
-  """The records of methods with a memory by series, in their order, and size."""
+  """Records of methods with a memory by series, in their order, and size."""
   groups: dict[tuple[Series, int], list[Mapping]] = {}
   for record in records:
     if record['health']:
