@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 from pathlib import Path
+import shutil
 
 from memagent_jax import rewards
 from memagent_jax.io import jsonl, workdirs
@@ -161,10 +162,8 @@ def collect(
 ) -> None:
   """Copies the files of other workdirs of the same grid into this one.
 
-  Args:
-    workdir: gets records, timings, traces and what the first shard alone writes.
-    others: workdirs of the other shards.
-    config_text: the config that all of them must have.
+  These are records, timings, traces and what the first shard alone writes; all
+  workdirs must have the given config.
 
   Raises:
     ValueError: a folder where no grid ran, or one of another config.
@@ -178,11 +177,8 @@ def collect(
       for path in sorted(other.glob(f'{kind}*.jsonl')):
         target = workdir / f'{kind}_from_{number}_{path.name}'
         jsonl.rewrite(target, list(jsonl.read(path)))
-    # The first shard alone has these.
     for name in (LIKELIHOOD, NOT_RUN):
       if (other / name).exists():
         jsonl.rewrite(workdir / name, list(jsonl.read(other / name)))
-    for path in (other / 'traces').rglob('*.jsonl'):
-      target = workdir / path.relative_to(other)
-      target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_bytes(path.read_bytes())
+    if (other / 'traces').exists():
+      shutil.copytree(other / 'traces', workdir / 'traces', dirs_exist_ok=True)
