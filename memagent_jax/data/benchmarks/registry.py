@@ -152,8 +152,7 @@ class Benchmark:
       encoder: tokenizer to count with.
       encoder_name: goes into the example.
       seed: seed of the whole set.
-      template_tokens: as in `ruler.example`, for RULER's tasks.
-      answer_tokens: as in `ruler.example`, for RULER's tasks.
+      template_tokens, answer_tokens: as in `ruler.example`, for RULER's tasks.
 
     Raises:
       ValueError: a size that the task cannot have.
