@@ -90,7 +90,7 @@ def write(
     groups=groups,
     closing=closing,
     counts=(len(wrong), len(all_records), _SHOWN_FAILURES),
-    wrong=_wrong_cells(workdir, folder, wrong),
+    wrong=list(_wrong_cells(workdir, folder, wrong)),
   )
   (folder / 'tables.md').write_text('\n'.join(marked), encoding='utf-8')
   _write_points(folder / 'points.csv', all_records)
