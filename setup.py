@@ -35,7 +35,7 @@ setup(
   ],
   package_dir={'memagent_jax.gin_configs': 'gin_configs'},
   package_data={
-    'memagent_jax': ['assets/**'],
+    'memagent_jax': ['assets/**', 'evals/report/*.jinja'],
     'memagent_jax.gin_configs': ['**/*.gin'],
   },
   entry_points={

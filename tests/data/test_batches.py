@@ -115,24 +115,6 @@ def test_an_iterator_that_was_used_is_restored_too(mixture, tiny_tokenizer):
     assert next(iterator).ids == expected[number]
 
 
-def test_processes_share_each_batch(mixture, tiny_tokenizer):
-  whole = take(BatchIterator(mixture, tiny_tokenizer, CONFIG), 3)
-  halves = [
-    take(
-      BatchIterator(
-        mixture, tiny_tokenizer, CONFIG, process_index=i, process_count=2
-      ),
-      3,
-    )
-    for i in range(2)
-  ]
-  for batch, left, right in zip(whole, *halves, strict=True):
-    assert batch.ids == left.ids + right.ids
-    np.testing.assert_array_equal(
-      batch.documents.question.ids_NxW[:2], left.documents.question.ids_NxW
-    )
-
-
 def test_files_of_both_forms_give_the_same_batches(tmp_path, tiny_tokenizer):
   examples = [generated('first', 6)[i] for i in range(6)]
   lines, records = tmp_path / 'a.jsonl', tmp_path / 'a.tfrecord'
@@ -172,8 +154,6 @@ def test_a_batch_holds_the_chunks_of_its_documents(mixture, tiny_tokenizer):
 
 
 def test_bad_use_is_named(mixture, tiny_tokenizer, tmp_path):
-  with pytest.raises(ValueError, match=r'batch_size 4 .* 3 processes'):
-    BatchIterator(mixture, tiny_tokenizer, CONFIG, process_count=3)
   with pytest.raises(ValueError, match=r"splits \['train'\]; got 'test'"):
     BatchIterator(mixture, tiny_tokenizer, CONFIG, split='test')
   iterator = BatchIterator(mixture, tiny_tokenizer, CONFIG)
