@@ -6,6 +6,9 @@ so that importing the package costs nothing.
 
 import importlib
 
+# The one place for it: setup.py and `memagent --version` read it here.
+__version__ = '0.1.0'
+
 _EXPORTS = {
   'Answer': 'agent.reader',
   'Reader': 'agent.reader',

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
+import memagent_jax
 from memagent_jax.commands import extras, quiet
 
 # Modules of this folder, in the order of a newcomer's questions.
@@ -42,6 +43,9 @@ def main() -> None:
   given = sys.argv[1:2]
   if not given or given[0] in _HELP:
     _print(_overview())
+    return
+  if given == ['--version']:
+    _print(f'memagent {memagent_jax.__version__}')
     return
   name = given[0].replace('-', '_')
   if name not in COMMANDS:
