@@ -41,6 +41,7 @@ test-slow: $(INSTALLED) $(TPU_AOT)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 $(INSTALLED): setup.py
 	@echo '== installing into $(VENV); the first time takes a few minutes'

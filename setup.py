@@ -43,7 +43,7 @@ setup(
   ],
   package_dir={'memagent_jax.gin_configs': 'gin_configs'},
   package_data={
-    'memagent_jax': ['assets/**'],
+    'memagent_jax': ['assets/**', 'py.typed'],
     'memagent_jax.gin_configs': ['**/*.gin'],
   },
   entry_points={

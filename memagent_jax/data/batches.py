@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import functools
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import seqio
@@ -124,7 +125,7 @@ class BatchIterator:
     share = self._config.batch_size // self._process_count
     first = self._process_index * share
 
-    def entry(number):
+    def entry(number: np.ndarray) -> np.ndarray:
       """Task and example of this process's row `number`."""
       batch, row = divmod(int(number), share)
       position = start + batch * self._config.batch_size + first + row
@@ -227,9 +228,7 @@ def _rates_of(
   return tuple(float(provider.get_rate(task)) for task in tasks)
 
 
-def _batch(
-  rows: list[Mapping[str, np.ndarray]], readings: tuple[int, ...]
-) -> Batch:
+def _batch(rows: list[Mapping[str, Any]], readings: tuple[int, ...]) -> Batch:
   """Rows of one process, padded to the most chunk slots among them."""
   slots = max(len(row['chunk_length']) for row in rows)
   width = rows[0]['chunk'].shape[1]
@@ -247,7 +246,7 @@ def _batch(
     chunk=Tokens(chunk_CxBxK, chunk_length_CxB),
   )
 
-  def texts(name):
+  def texts(name: str) -> tuple[str, ...]:
     return tuple(row[name].decode() for row in rows)
 
   return Batch(

@@ -26,7 +26,7 @@ from memagent_jax.rl.grpo import GrpoConfig
 from memagent_jax.rl.policy import Policy
 from memagent_jax.sampling import decode
 from memagent_jax.sampling.decode import Prefilled
-from memagent_jax.structs import Tokens
+from memagent_jax.structs import Array, Params, Tokens
 from memagent_jax.train import train_state, update
 from memagent_jax.train.sequences import (
   MicroBatches,
@@ -155,8 +155,8 @@ def cache_bytes(
   return _device_bytes(trees, jax.tree.map(lambda x: x.sharding, trees))
 
 
-def _device_bytes(tree, shardings) -> int:
-  def one(leaf, placed):
+def _device_bytes(tree: Any, shardings: Any) -> int:
+  def one(leaf: Any, placed: Any) -> int:
     shape = placed.shard_shape(leaf.shape)
     return math.prod(shape) * leaf.dtype.itemsize
 
@@ -166,7 +166,7 @@ def _device_bytes(tree, shardings) -> int:
 # --- prefill and decode ---------------------------------------------------------
 
 
-def _prefill(workload: Workload, mesh: Mesh):
+def _prefill(workload: Workload, mesh: Mesh) -> tuple:
   params = _rollout_params(workload, mesh)
   n, p = workload.sample_rows, workload.memory_prompt_tokens
   prompt = Tokens(_rows(mesh, (n, p)), _rows(mesh, (n,)))
@@ -174,7 +174,7 @@ def _prefill(workload: Workload, mesh: Mesh):
   return program, workload.model, params, prompt, workload.prefill_prompts
 
 
-def _decode(workload: Workload, mesh: Mesh):
+def _decode(workload: Workload, mesh: Mesh) -> tuple:
   return (
     jax.jit(decode.step, static_argnums=0, donate_argnums=4),
     workload.model,
@@ -196,7 +196,7 @@ def _prefilled(workload: Workload, mesh: Mesh) -> Prefilled:
   )
 
 
-def _kv(workload: Workload, mesh: Mesh, slots: int):
+def _kv(workload: Workload, mesh: Mesh, slots: int) -> Any:
   c = workload.model
   axes = [sharding.ACTIVATIONS[axis] for axis in ('rows', 'kv_heads')]
   one = jax.ShapeDtypeStruct(
@@ -207,12 +207,14 @@ def _kv(workload: Workload, mesh: Mesh, slots: int):
   return tuple((one, one) for _ in range(c.num_layers))
 
 
-def _rollout_params(workload: Workload, mesh: Mesh):
+def _rollout_params(workload: Workload, mesh: Mesh) -> Params:
   boxes = transformer.abstract_params(workload.model)
   return _placed(*_params_and_layout(workload, boxes, mesh, sharding.ROLLOUTS))
 
 
-def _params_and_layout(workload, boxes, mesh, rules):
+def _params_and_layout(
+  workload: Workload, boxes: Any, mesh: Mesh, rules: sharding.Rules
+) -> tuple[Params, Any]:
   """Abstract params as `make_reshard` leaves them, and where they are."""
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -226,18 +228,18 @@ def _params_and_layout(workload, boxes, mesh, rules):
 # --- reference and update -----------------------------------------------------------
 
 
-def _reference(workload: Workload, mesh: Mesh):
+def _reference(workload: Workload, mesh: Mesh) -> tuple:
   state, shardings = _state(workload, mesh)
   rows, count = _policy_rows(workload, mesh)
 
-  def one(params, rows):
+  def one(params: Params, rows: Any) -> jax.Array:
     batch = MicroBatches(rows, np.int32(count))
     return update.log_probs(workload.model, workload.temperature, params, batch)
 
   return jax.jit(one), _placed(state.all_params, shardings.all_params), rows
 
 
-def _update(workload: Workload, mesh: Mesh):
+def _update(workload: Workload, mesh: Mesh) -> tuple:
   state, shardings = _state(workload, mesh)
   rows, count = _policy_rows(workload, mesh)
   policy = Policy(
@@ -247,7 +249,7 @@ def _update(workload: Workload, mesh: Mesh):
   )
   step = update.make_update(shardings)
 
-  def one(state, rows):
+  def one(state: Any, rows: Any) -> Any:
     # A constant count, so that the compiler knows how often its loop runs.
     batches = (MicroBatches(rows, np.int32(count)),)
     return step(policy, workload.optimizer, state, batches)
@@ -262,7 +264,7 @@ def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
   s, r = workload.row_tokens, workload.response_tokens
   count = -(-workload.turns // size)
 
-  def rows(*shape, dtype=jnp.int32):
+  def rows(*shape: int, dtype: Any = jnp.int32) -> Array:
     axes = [None, sharding.ACTIVATIONS['rows']]
     return jax.ShapeDtypeStruct(
       (count, size, *shape),
@@ -270,7 +272,7 @@ def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
       sharding=NamedSharding(mesh, PartitionSpec(*axes)),
     )
 
-  def floats(*shape):
+  def floats(*shape: int) -> Array:
     return rows(*shape, dtype=jnp.float32)
 
   needed = grpo.needs_reference(workload.objective)
@@ -285,7 +287,7 @@ def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
   return batch, count
 
 
-def _state(workload: Workload, mesh: Mesh):
+def _state(workload: Workload, mesh: Mesh) -> tuple[Any, Any]:
   """The abstract train state, and where its leaves are."""
   boxes = transformer.abstract_params(workload.model)
   shardings = train_state.state_shardings(workload.optimizer, boxes, mesh)
@@ -300,7 +302,7 @@ def _state(workload: Workload, mesh: Mesh):
   return state, shardings
 
 
-def _placed(tree, shardings):
+def _placed(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(
     lambda leaf, placed: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=placed
@@ -310,7 +312,7 @@ def _placed(tree, shardings):
   )
 
 
-def _rows(mesh: Mesh, shape, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32) -> Array:
   spec = PartitionSpec(sharding.ACTIVATIONS['rows'])
   return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 

@@ -12,7 +12,9 @@ from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.weights import huggingface
 
 
-def _qwen2(embed, layers, heads, kv_heads, mlp, vocab) -> ModelConfig:
+def _qwen2(
+  embed: int, layers: int, heads: int, kv_heads: int, mlp: int, vocab: int
+) -> ModelConfig:
   return ModelConfig(
     architecture='qwen2',
     vocab_size=vocab,
@@ -30,7 +32,7 @@ def _qwen2(embed, layers, heads, kv_heads, mlp, vocab) -> ModelConfig:
   )
 
 
-def _qwen3(embed, layers, mlp, tied) -> ModelConfig:
+def _qwen3(embed: int, layers: int, mlp: int, tied: bool) -> ModelConfig:
   return ModelConfig(
     architecture='qwen3',
     vocab_size=151_936,
@@ -48,7 +50,9 @@ def _qwen3(embed, layers, mlp, tied) -> ModelConfig:
   )
 
 
-def _smollm2(embed, layers, heads, kv_heads, mlp) -> ModelConfig:
+def _smollm2(
+  embed: int, layers: int, heads: int, kv_heads: int, mlp: int
+) -> ModelConfig:
   return ModelConfig(
     architecture='llama',
     vocab_size=49_152,

@@ -86,11 +86,7 @@ def needle_documents(
   needle_tasks = [
     tasks.example_task(
       f'{name}_{chunks}_chunks',
-      {
-        'train': GeneratedExamples(
-          lambda index, name=name: make(name, index), num_examples
-        )
-      },
+      {'train': GeneratedExamples(functools.partial(make, name), num_examples)},
       vocabulary,
     )
     for name in tasks_and_rates
