@@ -37,6 +37,7 @@ TEMPLATE = Template(
   empty_memory='none',
 )
 READING = ReadingConfig(
+  template=TEMPLATE,
   chunk_tokens=16,
   memory_tokens=6,
   answer_tokens=5,
@@ -83,7 +84,8 @@ def document(number: int, chunks: int) -> Example:
 def documents(chunks, count: int = 64):
   """Makes the task: document i has chunks[i % len(chunks)] chunks."""
 
-  def make(tokenizer):
+  def make(tokenizer, sizes):
+    del sizes
     examples = example_source.GeneratedExamples(
       lambda i: document(i, chunks[i % len(chunks)]), count
     )
@@ -95,13 +97,13 @@ def documents(chunks, count: int = 64):
 
 def agent(of: Model) -> AgentConfig:
   """The agent of `rollouts`."""
-  return make_agent(of, TEMPLATE, READING)
+  return make_agent(of, READING)
 
 
 def batch(tokenizer, *, chunks: int, rows: int) -> Batch:
   """The first documents of a source of `rollouts`, of so many chunks each."""
   config = trajectories.batch_config(READING, rows, READING.seed)
-  task = documents((chunks,))(tokenizer)
+  task = documents((chunks,))(tokenizer, config)
   return next(BatchIterator(task, tokenizer, config))
 
 
@@ -122,7 +124,6 @@ def rollouts(
   return Rollouts(
     of,
     documents=documents(chunks, count),
-    template=TEMPLATE,
     reading=reading,
     config=RolloutConfig(**config),
     objective=grpo,

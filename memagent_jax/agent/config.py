@@ -1,6 +1,6 @@
 """How a document is read: the user's settings, and what is static under jit.
 
-ReadingConfig + Template + Model -> make_agent -> AgentConfig
+Model + ReadingConfig -> make_agent -> AgentConfig
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from memagent_jax.agent import memory_rules
 from memagent_jax.agent import prompts as prompts_lib
 from memagent_jax.agent.memory_rules import MemoryRule, Overwrite
-from memagent_jax.agent.prompts import Prompts, Template
+from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Prompts, Template
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.model import Model
 from memagent_jax.sampling.decode import SamplingConfig
@@ -94,6 +94,8 @@ class ReadingConfig:
   seed: int = 0
   # Where a chunk ends: `sentence`, or `token` as in the paper.
   chunk_cut: str = 'sentence'
+  # Wording of the turns.
+  template: Template = DEFAULT_TEMPLATE
   # What a turn leaves in memory; a value of `memory_rules`.
   rule: MemoryRule = dataclasses.field(default_factory=Overwrite)
 
@@ -109,23 +111,19 @@ class ReadingConfig:
     Raises:
       KeyError, TypeError, ValueError: other fields, or an unknown rule.
     """
+    template = Template(**fields['template'])
     rule = memory_rules.from_json(fields['rule'])
-    return cls(**{**fields, 'rule': rule})
+    return cls(**{**fields, 'template': template, 'rule': rule})
 
 
 def make_agent(
-  model: Model,
-  template: Template,
-  config: ReadingConfig,
-  *,
-  question_tokens: int | None = None,
+  model: Model, config: ReadingConfig, *, question_tokens: int | None = None
 ) -> AgentConfig:
   """What a model needs to read as `config` says.
 
   Args:
     model: its config and tokenizer are used, not its params.
-    template: wording of the turns.
-    config: caps, sampling and memory rule.
+    config: caps, sampling, wording and memory rule.
     question_tokens: width of the question rows; None: the config's cap.
 
   Raises:
@@ -142,7 +140,7 @@ def make_agent(
   return AgentConfig(
     model=model.config,
     prompts=prompts_lib.compile_template(
-      template, tokenizer, config.rule.fields
+      config.template, tokenizer, config.rule.fields
     ),
     rule=config.rule.bind(tokenizer),
     control_ids=tokenizer.control_ids,

@@ -1,13 +1,12 @@
 """Who makes trajectories of documents: the interface, and today's engine.
 
     Batch x G rollouts -> Engine.sample -> Trajectories
-    question rows      -> Engine.open   -> Session, fed as text comes
+    Start              -> Engine.open   -> Session, fed as text comes
 
 Trajectory n = b * G + g is rollout g of document b. Its keys come from the seed, the
 example's id, the number of its reading and g alone, whatever the engine.
 """
 
-from collections.abc import Sequence
 import dataclasses
 from typing import Protocol
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from memagent_jax.agent.config import AgentConfig
-from memagent_jax.agent.session import WINDOW_CHUNKS, Session
+from memagent_jax.agent.session import WINDOW_CHUNKS, Session, Start
 from memagent_jax.agent.trajectories import Trajectories
 from memagent_jax.data.batch import Batch
 from memagent_jax.structs import Documents, Tokens
@@ -24,18 +23,8 @@ from memagent_jax.structs import Documents, Tokens
 class Engine(Protocol):
   """Reads documents with a model; a frozen value, so that gin can bind it."""
 
-  def open(
-    self,
-    agent: AgentConfig,
-    params,
-    question: Tokens,
-    names: Sequence[str],
-    *,
-    rollouts: Sequence[int] | None = None,
-    seed: int = 0,
-    memory: Tokens | None = None,
-  ) -> Session:
-    """A reading of N rows before its first chunk; arguments as of `Session`."""
+  def open(self, agent: AgentConfig, params, start: Start) -> Session:
+    """A reading of N trajectories before its first chunk."""
 
   def sample(
     self,
@@ -85,27 +74,13 @@ class Lockstep:
           f'Lockstep: {name} is {getattr(self, name)}; expected {least} or more.'
         )
 
-  def open(
-    self,
-    agent: AgentConfig,
-    params,
-    question: Tokens,
-    names: Sequence[str],
-    *,
-    rollouts: Sequence[int] | None = None,
-    seed: int = 0,
-    memory: Tokens | None = None,
-  ) -> Session:
-    """A reading of N rows; see `Engine`."""
+  def open(self, agent: AgentConfig, params, start: Start) -> Session:
+    """A reading of N trajectories; see `Engine`."""
     return Session(
       dataclasses.replace(agent, prefill_prompts=self.prefill_prompts),
       params,
-      question,
-      names,
-      rollouts=rollouts,
-      seed=seed,
-      memory=memory,
-      window_chunks=self.window_chunks,
+      start,
+      self.window_chunks,
     )
 
   def part_size(self, trajectories: int) -> int:
@@ -154,15 +129,14 @@ class Lockstep:
     parts = []
     for start in range(0, len(names), size):
       part = slice(start, start + size)
-      session = self.open(
-        agent,
-        params,
+      begin = Start(
         jax.tree.map(lambda x, p=part: x[p], question),
         names[part],
-        rollouts=number_N[part],
-        seed=seed,
-        memory=jax.tree.map(lambda x, p=part: x[p], first_memory),
+        number_N[part],
+        seed,
+        jax.tree.map(lambda x, p=part: x[p], first_memory),
       )
+      session = self.open(agent, params, begin)
       first = session.carried
       turns = session.read(jax.tree.map(lambda x, p=part: x[:, p], chunk))
       parts.append((first, turns, session.answer()))

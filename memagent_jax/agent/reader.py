@@ -16,11 +16,10 @@ from typing import Any
 import jax
 
 from memagent_jax import tokens as tokens_lib
-from memagent_jax.agent import prompts
 from memagent_jax.agent import session as session_lib
 from memagent_jax.agent.config import ReadingConfig, make_agent
 from memagent_jax.agent.engine import Engine, Lockstep
-from memagent_jax.agent.prompts import Template
+from memagent_jax.agent.session import Start
 from memagent_jax.agent.turns import Turn, turn_record, without_control_id
 from memagent_jax.data.chunks import ChunkCutter, ChunkStream
 from memagent_jax.models.model import Model
@@ -28,7 +27,7 @@ from memagent_jax.structs import FINISH_REASONS, Turns
 
 # Question rows are padded to a multiple of this, so that programs recur.
 _QUESTION_STEP = 32
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Reader:
     model: Model,
     questions: str | Sequence[str],
     config: ReadingConfig | None = None,
-    template: Template | None = None,
     on_turn: Callable[[Turn], None] | None = None,
     engine: Engine | None = None,
   ):
@@ -64,8 +62,7 @@ class Reader:
     Args:
       model: reads and answers.
       questions: one or several; all are answered from one pass.
-      config: caps and sampling; default `ReadingConfig()`.
-      template: wording; default `prompts.DEFAULT_TEMPLATE`.
+      config: caps, sampling, wording and memory rule; default `ReadingConfig()`.
       on_turn: called after every memory turn, in document order.
       engine: who takes the turns; default `Lockstep`, on the devices of this
         process.
@@ -76,7 +73,6 @@ class Reader:
     """
     self._model = model
     self.config = ReadingConfig() if config is None else config
-    self._template = prompts.DEFAULT_TEMPLATE if template is None else template
     self.on_turn = on_turn
     self._questions = (
       [questions] if isinstance(questions, str) else list(questions)
@@ -86,17 +82,17 @@ class Reader:
     width = min(
       -(-width // _QUESTION_STEP) * _QUESTION_STEP, self.config.question_tokens
     )
-    self._agent = make_agent(
-      model, self._template, self.config, question_tokens=width
-    )
+    self._agent = make_agent(model, self.config, question_tokens=width)
     # One slot a call: a program of one shape, and a turn is shown as it ends.
     engine = Lockstep(window_chunks=1) if engine is None else engine
     self._session = engine.open(
       self._agent,
       model.params,
-      tokens_lib.pad_rows(question_ids, width),
-      self._questions,
-      seed=self.config.seed,
+      Start(
+        tokens_lib.pad_rows(question_ids, width),
+        self._questions,
+        seed=self.config.seed,
+      ),
     )
     self._stream = ChunkStream(
       model.tokenizer, self.config.chunk_tokens, self.config.chunk_cut
@@ -250,7 +246,6 @@ class Reader:
       'tokenizer': self._model.tokenizer.fingerprint,
       'questions': self._questions,
       'config': self.config.to_json(),
-      'template': dataclasses.asdict(self._template),
       'session': self._session.state(),
       'tokens_read': self._tokens_read,
       'pending_ids': self._stream.pending,
@@ -285,7 +280,6 @@ class Reader:
         model,
         state['questions'],
         ReadingConfig.from_json(state['config']),
-        Template(**state['template']),
         on_turn,
         engine,
       )

@@ -9,6 +9,7 @@ on it, so that they take the same turns with the same keys.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -26,6 +27,26 @@ from memagent_jax.structs import MemoryState, Response, Tokens, Turns
 WINDOW_CHUNKS = 8
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """How N trajectories begin: what they ask, and what their samples follow from.
+
+  As all arrays here, those of the whole batch on the host, or on the device where
+  there is no mesh.
+  """
+
+  # N rows, Q wide.
+  question: Tokens
+  # Name of the example of every row.
+  names: Sequence[str]
+  # Number of every row among the readings of its example; None: all 0.
+  rollouts: Sequence[int] | None = None
+  # Seed of all sampling.
+  seed: int = 0
+  # First memories, N rows, M wide; None: the template's empty one.
+  memory: Tokens | None = None
+
+
 class Session:
   """A reading of N trajectories, fed with chunks as they come.
 
@@ -38,12 +59,7 @@ class Session:
     self,
     agent: AgentConfig,
     params,
-    question: Tokens,
-    names: Sequence[str],
-    *,
-    rollouts: Sequence[int] | None = None,
-    seed: int = 0,
-    memory: Tokens | None = None,
+    start: Start,
     window_chunks: int = WINDOW_CHUNKS,
   ):
     """Starts a reading before its first chunk.
@@ -51,13 +67,7 @@ class Session:
     Args:
       agent: static configuration.
       params: the model's.
-      question: N rows, Q wide; as all arrays here, the whole batch on the host, or
-        on the device where there is no mesh.
-      names: of the example of every row; with the next two, what its samples follow
-        from.
-      rollouts: which reading of its example every row is; None: the first.
-      seed: of all sampling.
-      memory: to begin with: N rows, M wide; None: the template's empty one.
+      start: questions, names, seed and first memories of the rows.
       window_chunks: chunk slots of one call on the device.
 
     Raises:
@@ -67,17 +77,17 @@ class Session:
       raise ValueError(f'window_chunks is {window_chunks}; expected 1 or more.')
     self.agent, self.turns_read = agent, 0
     self._params, self._window_chunks = params, window_chunks
-    self._question = sharding.shard_rows(question)
+    self._question = sharding.shard_rows(start.question)
+    examples = [decode.example_number(name) for name in start.names]
+    rollouts = start.rollouts
+    if rollouts is None:
+      rollouts = [0] * len(start.names)
     self._key_N = decode.row_keys(
-      seed,
-      sharding.shard_rows(
-        np.asarray([decode.example_number(n) for n in names], np.uint32)
-      ),
-      sharding.shard_rows(
-        np.asarray([0] * len(names) if rollouts is None else rollouts, np.int32)
-      ),
+      start.seed,
+      sharding.shard_rows(np.asarray(examples, np.uint32)),
+      sharding.shard_rows(np.asarray(rollouts, np.int32)),
     )
-    self._state = self._begun(memory)
+    self._state = self._begun(start.memory)
 
   @property
   def memory(self) -> Tokens:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Self
 from absl import app, flags
 
 if TYPE_CHECKING:
-  from memagent_jax.agent.prompts import Template
   from memagent_jax.agent.reader import Answer, Reader
   from memagent_jax.agent.turns import Turn
   from memagent_jax.data.token_store import TokenStore
@@ -209,20 +208,20 @@ def _make_reader(saved: _Saved | None, store: 'TokenStore | None') -> 'Reader':
     )
     if flag.value is not None
   }
-  config = memagent_jax.ReadingConfig(**given)
-  template = None
   if _TEMPLATE_FILE.value is not None:
-    template = prompts.read_template(assets.template(_TEMPLATE_FILE.value))
+    path = assets.template(_TEMPLATE_FILE.value)
+    given['template'] = prompts.read_template(path)
+  config = memagent_jax.ReadingConfig(**given)
   if saved is not None:
-    _check_same(saved['reader'], given, template)
+    asked = config.to_json()
+    _check_same(saved['reader'], {name: asked[name] for name in given})
   model = memagent_jax.load_model(
     _MODEL.value, report=lambda line: print(line, file=sys.stderr)
   )
   if store is not None:
     store.check_tokenizer(model.tokenizer)
   if saved is None:
-    questions = _QUESTION.value or ()
-    return memagent_jax.Reader(model, questions, config, template)
+    return memagent_jax.Reader(model, _QUESTION.value or (), config)
   return memagent_jax.Reader.from_state(model, saved['reader'])
 
 
@@ -241,17 +240,12 @@ def _load_state() -> _Saved | None:
   return saved
 
 
-def _check_same(
-  state: _Saved, given: _Saved, template: 'Template | None'
-) -> None:
+def _check_same(state: _Saved, given: _Saved) -> None:
   """Raises ValueError where flags contradict the saved reading."""
   settings: list[tuple[str, Any, Any]] = [
     ('question', state['questions'], _QUESTION.value)
   ]
   settings += [(k, state['config'].get(k), v) for k, v in given.items()]
-  if template is not None:
-    asked = dataclasses.asdict(template)
-    settings.append(('template_file', state['template'], asked))
   for name, was, now in settings:
     if was != now:
       raise ValueError(

@@ -126,14 +126,15 @@ def _measure(
   from memagent_jax.agent import session as session_lib
   from memagent_jax.agent.config import ReadingConfig, make_agent
   from memagent_jax.agent.engine import Lockstep
+  from memagent_jax.agent.session import Start
   from memagent_jax.agent.turns import texts
   from memagent_jax.structs import Tokens
 
   size = _BATCH.value
   agent = make_agent(
     model,
-    template,
     ReadingConfig(
+      template=template,
       chunk_tokens=_CHUNK_TOKENS.value,
       memory_tokens=_MEMORY_TOKENS.value,
       answer_tokens=_ANSWER_TOKENS.value,
@@ -149,10 +150,13 @@ def _measure(
     session = Lockstep().open(
       agent,
       model.params,
-      tokens_lib.pad_rows(
-        [model.tokenizer.encode(q) for q in questions], agent.question_tokens
+      Start(
+        tokens_lib.pad_rows(
+          [model.tokenizer.encode(q) for q in questions],
+          agent.question_tokens,
+        ),
+        questions,
       ),
-      questions,
     )
     turns = session.read(
       session_lib.slots(

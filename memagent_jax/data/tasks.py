@@ -16,6 +16,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from memagent_jax.data.batch import BatchConfig
 from memagent_jax.data.example_source import (
   Examples,
   ExampleSource,
@@ -96,16 +97,20 @@ def example_task(
   )
 
 
-def file_task(tokenizer: Tokenizer, *, path: str) -> seqio.Task:
+def file_task(
+  tokenizer: Tokenizer, sizes: BatchConfig, *, path: str
+) -> seqio.Task:
   """A task over a file of `memagent make-data`, as its split `train`.
 
   Args:
     tokenizer: the tokenizer of the model that reads.
+    sizes: not used: the documents are as long as they are.
     path: TFRecords where it ends with `.tfrecord`, else JSONL.
 
   Raises:
     ValueError: a file that is not there, is empty, or is no such file.
   """
+  del sizes
   if not Path(path).is_file():
     raise ValueError(
       f'documents {path}: no such file; `memagent make-data` makes one.'

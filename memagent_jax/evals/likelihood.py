@@ -19,7 +19,7 @@ from memagent_jax import tokens as tokens_lib
 from memagent_jax.agent import prompts
 from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
 from memagent_jax.agent.engine import Engine, Lockstep
-from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
+from memagent_jax.agent.session import Start
 from memagent_jax.data.benchmarks import haystack
 from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.evals.statistics import paired_bootstrap
@@ -36,7 +36,6 @@ class LikelihoodConfig:
   essays: tuple[str, ...]
   # What the memory is kept for.
   question: str = 'What has happened so far?'
-  template: Template = DEFAULT_TEMPLATE
   reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
   engine: Engine = dataclasses.field(default_factory=Lockstep)
   # Parts of the text that are read side by side: the beginnings of equal pieces.
@@ -64,7 +63,7 @@ def measure(model: Model, config: LikelihoodConfig) -> dict:
   Raises:
     ValueError: a text too short, or caps beyond the model's window.
   """
-  agent = make_agent(model, config.template, config.reading)
+  agent = make_agent(model, config.reading)
   chunks = _chunks(model, config)
   question = tokens_lib.pad_rows(
     [model.tokenizer.encode(config.question)] * config.parts,
@@ -73,9 +72,11 @@ def measure(model: Model, config: LikelihoodConfig) -> dict:
   session = config.engine.open(
     agent,
     model.params,
-    question,
-    [f'part {part}' for part in range(config.parts)],
-    seed=config.reading.seed,
+    Start(
+      question,
+      [f'part {part}' for part in range(config.parts)],
+      seed=config.reading.seed,
+    ),
   )
   empty = session.memory
   turns = session.read(chunks)

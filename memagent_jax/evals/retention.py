@@ -35,7 +35,7 @@ from memagent_jax.agent import session as session_lib
 from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
 from memagent_jax.agent.engine import Engine, Lockstep
 from memagent_jax.agent.memory_rules import WrittenTurn
-from memagent_jax.agent.prompts import Template
+from memagent_jax.agent.session import Start
 from memagent_jax.agent.turns import texts
 from memagent_jax.data.benchmarks import haystack, ruler, words
 from memagent_jax.data.chunks import ChunkCutter
@@ -77,7 +77,6 @@ def measure(
   *,
   workdir: str | os.PathLike,
   model: Model,
-  template: Template,
   reading: ReadingConfig,
   essays: Sequence[str],
   config: RetentionConfig,
@@ -90,7 +89,6 @@ def measure(
   Args:
     workdir: of this measurement.
     model: reads greedily.
-    template: wording of the turns.
     reading: caps, and what is taken; its temperature is not used.
     essays: files or folders of text, cut into chunks as documents are.
     config: how much is read beside what.
@@ -112,7 +110,7 @@ def measure(
   path = Path(workdir) / TURNS
   batches = list(jsonl.read(path)) if path.exists() else []
   measurement = _Measurement(
-    model, template, reading, essays, config, engine or Lockstep()
+    model, reading, essays, config, engine or Lockstep()
   )
   while True:
     total = _totals(batches)
@@ -157,14 +155,13 @@ class _Measurement:
   def __init__(
     self,
     model: Model,
-    template: Template,
     reading: ReadingConfig,
     essays: Sequence[str],
     config: RetentionConfig,
     engine: Engine,
   ):
     greedy = dataclasses.replace(reading, temperature=0.0)
-    self._agent = make_agent(model, template, greedy)
+    self._agent = make_agent(model, greedy)
     self._params = sharding.replicate(model.params)
     self._tokenizer = model.tokenizer
     cutter = ChunkCutter(
@@ -311,10 +308,8 @@ class _Measurement:
     session = self._engine.open(
       self._agent,
       self._params,
-      question,
       # Greedy decoding draws nothing from the names.
-      ['retention'] * len(chunks),
-      memory=memory,
+      Start(question, ['retention'] * len(chunks), memory=memory),
     )
     before = session.carried
     width = self._agent.chunk_tokens

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from memagent_jax.agent.engine import Lockstep
-from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
+from memagent_jax.agent.prompts import Template
 from memagent_jax.planning import shapes
 from memagent_jax.planning.programs import Workload
 from memagent_jax.sharding import MeshConfig
@@ -42,7 +42,6 @@ def of_run(
       return default
 
   reading, config = bound('reading', 'source'), bound('config', 'source')
-  template = bound_or(DEFAULT_TEMPLATE, 'template', 'source')
   engine = bound_or(Lockstep(), 'engine', 'source')
   trajectories = config.documents_per_step * config.rollouts
   model = dataclasses.replace(
@@ -56,13 +55,13 @@ def of_run(
     objective=bound('objective', 'source'),
     optimizer=bound('optimizer'),
     memory_prompt_tokens=(
-      _template_tokens(template, 'memory_turn')
+      _template_tokens(reading.template, 'memory_turn')
       + reading.question_tokens
       + reading.memory_tokens
       + reading.chunk_tokens
     ),
     answer_prompt_tokens=(
-      _template_tokens(template, 'answer_turn')
+      _template_tokens(reading.template, 'answer_turn')
       + reading.question_tokens
       + reading.memory_tokens
     ),

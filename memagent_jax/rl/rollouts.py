@@ -17,7 +17,6 @@ from memagent_jax.agent import memory_health, memory_rules
 from memagent_jax.agent import trajectories as trajectories_lib
 from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
 from memagent_jax.agent.engine import Engine, Lockstep
-from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.agent.trajectories import Trajectories, Verdicts
 from memagent_jax.data.batch import Batch
 from memagent_jax.data.batches import BatchIterator
@@ -118,7 +117,6 @@ class Rollouts:
     model: Model,
     *,
     documents: Documents,
-    template: Template = DEFAULT_TEMPLATE,
     reading: ReadingConfig,
     config: RolloutConfig,
     objective: GrpoConfig,
@@ -130,9 +128,8 @@ class Rollouts:
 
     Args:
       model: samples and learns; its params now are the KL reference.
-      documents: makes the seqio task or mixture for a tokenizer.
-      template: wording of the turns.
-      reading: caps, sampling and memory rule; its seed is that of all samples.
+      documents: makes the seqio task or mixture, see `stages.Documents`.
+      reading: caps, sampling, wording and memory rule; its seed is that of all samples.
       config: how many rollouts, and how they become sequences.
       objective: what is learned from them.
       stages: parts of the run, one after another.
@@ -154,20 +151,18 @@ class Rollouts:
     self._engine = Lockstep() if engine is None else engine
     self._reward, self._stages = reward, tuple(stages)
 
+    sizes = trajectories_lib.batch_config(
+      reading, config.documents_per_step, reading.seed
+    )
+
     def batches(make: Documents) -> BatchIterator:
-      return BatchIterator(
-        make(model.tokenizer),
-        model.tokenizer,
-        trajectories_lib.batch_config(
-          reading, config.documents_per_step, reading.seed
-        ),
-      )
+      tokenizer = model.tokenizer
+      return BatchIterator(make(tokenizer, sizes), tokenizer, sizes)
 
     shared = batches(documents)
     self._phases = [
       _phase(
         model,
-        template,
         reading,
         objective,
         stage,
@@ -384,7 +379,6 @@ class Rollouts:
 
 def _phase(
   model: Model,
-  template: Template,
   reading: ReadingConfig,
   objective: GrpoConfig,
   stage: Stage,
@@ -404,7 +398,7 @@ def _phase(
       'the recorded log-probs are not those of the policy that is trained.'
     )
   return _Phase(
-    make_agent(model, template, reading),
+    make_agent(model, reading),
     Policy(model.config, objective, reading.temperature),
     batches,
     stage.distractor_memory_share,

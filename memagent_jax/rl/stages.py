@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
+from memagent_jax.data.batch import BatchConfig
 from memagent_jax.models.tokenizer import Tokenizer
 
-# Makes the seqio task or mixture of a run for a tokenizer.
-Documents = Callable[[Tokenizer], Any]
+# Makes the seqio task or mixture of a run for a tokenizer and the sizes of a batch.
+Documents = Callable[[Tokenizer, BatchConfig], Any]
 
 
 @dataclasses.dataclass(frozen=True)

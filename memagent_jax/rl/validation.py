@@ -17,7 +17,6 @@ from memagent_jax.agent import memory_health
 from memagent_jax.agent import trajectories as trajectories_lib
 from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
 from memagent_jax.agent.engine import Engine, Lockstep
-from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.agent.trajectories import Trajectories, Verdicts
 from memagent_jax.data.batch import Batch
 from memagent_jax.data.batches import BatchIterator
@@ -36,7 +35,6 @@ class Validation:
     workdir: str | os.PathLike,
     *,
     documents: Documents,
-    template: Template = DEFAULT_TEMPLATE,
     reading: ReadingConfig,
     count: int = 64,
     batch_size: int = 64,
@@ -50,9 +48,8 @@ class Validation:
     Args:
       model: its config and tokenizer are used.
       workdir: gets `traces/NAME_STEP.jsonl`.
-      documents: makes the seqio task or mixture for a tokenizer.
-      template: wording of the turns.
-      reading: caps; greedy if its temperature is 0.
+      documents: makes the seqio task or mixture, see `stages.Documents`.
+      reading: caps, wording and memory rule; greedy if its temperature is 0.
       count: documents; the same at every call.
       batch_size: documents that are read side by side.
       traced: trajectories that are kept, turn by turn.
@@ -68,15 +65,14 @@ class Validation:
         f'{name}: count {count} is no multiple of batch_size {batch_size}; '
         'batches always have their full shape.'
       )
-    self._agent = make_agent(model, template, reading)
+    self._agent = make_agent(model, reading)
     self._engine = Lockstep() if engine is None else engine
     self._reward = reward
     self._tokenizer, self._seed = model.tokenizer, reading.seed
     self._folder, self._traced, self._name = Path(workdir), traced, name
+    sizes = trajectories_lib.batch_config(reading, batch_size)
     batches = BatchIterator(
-      documents(model.tokenizer),
-      model.tokenizer,
-      trajectories_lib.batch_config(reading, batch_size),
+      documents(model.tokenizer, sizes), model.tokenizer, sizes
     )
     self._batches = [next(batches) for _ in range(count // batch_size)]
 

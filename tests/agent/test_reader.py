@@ -158,7 +158,7 @@ def test_bad_readings_are_refused(model, questions, changes, message):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'version': 99}, 'version 99; expected 2'),
+    ({'version': 99}, 'version 99; expected 3'),
     ({'tokenizer': 'other'}, 'was taken with tokenizer other'),
     ({'session': None}, 'damaged'),
   ],

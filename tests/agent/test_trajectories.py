@@ -290,7 +290,7 @@ def test_reader_training_and_evaluation_see_the_same_ids(
   assert document.id == document.question
   rule = Recording()
   reading = dataclasses.replace(tiny_runs.READING, rule=rule)
-  reader = Reader(model, document.question, reading, tiny_runs.TEMPLATE)
+  reader = Reader(model, document.question, reading)
   turns = reader.feed(document.document) + reader.finish()
   (answer,) = reader.answer()
   expected = by_hand(tiny_tokenizer, turns, document)
@@ -312,7 +312,6 @@ def test_reader_training_and_evaluation_see_the_same_ids(
     model,
     tmp_path,
     documents=tiny_runs.documents((3,), count=2),
-    template=tiny_runs.TEMPLATE,
     reading=reading,
     count=2,
     batch_size=2,

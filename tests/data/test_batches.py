@@ -128,7 +128,9 @@ def test_files_of_both_forms_give_the_same_batches(tmp_path, tiny_tokenizer):
   tfrecords.write(records, examples)
   of_lines, of_records = (
     BatchIterator(
-      tasks.file_task(tiny_tokenizer, path=str(path)), tiny_tokenizer, CONFIG
+      tasks.file_task(tiny_tokenizer, CONFIG, path=str(path)),
+      tiny_tokenizer,
+      CONFIG,
     )
     for path in (lines, records)
   )

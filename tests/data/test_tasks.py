@@ -6,7 +6,10 @@ import seqio
 
 from memagent_jax.data import converter as converter_lib
 from memagent_jax.data import example_source, tasks, tfrecords
+from memagent_jax.data.batch import BatchConfig
 from memagent_jax.data.examples import Example
+
+SIZES = BatchConfig(1, 16, 16)
 
 
 def example(i, words=6):
@@ -45,7 +48,7 @@ def test_files_of_both_forms_are_the_same_task(tmp_path, tiny_tokenizer):
   records = path.with_suffix('.tfrecord')
   tfrecords.write(records, (example(i) for i in range(2)))
   of_lines, of_records = (
-    tasks.file_task(tiny_tokenizer, path=str(p)) for p in (path, records)
+    tasks.file_task(tiny_tokenizer, SIZES, path=str(p)) for p in (path, records)
   )
   assert of_lines.name == of_records.name == 'two_examples'
 
@@ -77,7 +80,7 @@ def test_files_that_are_no_examples_are_named(
   if content is not None:
     (tmp_path / name).write_text(content)
   with pytest.raises(ValueError, match=message):
-    tasks.file_task(tiny_tokenizer, path=str(tmp_path / name))
+    tasks.file_task(tiny_tokenizer, SIZES, path=str(tmp_path / name))
 
 
 def test_shards_share_the_examples_and_shuffling_is_seeded(vocabulary):

@@ -32,9 +32,7 @@ def config(tmp_path):
   path = tmp_path / 'novel.txt'
   text = ''.join(f'It was day {i}. ' for i in range(200))
   path.write_text(text.strip(), encoding='utf-8')
-  return LikelihoodConfig(
-    (str(path),), 'Who?', tiny_runs.TEMPLATE, READING, parts=2, chunks=3
-  )
+  return LikelihoodConfig((str(path),), 'Who?', READING, parts=2, chunks=3)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -69,7 +67,7 @@ def test_scores_are_those_of_the_prompt_up_to_the_chunk(model, config):
   start = model.tokenizer.encode_template('<|im_start|>user\n')
   given, without = [], []
   for part in (text[: len(text) // 2], text[len(text) // 2 :]):
-    reader = Reader(model, 'Who?', READING, tiny_runs.TEMPLATE)
+    reader = Reader(model, 'Who?', READING)
     turns = reader.feed(part)[:3]
     for before, turn in itertools.pairwise(turns):
       chunk = encode(turn.chunk)
@@ -101,8 +99,9 @@ def test_a_text_too_short_is_named(model, config):
 
 def test_a_template_with_its_chunk_first_has_no_likelihood(model, config):
   template = Template('{chunk} {question} {memory}', '{question} {memory}', '-')
+  reading = dataclasses.replace(READING, template=template)
   with pytest.raises(ValueError, match='chunk before question or memory'):
-    likelihood.measure(model, dataclasses.replace(config, template=template))
+    likelihood.measure(model, dataclasses.replace(config, reading=reading))
 
 
 def test_one_chunk_has_no_memory_before_it():

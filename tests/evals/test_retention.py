@@ -24,7 +24,11 @@ TEMPLATE = prompts.Template(
   'none',
 )
 READING = ReadingConfig(
-  chunk_tokens=96, memory_tokens=64, answer_tokens=48, question_tokens=32
+  chunk_tokens=96,
+  memory_tokens=64,
+  answer_tokens=48,
+  question_tokens=32,
+  template=TEMPLATE,
 )
 CONFIG = RetentionConfig(turns=40, batch_size=8, chunks_per_key=3)
 
@@ -33,7 +37,6 @@ CONFIG = RetentionConfig(turns=40, batch_size=8, chunks_per_key=3)
 def settings():
   return {
     'model': pretrained.load_model(MODEL),
-    'template': TEMPLATE,
     'reading': READING,
     'essays': ['tale_of_two_cities'],
   }

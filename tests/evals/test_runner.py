@@ -24,7 +24,7 @@ READING = dataclasses.replace(
   tiny_runs.READING, temperature=0.0, question_tokens=90, chunk_tokens=64
 )
 METHODS = {
-  'MemAgent': MemAgent(tiny_runs.TEMPLATE, READING, window_chunks=2),
+  'MemAgent': MemAgent(READING, window_chunks=2),
   'none': OneTurn(
     context='none',
     template=OneTurnTemplate('{document}{question}', '{question}'),

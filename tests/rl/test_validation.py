@@ -18,7 +18,6 @@ def model(tiny_tokenizer):
 def validation(model, workdir, **changes):
   arguments = {
     'documents': tiny_runs.documents((1, 3)),
-    'template': tiny_runs.TEMPLATE,
     'reading': dataclasses.replace(tiny_runs.READING, temperature=0.0),
     'count': 4,
     'batch_size': 2,

@@ -11,7 +11,7 @@ from memagent_jax import tokens as tokens_lib
 from memagent_jax.agent import prompts
 from memagent_jax.agent.config import AgentConfig
 from memagent_jax.agent.memory_rules import Overwrite
-from memagent_jax.agent.session import Session
+from memagent_jax.agent.session import Session, Start
 from memagent_jax.agent.trajectories import Trajectories
 from memagent_jax.data.examples import Demonstration
 from memagent_jax.models import transformer
@@ -70,7 +70,7 @@ def sampled(tiny_tokenizer):
     for c in range(3)
   ]
   documents = Documents(question, jax.tree.map(lambda *x: jnp.stack(x), *slots))
-  session = Session(agent, params, question, QUESTIONS, seed=5)
+  session = Session(agent, params, Start(question, QUESTIONS, seed=5))
   first = session.carried
   turns = session.read(documents.chunk)
   answer = session.answer()

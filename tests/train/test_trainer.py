@@ -496,7 +496,6 @@ def test_reward_and_metric_are_logged_from_step_0(tmp_path, tiny_tokenizer):
       model,
       workdir,
       documents=tiny_runs.documents((1, 3)),
-      template=tiny_runs.TEMPLATE,
       reading=tiny_runs.READING,
       count=12,
       batch_size=12,

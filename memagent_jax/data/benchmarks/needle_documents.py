@@ -10,6 +10,7 @@ import functools
 import seqio
 
 from memagent_jax.data import tasks
+from memagent_jax.data.batch import BatchConfig
 from memagent_jax.data.benchmarks import hard_needles, haystack, ruler
 from memagent_jax.data.benchmarks.ruler import Corpus
 from memagent_jax.data.chunks import ChunkCutter
@@ -26,12 +27,11 @@ _TOLERANCE = 0.03
 
 def needle_documents(
   tokenizer: Tokenizer,
+  sizes: BatchConfig,
   *,
   tasks_and_rates: Mapping[str, float],
   chunks: int,
-  chunk_tokens: int,
   essays: Sequence[str],
-  chunk_cut: str = 'sentence',
   few_symbols_share: float = 0.0,
   echoes: float = 0.0,
   num_examples: int = 20_000,
@@ -44,11 +44,10 @@ def needle_documents(
 
   Args:
     tokenizer: the tokenizer of the model that reads.
+    sizes: budget of a chunk, and where it ends.
     tasks_and_rates: how often each of `ruler.NEEDLE_TASKS` comes.
     chunks: chunks of every document; never more.
-    chunk_tokens: budget of a chunk.
     essays: files or folders of filler text.
-    chunk_cut: where chunks end.
     few_symbols_share: share of documents whose values are harder to copy, as in
       `hard_needles.example`.
     echoes: echoes of the needle in 1,000 tokens, as there.
@@ -74,8 +73,8 @@ def needle_documents(
     example,
     tokenizer=tokenizer,
     chunks=chunks,
-    chunk_tokens=chunk_tokens,
-    chunk_cut=chunk_cut,
+    chunk_tokens=sizes.chunk_tokens,
+    chunk_cut=sizes.chunk_cut,
     corpus=corpus,
     num_examples=num_examples,
     seed=seed,

@@ -10,7 +10,6 @@ from typing import Any
 
 from memagent_jax.agent.config import ReadingConfig
 from memagent_jax.agent.memory_health import MemoryHealth
-from memagent_jax.agent.prompts import DEFAULT_TEMPLATE, Template
 from memagent_jax.agent.turns import Turn
 from memagent_jax.data.chunks import ChunkStream
 from memagent_jax.data.examples import Example
@@ -28,7 +27,6 @@ _TRACED_CHANGES = 40
 class ChunkMethod:
   """Settings of a method that keeps a memory, and what follows from them."""
 
-  template: Template = DEFAULT_TEMPLATE
   reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
 
   @property

@@ -17,7 +17,7 @@ from memagent_jax.agent import rollout
 from memagent_jax.agent import session as session_lib
 from memagent_jax.agent.config import AgentConfig, make_agent
 from memagent_jax.agent.engine import Engine, Lockstep
-from memagent_jax.agent.session import WINDOW_CHUNKS
+from memagent_jax.agent.session import WINDOW_CHUNKS, Start
 from memagent_jax.agent.turns import texts, turn_record, without_control_id
 from memagent_jax.data.examples import Example, check_question
 from memagent_jax.evals.methods.chunked import (
@@ -52,14 +52,16 @@ class MemAgent(ChunkMethod):
     Raises:
       ValueError: a question over its cap, or caps beyond the model's window.
     """
-    agent = make_agent(model, self.template, self.reading)
+    agent = make_agent(model, self.reading)
     questions = [_question_ids(model, self, example) for example in examples]
     session = self.engine.open(
       agent,
       model.params,
-      tokens_lib.pad_rows(questions, self.reading.question_tokens),
-      [example.id for example in examples],
-      seed=self.reading.seed,
+      Start(
+        tokens_lib.pad_rows(questions, self.reading.question_tokens),
+        [example.id for example in examples],
+        seed=self.reading.seed,
+      ),
     )
     if progress.state is None:
       first = list(agent.prompts.empty_memory)

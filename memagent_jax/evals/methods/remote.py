@@ -138,7 +138,7 @@ class _Document:
     self._example, self._saved, self._seconds = example, saved, seconds
     state = saved.documents.get(example.id)
     if state is None:
-      self._memory = method.template.empty_memory
+      self._memory = method.reading.template.empty_memory
       reading = ReadingState(model.tokenizer.encode(self._memory))
     else:
       self._memory = state['memory']
@@ -149,13 +149,13 @@ class _Document:
 
   async def read(self) -> Result:
     """Reads what is left of the document, and answers."""
-    template, caps = self._method.template, self._method.reading
+    caps = self._method.reading
     while chunks := self._reading.next_chunks(1):
       begun = time.perf_counter()
       (chunk,) = chunks
       text = self._model.tokenizer.decode(chunk)
       reply = await self._ask(
-        template.memory_turn, caps.memory_tokens, chunk=text
+        caps.template.memory_turn, caps.memory_tokens, chunk=text
       )
       self._seconds.append(time.perf_counter() - begun)
       self._memory = reply.text
@@ -165,7 +165,7 @@ class _Document:
         'reading': dataclasses.asdict(self._reading.state),
       }
       self._saved.put(self._example.id, state, self._reading.chars_read())
-    reply = await self._ask(template.answer_turn, caps.answer_tokens)
+    reply = await self._ask(caps.template.answer_turn, caps.answer_tokens)
     return self._reading.result(reply.text, reply.finish, reply.flops)
 
   def failed(self, why: str) -> Result:

@@ -28,17 +28,17 @@ def read(tiny_tokenizer, essay):
   """Examples of a mixture as dicts: id, task, answers and texts of the chunks."""
 
   def documents(count, chunks, *, seed=0, chunk_cut='sentence', **changes):
-    sizes = {'chunk_tokens': CHUNK_TOKENS, 'tasks_and_rates': TASKS} | changes
+    tokens = changes.pop('chunk_tokens', CHUNK_TOKENS)
+    config = BatchConfig(1, tokens, 200, chunk_cut)
     mixture = needle_documents(
       tiny_tokenizer,
+      config,
       chunks=chunks,
       essays=[essay],
-      chunk_cut=chunk_cut,
       num_examples=20,
       seed=seed,
-      **sizes,
+      **{'tasks_and_rates': TASKS} | changes,
     )
-    config = BatchConfig(1, sizes['chunk_tokens'], 200, chunk_cut)
     batches = BatchIterator(mixture, tiny_tokenizer, config)
     return [row_of(batch) for batch in itertools.islice(batches, count)]
 

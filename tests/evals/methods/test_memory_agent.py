@@ -15,7 +15,6 @@ from memagent_jax.models import flops
 from tests import tiny_runs
 
 METHOD = MemAgent(
-  tiny_runs.TEMPLATE,
   dataclasses.replace(tiny_runs.READING, temperature=0.0, chunk_cut='sentence'),
   window_chunks=2,
 )
@@ -37,7 +36,7 @@ def examples():
 def test_documents_side_by_side_are_read_as_one_alone(model):
   answered = METHOD.answer(model, examples(), Progress())
   for example, result in zip(examples(), answered.results, strict=True):
-    reader = Reader(model, example.question, METHOD.reading, tiny_runs.TEMPLATE)
+    reader = Reader(model, example.question, METHOD.reading)
     turns = reader.feed(example.document) + reader.finish()
     (answer,) = reader.answer()
     assert (result.answer, result.finish_reason) == (
@@ -63,10 +62,10 @@ def test_documents_side_by_side_are_read_as_one_alone(model):
 @pytest.mark.slow
 def test_flops_are_those_of_the_turns(model):
   (result,) = METHOD.answer(model, examples()[1:2], Progress()).results
-  reader = Reader(model, 'Who 1?', METHOD.reading, tiny_runs.TEMPLATE)
+  reader = Reader(model, 'Who 1?', METHOD.reading)
   (turn,) = reader.feed(examples()[1].document) + reader.finish()
   (answer,) = reader.answer()
-  agent = make_agent(model, tiny_runs.TEMPLATE, METHOD.reading)
+  agent = make_agent(model, METHOD.reading)
   encode = model.tokenizer.encode
   shared = agent.prompts.memory_turn_tokens + len(encode('Who 1?'))
   first = shared + len(encode('none')) + turn.chunk_tokens

@@ -21,7 +21,12 @@ TEMPLATE = Template(
   '{question}|{memory}|{chunk}', '{question}|{memory}', 'none'
 )
 READING = ReadingConfig(
-  chunk_tokens=16, memory_tokens=6, answer_tokens=5, chunk_cut='token', seed=3
+  chunk_tokens=16,
+  memory_tokens=6,
+  answer_tokens=5,
+  chunk_cut='token',
+  template=TEMPLATE,
+  seed=3,
 )
 
 
@@ -74,7 +79,6 @@ def server(reply):
   method = Remote(
     base_url=f'http://127.0.0.1:{web.server_port}/v1',
     served_model='m',
-    template=TEMPLATE,
     reading=READING,
     max_retries=1,
     timeout_seconds=5.0,
@@ -192,7 +196,6 @@ def test_no_server_is_a_failed_row(model):
   method = Remote(
     base_url='http://127.0.0.1:9',
     served_model='m',
-    template=TEMPLATE,
     reading=READING,
     max_retries=0,
   )
