@@ -96,8 +96,8 @@ def difference_interval(
 
 
 def paired_bootstrap(
-  first: Sequence[float],
-  second: Sequence[float],
+  first: Sequence[float] | np.ndarray,
+  second: Sequence[float] | np.ndarray,
   *,
   draws: int = 10_000,
   seed: int = 0,

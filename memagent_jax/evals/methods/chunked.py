@@ -209,11 +209,11 @@ class DocumentStream:
 
   def __init__(
     self,
-    tokenizer,
+    tokenizer: Tokenizer,
     reading: ReadingConfig,
     text: str,
     state: Mapping[str, Any] | None = None,
-  ):
+  ) -> None:
     """Makes a stream at the text's start, or where `state` was taken.
 
     Args:

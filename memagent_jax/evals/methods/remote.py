@@ -54,7 +54,7 @@ class Remote(ChunkMethod):
   independent_examples = True
   needs_params = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.concurrency < 1 or self.max_retries < 0:
       raise ValueError(
         f'concurrency is {self.concurrency} and max_retries is '
@@ -85,7 +85,13 @@ class Remote(ChunkMethod):
     )
     return Answered(results, seconds)
 
-  async def _answer_all(self, openai, model, examples, progress):
+  async def _answer_all(
+    self,
+    openai: Any,
+    model: Model,
+    examples: Sequence[Example],
+    progress: Progress,
+  ) -> tuple[list[Result], list[float]]:
     saved = _Saved(progress, examples)
     seconds: list[float] = []
     gate = asyncio.Semaphore(self.concurrency)
@@ -133,7 +139,15 @@ class _Saved:
 class _Document:
   """One document on its way, with its memory as text."""
 
-  def __init__(self, method: Remote, client, model, example, saved, seconds):
+  def __init__(
+    self,
+    method: Remote,
+    client: Any,
+    model: Model,
+    example: Example,
+    saved: _Saved,
+    seconds: list[float],
+  ) -> None:
     self._method, self._client, self._model = method, client, model
     self._example, self._saved, self._seconds = example, saved, seconds
     state = saved.documents.get(example.id)

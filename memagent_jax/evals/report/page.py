@@ -210,19 +210,19 @@ def _sections(
       table = tables.accuracy_table(own_points, axis)
       sections.append(('', f'Accuracy, {task}', '', table))
   for number, s in enumerate(labels):
-    figure = figures.depth_by_length(group, s, labels[s])
-    if figure is not None:
+    depths = figures.depth_by_length(group, s, labels[s])
+    if depths is not None:
       heading = f'Depth of the evidence: {labels[s]}'
-      sections.append((f'depth_{number}', heading, '', figure))
+      sections.append((f'depth_{number}', heading, '', depths))
   seconds = tables.document_seconds(timings)
   figure = figures.cost(points, labels, seconds, priced)
   sections.append(('cost', 'What a document costs', '', figure))
   table = tables.cost_table(points, labels, seconds, priced, axis)
   sections.append(('', 'Cost', '', table))
-  figure = figures.chunk_cost(timings, labels)
-  if figure is not None:
+  chunks = figures.chunk_cost(timings, labels)
+  if chunks is not None:
     heading = 'Cost of a chunk, and memory'
-    sections.append(('chunk_cost', heading, _CHUNK_COST_NOTE, figure))
+    sections.append(('chunk_cost', heading, _CHUNK_COST_NOTE, chunks))
   health = tables.health_table(group, labels, axis)
   if len(health) > 1:
     note = ' '.join([tables.HEALTH_NOTE, *_health_alarms(group, labels)])
