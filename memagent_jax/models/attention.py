@@ -102,12 +102,8 @@ def merged(
   """
   top = functools.reduce(jnp.maximum, (t for _, t, _ in parts))
   weight = [jnp.exp(t - top) for _, t, _ in parts]
-  total = functools.reduce(
-    jnp.add, (w * s for w, (_, _, s) in zip(weight, parts, strict=True))
-  )
-  out = functools.reduce(
-    jnp.add, (w * o for w, (o, _, _) in zip(weight, parts, strict=True))
-  )
+  total: Any = sum(w * s for w, (_, _, s) in zip(weight, parts, strict=True))
+  out: Any = sum(w * o for w, (o, _, _) in zip(weight, parts, strict=True))
   return out / total
 
 
