@@ -20,11 +20,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-# A leaf of a struct: a jax.Array, on the host an np.ndarray, and where a program is only
-# planned the shape that stands for it.
+# A leaf of a struct: a jax.Array, on the host an np.ndarray, and where a program
+# is only planned the shape that stands for it.
 Array = Any
-# A model's parameters: nested dicts of arrays by module and name. As `init_params` and
-# `abstract_params` make them, each is in a box that names its axes.
+# A model's parameters: nested dicts of arrays by module and name, each in a box
+# that names its axes where `abstract_params` made them.
 Params = dict[str, Any]
 
 EOS = 0  # the row sampled a control id
