@@ -47,6 +47,7 @@ mutants: $(INSTALLED) $(TPU_AOT)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 $(INSTALLED): setup.py
 	@echo '== installing into $(VENV); the first time takes a few minutes'

@@ -3,7 +3,15 @@
 Extras pick the accelerator too; the CPU needs none.
 """
 
+from pathlib import Path
+import runpy
+
 from setuptools import find_packages, setup
+
+# Importing the package loads nothing else, so that this needs no installed jax.
+PACKAGE = runpy.run_path(
+  str(Path(__file__).with_name('memagent_jax') / '__init__.py')
+)
 
 # Data, training, evaluation and reports. seqio brings TensorFlow.
 TRAIN = [
@@ -20,7 +28,7 @@ TRAIN = [
 
 setup(
   name='memagent-jax',
-  version='0.1.0',
+  version=PACKAGE['__version__'],
   description='A reinforcement-learned memory agent on JAX, TPU-first.',
   license='Apache-2.0',
   classifiers=[
@@ -35,7 +43,7 @@ setup(
   ],
   package_dir={'memagent_jax.gin_configs': 'gin_configs'},
   package_data={
-    'memagent_jax': ['assets/**', 'evals/report/*.jinja'],
+    'memagent_jax': ['assets/**', 'evals/report/*.jinja', 'py.typed'],
     'memagent_jax.gin_configs': ['**/*.gin'],
   },
   entry_points={
@@ -70,6 +78,7 @@ setup(
     'dev': [
       *TRAIN,
       'hypothesis>=6.100',
+      'mypy>=1.18',
       'openai>=2',
       'pyarrow>=17',
       'pypdf>=5',

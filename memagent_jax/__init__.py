@@ -5,6 +5,16 @@ so that importing the package costs nothing.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from memagent_jax.agent.config import ReadingConfig
+  from memagent_jax.agent.reader import Answer, Reader
+  from memagent_jax.agent.turns import Turn
+  from memagent_jax.models.weights.pretrained import load_model
+
+# The one place for it: setup.py and `memagent --version` read it here.
+__version__ = '0.1.0'
 
 _EXPORTS = {
   'Answer': 'agent.reader',
@@ -16,7 +26,7 @@ _EXPORTS = {
 __all__ = ['Answer', 'Reader', 'ReadingConfig', 'Turn', 'load_model']
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
   if name not in _EXPORTS:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   module = importlib.import_module(f'{__name__}.{_EXPORTS[name]}')

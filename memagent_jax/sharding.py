@@ -18,14 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
+AnyMesh = Mesh | AbstractMesh
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 # Logical axis of a param -> mesh axis, or None for replicated.
@@ -42,7 +44,7 @@ TRAINING: Rules = {
 }
 # A decode step reads every weight for one token of each row: gathering them first
 # would cost more than the step.
-ROLLOUTS: Rules = TRAINING | {'embed': None}
+ROLLOUTS: Rules = {**TRAINING, 'embed': None}
 # Logical axis of an activation or a cache, in training and rollouts alike.
 ACTIVATIONS: Rules = {
   'rows': ('data', 'fsdp'),
@@ -85,7 +87,8 @@ class MeshConfig:
         f'{devices} devices; the sizes have to multiply to that number, and one '
         'of them may be -1.'
       )
-    return tuple(sizes)
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
 
 
 def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
@@ -111,7 +114,7 @@ def under_mesh(function: Callable) -> Callable:
   """`function` under the mesh of its argument `mesh`, a MeshConfig or None."""
 
   @functools.wraps(function)
-  def entered(*args, mesh: MeshConfig | None = None, **kwargs):
+  def entered(*args: Any, mesh: MeshConfig | None = None, **kwargs: Any) -> Any:
     if mesh is None:
       return function(*args, mesh=None, **kwargs)
     with jax.set_mesh(make_mesh(mesh)):
@@ -120,7 +123,9 @@ def under_mesh(function: Callable) -> Callable:
   return entered
 
 
-def param_shardings(mesh: Mesh, abstract_params, rules: Rules = TRAINING):
+def param_shardings(
+  mesh: AnyMesh, abstract_params: Any, rules: Rules = TRAINING
+) -> Any:
   """NamedSharding of every param of `transformer.abstract_params`.
 
   Args:
@@ -134,7 +139,7 @@ def param_shardings(mesh: Mesh, abstract_params, rules: Rules = TRAINING):
       named.
   """
 
-  def one(path, box):
+  def one(path: tuple[Any, ...], box: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     spec = _spec(mesh, name, box.names, box.value.shape, rules)
     return NamedSharding(mesh, spec)
@@ -175,7 +180,7 @@ def gather_kernel(kernel: jax.Array, *axes: str) -> jax.Array:
   return _laid_out(kernel, 'kernel', axes, ROLLOUTS)
 
 
-def num_shards(axis: str, mesh: Mesh | None = None) -> int:
+def num_shards(axis: str, mesh: AnyMesh | None = None) -> int:
   """Shards of an axis of ACTIVATIONS on a mesh; None: the mesh that is set."""
   mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
   target = ACTIVATIONS[axis]
@@ -194,7 +199,7 @@ def platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
-def shard_rows(tree, axis: int = 0):
+def shard_rows(tree: Any, axis: int = 0) -> Any:
   """Host arrays on the mesh that is set, `axis` of each split by rows.
 
   Every process gives the same arrays. Without a mesh they stay as they are.
@@ -206,7 +211,7 @@ def shard_rows(tree, axis: int = 0):
   if mesh.empty:
     return tree
 
-  def one(x):
+  def one(x: Any) -> jax.Array:
     x = np.asarray(x)
     axes = ['rows' if i == axis else 'tokens' for i in range(x.ndim)]
     spec = _spec(mesh, 'batch', axes, x.shape, ACTIVATIONS)
@@ -217,25 +222,25 @@ def shard_rows(tree, axis: int = 0):
   return jax.tree.map(one, tree)
 
 
-def split_by_shard(tree):
+def split_by_shard(tree: Any) -> Any:
   """Arrays of N rows as [S, N / S, ...]: the rows of each of the S shards."""
   shards = num_shards('rows')
   return jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), tree)
 
 
-def take_rows(tree, row_Sx: jax.Array):
+def take_rows(tree: Any, row_Sx: jax.Array) -> Any:
   """Rows of each shard, of arrays that `split_by_shard` gave; none is moved."""
   take = jax.vmap(lambda x, row: x[row])
   return jax.tree.map(lambda x: take(x, row_Sx), tree)
 
 
-def put_rows(tree, row_Sx: jax.Array, new):
+def put_rows(tree: Any, row_Sx: jax.Array, new: Any) -> Any:
   """Arrays that `split_by_shard` gave, with `new` in rows of each shard."""
   put = jax.vmap(lambda x, row, new: x.at[row].set(new))
   return jax.tree.map(lambda x, new: put(x, row_Sx, new), tree, new)
 
 
-def replicate(tree):
+def replicate(tree: Any) -> Any:
   """Arrays on every device of the mesh that is set; without one, as they are."""
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
@@ -243,7 +248,7 @@ def replicate(tree):
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def make_reshard(shardings, dtype: str) -> Callable:
+def make_reshard(shardings: Any, dtype: str) -> Callable:
   """The one move of params between the layouts of training and rollouts.
 
   Args:
@@ -251,7 +256,7 @@ def make_reshard(shardings, dtype: str) -> Callable:
     dtype: of the matrices; vectors, which are few, keep theirs.
   """
 
-  def cast(x):
+  def cast(x: jax.Array) -> jax.Array:
     return x if x.ndim < 2 else x.astype(dtype)
 
   return jax.jit(
@@ -264,14 +269,16 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
-def to_host(tree):
+def to_host(tree: Any) -> Any:
   """NumPy arrays of what is spread over the devices of all processes."""
   if jax.process_count() > 1:
     return multihost_utils.process_allgather(tree, tiled=True)
   return jax.device_get(tree)
 
 
-def _laid_out(x: jax.Array, name: str, axes, rules: Rules) -> jax.Array:
+def _laid_out(
+  x: jax.Array, name: str, axes: Sequence[str], rules: Rules
+) -> jax.Array:
   """x over the mesh that is set; without one, as it is."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -280,9 +287,15 @@ def _laid_out(x: jax.Array, name: str, axes, rules: Rules) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-def _spec(mesh, name, axes, shape, rules: Rules) -> PartitionSpec:
+def _spec(
+  mesh: AnyMesh,
+  name: str,
+  axes: Sequence[str],
+  shape: Sequence[int],
+  rules: Rules,
+) -> PartitionSpec:
   used: dict[str, str] = {}
-  spec = []
+  spec: list[str | tuple[str, ...] | None] = []
   for axis, size in zip(axes, shape, strict=True):
     if axis not in rules:
       raise ValueError(

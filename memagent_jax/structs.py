@@ -20,6 +20,13 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+# A leaf of a struct: a jax.Array, on the host an np.ndarray, and where a program
+# is only planned the shape that stands for it.
+Array = Any
+# A model's parameters: nested dicts of arrays by module and name, each in a box
+# that names its axes where `abstract_params` made them.
+Params = dict[str, Any]
+
 EOS = 0  # the row sampled a control id
 LENGTH = 1  # the row reached its token cap
 SKIPPED = 2  # the row had nothing to read: its memory was kept, nothing sampled
@@ -29,8 +36,8 @@ FINISH_REASONS = ('eos', 'length', 'skipped')
 class Tokens(struct.PyTreeNode):
   """Right-padded rows of token ids."""
 
-  ids_NxW: jax.Array  # int32
-  length_N: jax.Array  # int32, tokens
+  ids_NxW: Array  # int32
+  length_N: Array  # int32, tokens
 
 
 class Documents(struct.PyTreeNode):
@@ -46,10 +53,10 @@ class Documents(struct.PyTreeNode):
 class Response(struct.PyTreeNode):
   """What `decode.generate` sampled for each row."""
 
-  ids_NxR: jax.Array  # int32; the control id that ended the row included
-  logprob_NxR: jax.Array  # float32; of the distribution that was sampled from
-  length_N: jax.Array  # int32; sampled tokens, the ending control id included
-  finish_N: jax.Array  # int32; EOS, LENGTH or SKIPPED
+  ids_NxR: Array  # int32; the control id that ended the row included
+  logprob_NxR: Array  # float32; of the distribution that was sampled from
+  length_N: Array  # int32; sampled tokens, the ending control id included
+  finish_N: Array  # int32; EOS, LENGTH or SKIPPED
 
 
 class MemoryState(struct.PyTreeNode):
@@ -66,8 +73,8 @@ class Turns(struct.PyTreeNode):
 
   response: Response
   state: MemoryState  # what each turn left behind
-  thought_CxN: jax.Array  # int32, thinking tokens that were kept out
-  outcome_CxN: jax.Array  # int32, which of the rule's `outcomes` it was
+  thought_CxN: Array  # int32, thinking tokens that were kept out
+  outcome_CxN: Array  # int32, which of the rule's `outcomes` it was
 
   @property
   def memory(self) -> Tokens:
@@ -82,8 +89,8 @@ class WeightedMean(struct.PyTreeNode):
   not depend on how rows were split over devices or micro-batches.
   """
 
-  sum: jax.Array  # float32 scalar: of weight * value
-  weight: jax.Array  # float32 scalar: of the weights, each at least 0
+  sum: Array  # float32 scalar: of weight * value
+  weight: Array  # float32 scalar: of the weights, each at least 0
 
   def __add__(self, other: 'WeightedMean') -> 'WeightedMean':
     return WeightedMean(self.sum + other.sum, self.weight + other.weight)

@@ -38,7 +38,7 @@ class AgentConfig:
   # Prompts that are prefilled side by side, see `decode.prefill`.
   prefill_prompts: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if len(self.prompts.empty_memory) > self.memory.max_tokens:
       raise ValueError(
         f'the first memory has {len(self.prompts.empty_memory)} tokens; '

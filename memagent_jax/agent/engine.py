@@ -17,19 +17,19 @@ from memagent_jax.agent.config import AgentConfig
 from memagent_jax.agent.session import WINDOW_CHUNKS, Session, Start
 from memagent_jax.agent.trajectories import Trajectories
 from memagent_jax.data.batch import Batch
-from memagent_jax.structs import Documents, Tokens
+from memagent_jax.structs import Documents, Params, Tokens
 
 
 class Engine(Protocol):
   """Reads documents with a model; a frozen value, so that gin can bind it."""
 
-  def open(self, agent: AgentConfig, params, start: Start) -> Session:
+  def open(self, agent: AgentConfig, params: Params, start: Start) -> Session:
     """A reading of N trajectories before its first chunk."""
 
   def sample(
     self,
     agent: AgentConfig,
-    params,
+    params: Params,
     batch: Batch,
     *,
     rollouts: int = 1,
@@ -63,7 +63,7 @@ class Lockstep:
   # and equal ones among them are read once.
   prefill_prompts: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, least in (
       ('window_chunks', 1),
       ('trajectories_at_once', 0),
@@ -74,7 +74,7 @@ class Lockstep:
           f'Lockstep: {name} is {getattr(self, name)}; expected {least} or more.'
         )
 
-  def open(self, agent: AgentConfig, params, start: Start) -> Session:
+  def open(self, agent: AgentConfig, params: Params, start: Start) -> Session:
     """A reading of N trajectories; see `Engine`."""
     return Session(
       dataclasses.replace(agent, prefill_prompts=self.prefill_prompts),
@@ -100,7 +100,7 @@ class Lockstep:
   def sample(
     self,
     agent: AgentConfig,
-    params,
+    params: Params,
     batch: Batch,
     *,
     rollouts: int = 1,
@@ -122,7 +122,7 @@ class Lockstep:
     chunk = jax.tree.map(
       lambda x: np.repeat(x, rollouts, axis=1), documents.chunk
     )
-    names = np.repeat(np.asarray(batch.ids, object), rollouts)
+    names = [name for name in batch.ids for _ in range(rollouts)]
     readings = np.asarray(batch.readings)[:, None]
     number_N = (rollouts * readings + np.arange(rollouts)).reshape(-1)
     size = self.part_size(len(names))
@@ -140,11 +140,11 @@ class Lockstep:
       first = session.carried
       turns = session.read(jax.tree.map(lambda x, p=part: x[:, p], chunk))
       parts.append((first, turns, session.answer()))
-    firsts, turns, answers = zip(*parts, strict=True)
+    firsts, read, answers = zip(*parts, strict=True)
     return Trajectories(
       documents=Documents(question=question, chunk=chunk),
       first=jax.tree.map(lambda *x: np.concatenate(x), *firsts),
-      turns=jax.tree.map(lambda *x: np.concatenate(x, axis=1), *turns),
+      turns=jax.tree.map(lambda *x: np.concatenate(x, axis=1), *read),
       answer=jax.tree.map(lambda *x: np.concatenate(x), *answers),
       rollouts=rollouts,
     )

@@ -8,7 +8,7 @@ become the same text (collapse), or never take up the evidence, or lose it. An
 answer's text in a memory is taken for its evidence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 
 import jax
@@ -200,7 +200,7 @@ def alarms(metrics: Mapping[str, float]) -> list[str]:
   """What is wrong with the memories that `measure` saw, a sentence each."""
   sentences = []
 
-  def share(name):
+  def share(name: str) -> float:
     return metrics.get(f'memory/{name}', 0.0)
 
   if share('saturated') > _SATURATED:
@@ -233,5 +233,5 @@ def _length_quantiles(healths: Sequence[MemoryHealth]) -> dict[str, float]:
   return {f'length_p{q}': float(np.percentile(lengths, q)) for q in _QUANTILES}
 
 
-def _total(counts) -> float:
+def _total(counts: Iterable[float]) -> float:
   return float(sum(counts))

@@ -9,7 +9,7 @@ jit; `RULES` names those that configs and saved readings can hold.
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from flax import struct
 import jax
@@ -22,20 +22,30 @@ from memagent_jax.agent import prompts as prompts_lib
 from memagent_jax.agent.prompts import Prompts
 from memagent_jax.models import flops as flops_lib
 from memagent_jax.models.configs import ModelConfig
+from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.sampling.decode import SamplingConfig
 from memagent_jax.sampling.log_probs import log_probs_after
-from memagent_jax.structs import MemoryState, Tokens
+from memagent_jax.structs import MemoryState, Params, Tokens
 
 
 class Writer(Protocol):
   """What a rule knows of the agent that writes; an `AgentConfig` is one."""
 
-  model: ModelConfig
-  prompts: Prompts
-  # Id that ends a response.
-  end_id: int
-  # How memories are drawn; its max_tokens is M.
-  memory: SamplingConfig
+  @property
+  def model(self) -> ModelConfig:
+    """The model that writes."""
+
+  @property
+  def prompts(self) -> Prompts:
+    """The wording of its turns."""
+
+  @property
+  def end_id(self) -> int:
+    """Id that ends a response."""
+
+  @property
+  def memory(self) -> SamplingConfig:
+    """How memories are drawn; its max_tokens is M."""
 
 
 class WrittenTurn(struct.PyTreeNode):
@@ -60,7 +70,7 @@ class MemoryRule(Protocol):
   def outcomes(self) -> tuple[str, ...]:
     """What a turn can come to, by its code; shown in traces and health."""
 
-  def bind(self, tokenizer) -> 'MemoryRule':
+  def bind(self, tokenizer: Tokenizer) -> 'MemoryRule':
     """The rule with the token ids it compares with; itself if there are none."""
 
   def start(self, memory: Tokens) -> Any:
@@ -70,7 +80,7 @@ class MemoryRule(Protocol):
     """The fields of a prompt that come from what was carried."""
 
   def update(
-    self, writer: Writer, params, turn: WrittenTurn
+    self, writer: Writer, params: Params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
     """What is carried on after a turn, and the outcome's code, int32 [N].
 
@@ -87,10 +97,10 @@ class MemoryRule(Protocol):
 class Overwrite:
   """The response is the memory. Source: MemAgent, arXiv 2507.02259, section 3."""
 
-  fields = ('question', 'memory', 'chunk')
-  outcomes = ('written',)
+  fields: ClassVar[tuple[str, ...]] = ('question', 'memory', 'chunk')
+  outcomes: ClassVar[tuple[str, ...]] = ('written',)
 
-  def bind(self, tokenizer) -> 'Overwrite':
+  def bind(self, tokenizer: Tokenizer) -> 'Overwrite':
     """Itself: it compares with nothing."""
     del tokenizer
     return self
@@ -105,7 +115,7 @@ class Overwrite:
     return {'memory': state.memory}
 
   def update(
-    self, writer: Writer, params, turn: WrittenTurn
+    self, writer: Writer, params: Params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
     """What was written."""
     del writer, params
@@ -130,16 +140,16 @@ class Guarded(Overwrite):
 
   ratio: float = 1.0
 
-  outcomes = ('written', 'refused')
+  outcomes: ClassVar[tuple[str, ...]] = ('written', 'refused')
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 < self.ratio < math.inf:
       raise ValueError(
         f'Guarded: ratio is {self.ratio}; expected a finite number above 0.'
       )
 
   def update(
-    self, writer: Writer, params, turn: WrittenTurn
+    self, writer: Writer, params: Params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
     """What was written, where its `support` lets it be; else the old memory.
 
@@ -150,7 +160,7 @@ class Guarded(Overwrite):
     rows, changed_SxB = sharding.split_by_shard((turn, changed_N))
     order_SxB = jnp.argsort(~changed_SxB, axis=1, stable=True)
 
-    def judge(i, taken_SxB):
+    def judge(i: jax.Array, taken_SxB: jax.Array) -> jax.Array:
       row_S = order_SxB[:, i]
       picked = sharding.take_rows(rows, row_S)
       taken_S = self.takes(*support(writer, params, picked))
@@ -170,7 +180,7 @@ class Guarded(Overwrite):
 
 
 def memory_log_probs(
-  writer: Writer, params, prompt: Tokens, memory: Tokens
+  writer: Writer, params: Params, prompt: Tokens, memory: Tokens
 ) -> jax.Array:
   """Log-probs of writing a memory in response to a prompt, and of ending there.
 
@@ -190,7 +200,7 @@ def memory_log_probs(
 
 def support(
   writer: Writer,
-  params,
+  params: Params,
   turn: WrittenTurn,
   log_probs: Callable[..., jax.Array] = memory_log_probs,
 ) -> tuple[jax.Array, jax.Array]:
@@ -250,7 +260,8 @@ RULES = {rule.__name__: rule for rule in (Overwrite, Guarded)}
 
 def to_json(rule: MemoryRule) -> dict[str, Any]:
   """The rule as a name with its settings; read back by `from_json`."""
-  return {'name': type(rule).__name__, **dataclasses.asdict(rule)}
+  settings: Any = rule  # a frozen dataclass
+  return {'name': type(rule).__name__, **dataclasses.asdict(settings)}
 
 
 def from_json(fields: Mapping[str, Any]) -> MemoryRule:

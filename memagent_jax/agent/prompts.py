@@ -45,7 +45,7 @@ class Template:
   answer_turn: str  # with {question} and {memory}, once each
   empty_memory: str  # plain text
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_once('memory_turn', self.memory_turn, TURNS['memory_turn'])
     _check_turn('answer_turn', self.answer_turn)
     if not self.empty_memory.strip():
@@ -62,7 +62,7 @@ class OneTurnTemplate:
   document_turn: str  # with {question} and {document}, once each
   question_turn: str  # with {question}, once
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_turn('document_turn', self.document_turn)
     _check_turn('question_turn', self.question_turn)
 

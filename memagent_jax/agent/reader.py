@@ -23,7 +23,7 @@ from memagent_jax.agent.session import Start
 from memagent_jax.agent.turns import Turn, turn_record, without_control_id
 from memagent_jax.data.chunks import ChunkCutter, ChunkStream
 from memagent_jax.models.model import Model
-from memagent_jax.structs import FINISH_REASONS, Turns
+from memagent_jax.structs import FINISH_REASONS, Tokens, Turns
 
 # Question rows are padded to a multiple of this, so that programs recur.
 _QUESTION_STEP = 32
@@ -230,7 +230,7 @@ class Reader:
       for n in range(len(self._questions))
     ]
 
-  def _slots(self, chunks: Sequence[list[int]]):
+  def _slots(self, chunks: Sequence[list[int]]) -> Tokens:
     """The same chunk slots for every question."""
     return session_lib.slots(
       [chunks] * len(self._questions), len(chunks), self.config.chunk_tokens

@@ -12,6 +12,7 @@ caller. Source: MemAgent, arXiv 2507.02259, section 3.
 """
 
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -27,6 +28,7 @@ from memagent_jax.structs import (
   EOS,
   SKIPPED,
   MemoryState,
+  Params,
   Response,
   Tokens,
   Turns,
@@ -54,7 +56,7 @@ def first_state(
 @functools.partial(jax.jit, static_argnums=0)
 def read(
   agent: AgentConfig,
-  params,
+  params: Params,
   question: Tokens,
   state: MemoryState,
   chunks: Tokens,
@@ -75,14 +77,16 @@ def read(
     first_turn_N: int32, the turn number of the window's first slot in each row.
   """
 
-  def turn(state, chunk, turn_N):
+  def turn(
+    state: MemoryState, chunk: Tokens, turn_N: jax.Array
+  ) -> tuple[MemoryState, Turns]:
     fields = agent.rule.prompt_fields(state)
     response = decode.generate(
       agent.model,
       params,
       prompts_lib.assemble(
         agent.prompts.memory_turn,
-        {'question': question, 'chunk': chunk} | fields,
+        {'question': question, 'chunk': chunk, **fields},
       ),
       agent.memory,
       agent.control_ids,
@@ -99,7 +103,9 @@ def read(
     after = _where(skipped_N, state, after)
     return after, Turns(response, after, thought_N, outcome_N)
 
-  def skip(state, chunk, turn_N):
+  def skip(
+    state: MemoryState, chunk: Tokens, turn_N: jax.Array
+  ) -> tuple[MemoryState, Turns]:
     n, r = chunk.length_N.shape[0], agent.memory.max_tokens
     nothing_N = jnp.zeros((n,), jnp.int32)
     response = Response(
@@ -110,7 +116,9 @@ def read(
     )
     return state, Turns(response, state, nothing_N, nothing_N)
 
-  def slot(carry, chunk):
+  def slot(
+    carry: tuple[MemoryState, jax.Array], chunk: Tokens
+  ) -> tuple[Any, Turns]:
     state, turn_N = carry
     state, turns = lax.cond(
       jnp.any(chunk.length_N > 0), turn, skip, state, chunk, turn_N
@@ -123,12 +131,16 @@ def read(
 
 def compiled_programs() -> int:
   """Programs of `read` that this process has compiled so far."""
-  return read._cache_size()
+  return read._cache_size()  # type: ignore[attr-defined]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def answer(
-  agent: AgentConfig, params, question: Tokens, memory: Tokens, key_N: jax.Array
+  agent: AgentConfig,
+  params: Params,
+  question: Tokens,
+  memory: Tokens,
+  key_N: jax.Array,
 ) -> Response:
   """The answer of every row, from its memory alone."""
   return decode.generate(
@@ -159,10 +171,10 @@ def written_text(
   return tokens_lib.drop_tokens(text, thinking_NxR), thought_N
 
 
-def _where(condition_N: jax.Array, x, y):
+def _where(condition_N: jax.Array, x: Any, y: Any) -> Any:
   """Rows of x where the condition holds, else of y; pytrees of [N, ...]."""
 
-  def choose(x, y):
+  def choose(x: jax.Array, y: jax.Array) -> jax.Array:
     shape = (-1,) + (1,) * (x.ndim - 1)
     return jnp.where(condition_N.reshape(shape), x, y)
 

@@ -8,7 +8,7 @@ The reader, training, validation and every evaluation that keeps a memory are th
 on it, so that they take the same turns with the same keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -21,7 +21,7 @@ from memagent_jax import tokens as tokens_lib
 from memagent_jax.agent import rollout
 from memagent_jax.agent.config import AgentConfig
 from memagent_jax.sampling import decode
-from memagent_jax.structs import MemoryState, Response, Tokens, Turns
+from memagent_jax.structs import MemoryState, Params, Response, Tokens, Turns
 
 # Chunk slots that one call of the device scans.
 WINDOW_CHUNKS = 8
@@ -40,7 +40,7 @@ class Start:
   # Name of the example of every row.
   names: Sequence[str]
   # Number of every row among the readings of its example; None: all 0.
-  rollouts: Sequence[int] | None = None
+  rollouts: Sequence[int] | np.ndarray | None = None
   # Seed of all sampling.
   seed: int = 0
   # First memories, N rows, M wide; None: the template's empty one.
@@ -58,10 +58,10 @@ class Session:
   def __init__(
     self,
     agent: AgentConfig,
-    params,
+    params: Params,
     start: Start,
     window_chunks: int = WINDOW_CHUNKS,
-  ):
+  ) -> None:
     """Starts a reading before its first chunk.
 
     Args:
@@ -172,7 +172,7 @@ class Session:
     begun = rollout.first_state(self.agent, rows, memory)
     return sharding.shard_rows(begun)
 
-  def _windows(self, chunks: Tokens):
+  def _windows(self, chunks: Tokens) -> Iterator[Tokens]:
     for start in range(0, chunks.length_N.shape[0], self._window_chunks):
       part = slice(start, start + self._window_chunks)
       yield jax.tree.map(lambda x, part=part: x[part], chunks)

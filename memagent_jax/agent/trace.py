@@ -42,7 +42,7 @@ class TurnLog:
     self._file = self.path.open('w', encoding='utf-8')
     return self
 
-  def __exit__(self, *details) -> None:
+  def __exit__(self, *details: object) -> None:
     self._file.close()
 
   def append(self, turn: Turn) -> None:
@@ -157,7 +157,7 @@ class _Life:
       ]
       self._per_bar *= 2
 
-  def write(self, out) -> None:
+  def write(self, out: TextIO) -> None:
     out.write(_strip(self._bars, self._cap))
     if not self._count:
       out.write('<p class="quiet">No turn was finished.</p>')
@@ -194,7 +194,9 @@ def _summary(header: Mapping[str, Any]) -> str:
   return f'<header><h1>{name}</h1><ul class="facts">{items}</ul></header><main>'
 
 
-def _question(question, answer, interrupted: bool) -> str:
+def _question(
+  question: str, answer: Mapping[str, Any] | None, interrupted: bool
+) -> str:
   if answer is None:
     reason = 'The reading was interrupted' if interrupted else 'No answer'
     told = f'<p class="answer quiet">{reason}.</p>'

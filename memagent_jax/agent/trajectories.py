@@ -20,6 +20,7 @@ from memagent_jax.agent.turns import (
   without_control_id,
 )
 from memagent_jax.data.batch import Batch, BatchConfig
+from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.rewards import Reward, TrajectoryView
 from memagent_jax.structs import (
   FINISH_REASONS,
@@ -68,7 +69,7 @@ def batch_config(
 
 
 def judge(
-  tokenizer,
+  tokenizer: Tokenizer,
   batch: Batch,
   trajectories: Trajectories,
   reward: Reward = rewards.data_reward,
@@ -76,7 +77,8 @@ def judge(
   """Scores every trajectory by a reward, and by its example's own metric."""
   g = trajectories.rollouts
   answers = texts(tokenizer, without_control_id(trajectories.answer))
-  values, metrics, outcomes = [], [], Counter()
+  values, metrics = [], []
+  outcomes: Counter[str] = Counter()
   for n, answer in enumerate(answers):
     b = n // g
     verdict = reward(_view(tokenizer, batch, trajectories, n, answer))
@@ -86,14 +88,14 @@ def judge(
       rewards.score(batch.metrics[b], answer, batch.answers[b]).value
     )
 
-  def by_group(values):
+  def by_group(values: list[float]) -> np.ndarray:
     return np.asarray(values, np.float32).reshape(-1, g)
 
   return Verdicts(by_group(values), by_group(metrics), outcomes, answers)
 
 
 def _view(
-  tokenizer, batch: Batch, found: Trajectories, n: int, answer: str
+  tokenizer: Tokenizer, batch: Batch, found: Trajectories, n: int, answer: str
 ) -> TrajectoryView:
   b = n // found.rollouts
 
@@ -114,7 +116,7 @@ def _view(
 
 
 def turns_of(
-  tokenizer, agent: AgentConfig, trajectories: Trajectories, n: int
+  tokenizer: Tokenizer, agent: AgentConfig, trajectories: Trajectories, n: int
 ) -> list[Turn]:
   """The memory turns of trajectory n, without those that had no chunk."""
   chunks, turns = trajectories.documents.chunk, trajectories.turns

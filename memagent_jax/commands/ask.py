@@ -8,6 +8,7 @@ model (SmolLM2-135M-Instruct, 98 MB, obtained on first use). The first chunk
 also compiles, about half a minute; later runs find that in a cache.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import json
 import os
@@ -15,8 +16,14 @@ from pathlib import Path
 import sys
 import textwrap
 import time
+from typing import TYPE_CHECKING, Any, Self
 
 from absl import app, flags
+
+if TYPE_CHECKING:
+  from memagent_jax.agent.reader import Answer, Reader
+  from memagent_jax.agent.turns import Turn
+  from memagent_jax.data.token_store import TokenStore
 
 _DOCUMENT = flags.DEFINE_string(
   'document',
@@ -76,12 +83,13 @@ _TRACE = flags.DEFINE_string('trace', None, "HTML page of the memory's life.")
 # that an answer between two chunks has little unread text to look at.
 _FEED_SIZE = 2048
 _STORE_WINDOW_TOKENS = 1 << 16
+_Saved = dict[str, Any]  # the content of --state, and parts of it
 # Without a terminal: columns of a line, and the least time between two chunks.
 _LOG_WIDTH = 79
 _LOG_EVERY_SECONDS = 2.0
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not _DOCUMENT.value or not _QUESTION.value:
@@ -98,6 +106,7 @@ def _run() -> int:
   from memagent_jax.data import text as text_lib
 
   store = _open_store()
+  pieces: Iterator[Any]  # text, or the ids of a token store
   if store is not None:
     pieces = store.windows(_STORE_WINDOW_TOKENS)
   else:
@@ -106,7 +115,7 @@ def _run() -> int:
     if _MAX_CHARACTERS.value is not None:
       pieces = text_lib.head(pieces, _MAX_CHARACTERS.value)
   # The first piece comes before the model: a wrong path fails at once.
-  first = next(pieces, '')
+  first: Any = next(pieces, '')
   saved = _load_state()
   if saved is None and (len(first) == 0 or (store is None and first.isspace())):
     raise ValueError(f'document {_DOCUMENT.value} is empty.')
@@ -116,7 +125,7 @@ def _run() -> int:
   answers, interrupted = [], False
   with trace.TurnLog(_turns_path()) as log, display:
 
-    def on_turn(turn):
+    def on_turn(turn: 'Turn') -> None:
       log.append(dataclasses.asdict(turn))
       display.turn(turn)
 
@@ -155,10 +164,11 @@ def _location() -> str:
   from memagent_jax.io import assets
 
   value = _DOCUMENT.value
+  assert value is not None  # `main` asks for it
   return value if value == '-' or '://' in value else str(assets.text(value))
 
 
-def _open_store():
+def _open_store() -> 'TokenStore | None':
   """The token store that --document names, or None."""
   location = _location()
   if '://' not in location and not Path(location).is_dir():
@@ -170,7 +180,7 @@ def _open_store():
   return token_store.open_store(location)
 
 
-def _make_reader(saved, store):
+def _make_reader(saved: _Saved | None, store: 'TokenStore | None') -> 'Reader':
   """A new reader, or the one of the state file."""
   import jax
 
@@ -184,7 +194,7 @@ def _make_reader(saved, store):
   )
   # XLA on CPU compiles most programs in less than the default minimum.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  given = {
+  given: dict[str, Any] = {
     field: flag.value
     for field, flag in (
       ('chunk_tokens', _CHUNK_TOKENS),
@@ -211,11 +221,11 @@ def _make_reader(saved, store):
   if store is not None:
     store.check_tokenizer(model.tokenizer)
   if saved is None:
-    return memagent_jax.Reader(model, _QUESTION.value, config)
+    return memagent_jax.Reader(model, _QUESTION.value or (), config)
   return memagent_jax.Reader.from_state(model, saved['reader'])
 
 
-def _load_state():
+def _load_state() -> _Saved | None:
   """The content of --state, or None where there is none yet."""
   if _STATE.value is None or not Path(_STATE.value).exists():
     return None
@@ -230,9 +240,11 @@ def _load_state():
   return saved
 
 
-def _check_same(state, given):
+def _check_same(state: _Saved, given: _Saved) -> None:
   """Raises ValueError where flags contradict the saved reading."""
-  settings = [('question', state['questions'], _QUESTION.value)]
+  settings: list[tuple[str, Any, Any]] = [
+    ('question', state['questions'], _QUESTION.value)
+  ]
   settings += [(k, state['config'].get(k), v) for k, v in given.items()]
   for name, was, now in settings:
     if was != now:
@@ -242,30 +254,40 @@ def _check_same(state, given):
       )
 
 
-def _save_state(reader, characters):
+def _save_state(path: str, reader: 'Reader', characters: int) -> None:
   state = {
     'reader': reader.state(),
     'document': os.path.abspath(_location()),
     'characters': characters,
   }
-  partial = f'{_STATE.value}.partial'
+  partial = f'{path}.partial'
   Path(partial).write_text(json.dumps(state), encoding='utf-8')
-  os.replace(partial, _STATE.value)
+  os.replace(partial, path)
 
 
-def _feed(reader, feed, first, pieces, display, saved):
+def _feed(
+  reader: 'Reader',
+  feed: Callable[[Any], Any],
+  first: Any,
+  pieces: Iterator[Any],
+  display: '_Display',
+  saved: _Saved | None,
+) -> None:
   """Feeds the document in small steps; answers and saves between chunks.
 
   `feed` takes what the pieces are: text, or the ids of a token store.
   """
   # The same file again: what an earlier run has read is passed over.
   skip = 0
-  same = saved and saved['document'] == os.path.abspath(_location())
-  if same and _DOCUMENT.value != '-':
+  if (
+    saved is not None
+    and _DOCUMENT.value != '-'
+    and saved['document'] == os.path.abspath(_location())
+  ):
     skip = saved['characters']
   characters, answered, saved_at = 0, 0, -1
 
-  def slices():
+  def slices() -> Iterator[Any]:
     for piece in _chain(first, pieces):
       for start in range(0, len(piece), _FEED_SIZE):
         yield piece[start : start + _FEED_SIZE]
@@ -277,7 +299,7 @@ def _feed(reader, feed, first, pieces, display, saved):
       continue
     feed(fresh)
     if _STATE.value is not None and reader.chunks_read != saved_at:
-      _save_state(reader, characters)
+      _save_state(_STATE.value, reader, characters)
       saved_at = reader.chunks_read
     if _ANSWER_EVERY.value and (
       reader.chunks_read - answered >= _ANSWER_EVERY.value
@@ -285,15 +307,15 @@ def _feed(reader, feed, first, pieces, display, saved):
       answered = reader.chunks_read
       display.answers(answered, reader.answer())
   if _STATE.value is not None:
-    _save_state(reader, max(characters, skip))
+    _save_state(_STATE.value, reader, max(characters, skip))
 
 
-def _chain(first, pieces):
+def _chain(first: Any, pieces: Iterator[Any]) -> Iterator[Any]:
   yield first
   yield from pieces
 
 
-def _turns_path():
+def _turns_path() -> Path:
   """The JSONL that grows while reading; in a temporary file if unwanted."""
   import tempfile
 
@@ -304,7 +326,7 @@ def _turns_path():
   return Path(path)
 
 
-def _write(log_path, header, answers):
+def _write(log_path: Path, header: _Saved, answers: list[_Saved]) -> None:
   """JSON and page, from the turns that were logged."""
   from memagent_jax.agent import trace
 
@@ -323,7 +345,7 @@ class _Display:
   printed every few seconds.
   """
 
-  def __init__(self, reader, chunks):
+  def __init__(self, reader: 'Reader', chunks: tuple[int, bool] | None) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -339,22 +361,23 @@ class _Display:
     self._note = 'reading; the first chunk also compiles'
     # Without a terminal: lines of the latest chunk that are not printed, and the
     # chunk that was printed last.
-    self._kept = []
-    self._logged_chunk = self._shown_chunk = None
+    self._kept: list[str] = []
+    self._logged_chunk: int | None = None
+    self._shown_chunk: int | None = None
     self._shown_at = float('-inf')
 
-  def __enter__(self):
+  def __enter__(self) -> Self:
     if self._live is not None:
       self._live.__enter__()
     self._draw()
     return self
 
-  def __exit__(self, *details):
+  def __exit__(self, *details: Any) -> None:
     if self._live is not None:
       self._live.__exit__(*details)
     self._print_kept()
 
-  def turn(self, turn):
+  def turn(self, turn: 'Turn') -> None:
     """Shows one memory turn."""
     self._memories[turn.question_index] = turn.memory
     self._note = f'chunk {turn.chunk_index + 1}{self._of()}'
@@ -362,7 +385,7 @@ class _Display:
       self._log(turn)
     self._draw()
 
-  def _log(self, turn):
+  def _log(self, turn: 'Turn') -> None:
     """Prints the turns of a chunk, or keeps them in case it is the last one."""
     if turn.chunk_index != self._logged_chunk:
       self._kept = []
@@ -383,34 +406,34 @@ class _Display:
       self._shown_chunk, self._shown_at = turn.chunk_index, now
       self._print_kept()
 
-  def _print_kept(self):
+  def _print_kept(self) -> None:
     for line in self._kept:
       self._print(line)
     self._kept = []
 
-  def _print(self, text):
+  def _print(self, text: str) -> None:
     self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-  def note(self, text):
+  def note(self, text: str) -> None:
     """Says what happens now."""
     self._note = text
     self._draw()
 
-  def answers(self, chunks, answers):
+  def answers(self, chunks: int, answers: Sequence['Answer']) -> None:
     """Shows answers between two chunks."""
     for answer in answers:
       self._print(
         f'after {chunks} chunks | {answer.question} | {answer.answer.strip()}'
       )
 
-  def _of(self):
+  def _of(self) -> str:
     if self._chunks is None:
       return ''
     total, exact = self._chunks
     total = max(total, self._reader.chunks_read)
     return f' of {total}' if exact else f' of about {total}'
 
-  def _speed(self):
+  def _speed(self) -> str:
     seconds = time.perf_counter() - self._start
     tokens = self._reader.tokens_read - self._begun_at
     text = f'{tokens / max(seconds, 1e-9):.0f} tokens/s'
@@ -419,7 +442,7 @@ class _Display:
       text += f', {seconds / self._reader.chunks_read * left:.0f} s left'
     return text
 
-  def _draw(self):
+  def _draw(self) -> None:
     if self._live is None:
       return
     from rich.console import Group
@@ -427,7 +450,7 @@ class _Display:
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
-    parts = [Text(f'{self._note} | {self._speed()}')]
+    parts: list[Any] = [Text(f'{self._note} | {self._speed()}')]
     if self._chunks is not None:
       parts.append(ProgressBar(self._chunks[0], self._reader.chunks_read))
     for question, memory in zip(
@@ -437,7 +460,9 @@ class _Display:
     self._live.update(Group(*parts))
 
 
-def _expected_chunks(reader, first, store):
+def _expected_chunks(
+  reader: 'Reader', first: Any, store: 'TokenStore | None'
+) -> tuple[int, bool] | None:
   """(chunks, whether that is exact) of the document; None for a pipe."""
   if store is not None:
     return -(-store.num_tokens // reader.config.chunk_tokens), False

@@ -24,12 +24,14 @@ within 10 %, memory within 64 MB; update at least 1.0x of PyTorch's rate with no
 memory; on TPU no more memory and bytes than tunix. The README has the measured tables.
 """
 
+from collections.abc import Callable, Sequence
 import json
 import os
 from pathlib import Path
 import platform
 import sys
 import time
+from typing import Any
 
 from absl import app, flags
 
@@ -88,7 +90,7 @@ _WORKER = flags.DEFINE_enum(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if _WORKER.value is not None:
@@ -111,7 +113,7 @@ def main(argv):
     Path(_OUT.value).write_text(text, encoding='utf-8')
 
 
-def _work(worker):
+def _work(worker: str) -> None:
   """One side of a suite; all its flags are given by `Worker`."""
   if worker == 'reading':
     reading.read_once(*_integers(_CHUNKS))
@@ -124,19 +126,20 @@ def _work(worker):
     }
     compile_side[side](**_aot_workload())
     return
-  serve = {
+  sides: dict[str, Callable[..., None]] = {
     'decode_jax': decode.serve_jax,
     'decode_torch': decode.serve_torch,
     'update_jax': update.serve_jax,
     'update_torch': update.serve_torch,
-  }[worker]
+  }
+  serve = sides[worker]
   if worker.startswith('decode'):
     serve(_MODEL.value, _given(_PROMPT_TOKENS, 1024), _NEW_TOKENS.value)
   else:
     serve(_MODEL.value, _workload())
 
 
-def _decode():
+def _decode() -> dict:
   return decode.suite(
     model=_MODEL.value,
     batches=_integers(_BATCH),
@@ -147,11 +150,11 @@ def _decode():
   )
 
 
-def _reading():
+def _reading() -> dict:
   return reading.suite(chunks=_integers(_CHUNKS), repeats=_REPEATS.value)
 
 
-def _update():
+def _update() -> dict:
   return update.suite(
     model=_MODEL.value,
     workload=_workload(),
@@ -164,12 +167,12 @@ def _update():
   )
 
 
-def _tpu_aot():
+def _tpu_aot() -> dict:
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   return tpu_aot.suite(tunix_python=_TUNIX_PYTHON.value, **_aot_workload())
 
 
-def _aot_workload():
+def _aot_workload() -> dict[str, Any]:
   return {
     'topology': _TOPOLOGY.value,
     'layers': _LAYERS.value,
@@ -180,15 +183,15 @@ def _aot_workload():
   }
 
 
-def _workload():
+def _workload() -> update.Workload:
   return update.Workload(
     _given(_ROWS, 16), _given(_PROMPT_TOKENS, 640), _given(_RESPONSE_TOKENS, 64)
   )
 
 
-def _given(flag, default):
+def _given(flag: flags.FlagHolder, default: int) -> int:
   return default if flag.value is None else flag.value
 
 
-def _integers(flag):
+def _integers(flag: flags.FlagHolder) -> list[int]:
   return [int(text) for text in flag.value]

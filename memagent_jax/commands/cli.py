@@ -1,7 +1,7 @@
 """Starts commands by name: `memagent NAME`, and `python -m experiments.NAME`."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import difflib
 import importlib
 import os
@@ -9,10 +9,11 @@ from pathlib import Path
 import sys
 import textwrap
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 
+import memagent_jax
 from memagent_jax.commands import extras, quiet
 
 # Modules of this folder, in the order of a newcomer's questions.
@@ -42,6 +43,9 @@ def main() -> None:
   given = sys.argv[1:2]
   if not given or given[0] in _HELP:
     _print(_overview())
+    return
+  if given == ['--version']:
+    _print(f'memagent {memagent_jax.__version__}')
     return
   name = given[0].replace('-', '_')
   if name not in COMMANDS:
@@ -85,7 +89,7 @@ def _overview() -> str:
   for name in COMMANDS:
     source = Path(__file__).with_name(f'{name}.py').read_text(encoding='utf-8')
     lines += textwrap.wrap(
-      ast.get_docstring(ast.parse(source)).splitlines()[0],
+      (ast.get_docstring(ast.parse(source)) or '').partition('\n')[0],
       _WIDTH,
       initial_indent=f'  {_shown(name)}'.ljust(width),
       subsequent_indent=' ' * width,
@@ -121,7 +125,7 @@ def _start(name: str, command: ModuleType, argv: Sequence[str]) -> None:
     _fail(f'{e} See memagent {_shown(name)} --help.')
 
 
-def _with_extras(name: str, function, *args):
+def _with_extras(name: str, function: Callable[..., Any], *args: object) -> Any:
   """Calls a function; ends with one line where it needs an extra."""
   try:
     return function(*args)

@@ -6,6 +6,8 @@
 Any gin file that binds grpo.GrpoConfig will do, that of a run too.
 """
 
+from collections.abc import Sequence
+
 from absl import app, flags
 import gin
 
@@ -14,7 +16,7 @@ from memagent_jax.commands import runs
 flags.adopt_module_key_flags(runs)
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   files = runs.GIN_FILE.value
   if len(argv) > 1 or not files or len(files) != 2:
     raise app.UsageError('--gin_file is needed twice, and no other arguments.')

@@ -7,15 +7,22 @@ model. Resumes by repeating the command: wordings already in --out are kept.
 Expected numbers: the README's table of wordings.
 """
 
+from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
 import random
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from memagent_jax import tokens as tokens_lib
 from memagent_jax.io import assets
+
+if TYPE_CHECKING:
+  from memagent_jax.agent.prompts import Template
+  from memagent_jax.models.model import Model
+  from memagent_jax.models.tokenizer import Tokenizer
 
 _MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'As in memagent ask.')
 _TEMPLATES = flags.DEFINE_multi_string(
@@ -43,7 +50,7 @@ _THINGS = (
 ).split()
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   from memagent_jax import load_model
@@ -80,7 +87,9 @@ def main(argv):
     )
 
 
-def _example(tokenizer, haystack, index):
+def _example(
+  tokenizer: 'Tokenizer', haystack: list[int], index: int
+) -> dict[str, Any]:
   """A question, its golden number, and the chunks with the needle in one."""
   rng = random.Random(f'{_SEED.value}/{index}')
   thing = rng.choice(_THINGS)
@@ -108,7 +117,9 @@ def _example(tokenizer, haystack, index):
   }
 
 
-def _measure(model, template, examples):
+def _measure(
+  model: 'Model', template: 'Template', examples: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
   """One record per example: is the number in each memory and in the answer?"""
   import jax
 

@@ -13,10 +13,12 @@ gin file.
 
 from collections.abc import Sequence
 import ctypes
+import functools
 import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -41,27 +43,28 @@ _RETRY_FAILED = flags.DEFINE_bool(
 _PR_SET_PDEATHSIG = 1
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if _SEED.value is not None:
     runs.GIN_BINDINGS.value.append(f'SEED = {_SEED.value}')
   if _PROCESSES.value > 1:
     _run_processes()
-    given = {'merge': ()}
+    given: dict[str, Any] = {'merge': ()}
   elif _MERGE.value:
     given = {'merge': _MERGE.value}
   else:
     given = {'shard': _shard(), 'retry_failed': _RETRY_FAILED.value}
   runs.main(argv, _WORKDIR.value, **given)
+  assert _WORKDIR.value is not None  # `runs.main` asks for it
   if given.get('shard', (0, 1)) == (0, 1):
-    _print_cells()
+    _print_cells(_WORKDIR.value)
 
 
-def _print_cells() -> None:
+def _print_cells(workdir: str) -> None:
   """The score of every length, over all tasks and by task."""
   from memagent_jax.evals import records
   from memagent_jax.evals.report import series, tables
 
-  read = records.read_records(_WORKDIR.value)
+  read = records.read_records(workdir)
   for sampling, group in series.by_sampling(read).items():
     found = series.points(group) + series.points(group, by_task=True)
     for task in dict.fromkeys(point.task for point in found):
@@ -88,7 +91,7 @@ def _run_processes() -> None:
   children = [
     subprocess.Popen(
       [*command, '--processes=1', f'--shard={i}/{count}'],
-      preexec_fn=lambda i=i: _settle(cores[i::count]),
+      preexec_fn=functools.partial(_settle, cores[i::count]),
     )
     for i in range(count)
   ]

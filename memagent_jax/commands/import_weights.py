@@ -11,7 +11,15 @@ One CPU core, a few seconds for 135M parameters from GGUF; host memory is the
 params and one tensor more.
 """
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from absl import app, flags
+
+if TYPE_CHECKING:
+  from memagent_jax.models.configs import ModelConfig
+  from memagent_jax.models.tokenizer import Tokenizer
 
 _SOURCE = flags.DEFINE_string(
   'source', None, 'Model directory, .gguf file or model name.', required=True
@@ -27,7 +35,9 @@ _DTYPE = flags.DEFINE_enum(
 )
 
 
-def import_weights(source: str, out: str, dtype: str, report=print) -> None:
+def import_weights(
+  source: str, out: str, dtype: str, report: Callable[[str], None] = print
+) -> None:
   """Writes and verifies `out`; prints a summary through `report`.
 
   Raises:
@@ -59,7 +69,13 @@ def import_weights(source: str, out: str, dtype: str, report=print) -> None:
     report(line)
 
 
-def verify(directory, config, tokenizer, read, dtype: str) -> None:
+def verify(
+  directory: Path,
+  config: 'ModelConfig',
+  tokenizer: 'Tokenizer',
+  read: Callable[[str], Any],
+  dtype: str,
+) -> None:
   """Raises ValueError unless `directory` reads back as what it was made from.
 
   Args:
@@ -101,7 +117,9 @@ def verify(directory, config, tokenizer, read, dtype: str) -> None:
       )
 
 
-def _summary(directory, config, tokenizer, dtype: str) -> list[str]:
+def _summary(
+  directory: Path, config: 'ModelConfig', tokenizer: 'Tokenizer', dtype: str
+) -> list[str]:
   import math
 
   from memagent_jax.io import downloads
@@ -118,7 +136,7 @@ def _summary(directory, config, tokenizer, dtype: str) -> list[str]:
   ]
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   try:

@@ -10,11 +10,18 @@ length. Hardware: any; `--gin_bindings="rollouts.RolloutConfig.documents_per_ste
 1"` samples no more than it shows.
 """
 
+from collections.abc import Mapping, Sequence
 import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from memagent_jax.commands import runs
+
+if TYPE_CHECKING:
+  import numpy as np
+
+  from memagent_jax.rl.inspection import InspectedTurn, Inspection
 
 flags.adopt_module_key_flags(runs)
 _MODEL = flags.DEFINE_string(
@@ -35,7 +42,7 @@ _HEAD_CHARS, _TAIL_CHARS = 320, 160
 _LEAST_GAP_CHARS = 80
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not runs.GIN_FILE.value:
@@ -45,7 +52,7 @@ def main(argv):
     _show(_inspect())
 
 
-def _inspect():
+def _inspect() -> 'Inspection':
   """The trajectory that the flags name."""
   from memagent_jax.models.weights import pretrained
   from memagent_jax.rl import inspection
@@ -72,7 +79,7 @@ def _inspect():
   )
 
 
-def _show(found) -> None:
+def _show(found: 'Inspection') -> None:
   """Prints an Inspection."""
   from rich.console import Console
   from rich.rule import Rule
@@ -82,7 +89,7 @@ def _show(found) -> None:
   if not console.is_terminal or console.width > _WIDTH:
     console = Console(width=_WIDTH)
 
-  def heading(text, style='bold'):
+  def heading(text: str, style: str = 'bold') -> None:
     console.print(Rule(Text(text, style), align='left'))
 
   heading(f'document {found.id}, rollout {_ROLLOUT.value}')
@@ -94,7 +101,7 @@ def _show(found) -> None:
       f'tokens read, {len(turn.tokens):,} written, finish {turn.finish_reason}'
     )
     fields = {'prompt': _shown(turn.prompt)}
-    if kind == 'answer':
+    if turn.record is None:
       fields |= {'memory': turn.memory_before, 'answer': found.answer}
     else:
       fields |= {
@@ -117,7 +124,7 @@ def _show(found) -> None:
   _print_fields(console, _verdict(found))
 
 
-def _print_fields(console, fields) -> None:
+def _print_fields(console: Any, fields: Mapping[str, str]) -> None:
   """Names and texts as two columns."""
   from rich.table import Table
   from rich.text import Text
@@ -130,7 +137,7 @@ def _print_fields(console, fields) -> None:
   console.print(table)
 
 
-def _ratio(turn) -> str:
+def _ratio(turn: 'InspectedTurn') -> str:
   """The ratio's range, and the token that is furthest from 1."""
   import numpy as np
 
@@ -142,12 +149,12 @@ def _ratio(turn) -> str:
   )
 
 
-def _range(ratio_R) -> str:
+def _range(ratio_R: 'np.ndarray') -> str:
   low, mean, high = ratio_R.min(), ratio_R.mean(), ratio_R.max()
   return f'min {low:.6f}, mean {mean:.6f}, max {high:.6f}'
 
 
-def _verdict(found) -> dict[str, str]:
+def _verdict(found: 'Inspection') -> dict[str, str]:
   turns = len(found.turns)
   rewards = found.group_rewards
   fields = {
@@ -168,7 +175,7 @@ def _verdict(found) -> dict[str, str]:
   return fields
 
 
-def _numbers(values) -> str:
+def _numbers(values: Sequence[float]) -> str:
   """The group's numbers, the trajectory's own in brackets, and their mean."""
   shown = [f'{value:.2f}' for value in values]
   shown[_ROLLOUT.value] = f'[{shown[_ROLLOUT.value]}]'

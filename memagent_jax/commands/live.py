@@ -16,7 +16,7 @@ class LiveReward:
   every few seconds.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     """Makes a display; nothing is shown before the first step."""
     import rich.console
     import rich.live
@@ -37,7 +37,7 @@ class LiveReward:
       self._live.start()
     return self
 
-  def __exit__(self, *details) -> None:
+  def __exit__(self, *details: object) -> None:
     if self._console.is_terminal:
       self._live.stop()
     self._lines.finish()

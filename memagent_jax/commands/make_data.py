@@ -107,34 +107,34 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   try:
     if _VALIDATE.value is not None:
-      sys.exit(_validate())
+      sys.exit(_validate(_VALIDATE.value))
     elif _ESTIMATE.value is not None:
-      _print_estimate()
+      _print_estimate(_ESTIMATE.value)
     elif (_TASK.value is None) == (_UPSTREAM.value is None):
       raise app.UsageError('one of --task and --upstream is needed.')
     elif _OUT.value is None:
       raise app.UsageError('--out is needed.')
     else:
-      _write()
+      _write(Path(_OUT.value))
   except (ValueError, OSError) as e:
     sys.exit(f'error: {e}')
 
 
-def _validate() -> int:
+def _validate(path: str) -> int:
   """Prints the problems of a file of own documents; returns the exit code."""
   from memagent_jax.data.files import own_documents
 
-  report = own_documents.validate(_VALIDATE.value, strict=_STRICT.value)
+  report = own_documents.validate(path, strict=_STRICT.value)
   print(report)
   return 1 if report.problem_count else 0
 
 
-def _print_estimate() -> None:
+def _print_estimate(path: str) -> None:
   """Prints turns, tokens and hours of reading a file of own documents."""
   from memagent_jax.data.files import own_documents
 
   estimate = own_documents.estimate(
-    _ESTIMATE.value,
+    path,
     _encoder(_tokenizer_directory()),
     chunk_tokens=_CHUNK_TOKENS.value,
     memory_tokens=_MEMORY_TOKENS.value,
@@ -169,7 +169,7 @@ def _encoder(directory: str | None) -> 'Encoder':
   return Tokenizer.from_directory(directory)
 
 
-def _write() -> None:
+def _write(out: Path) -> None:
   """Writes the examples in their order, as workers finish them."""
   from memagent_jax.data import examples
   from memagent_jax.data.files import filters
@@ -177,15 +177,15 @@ def _write() -> None:
   count = _NUM_EXAMPLES.value
   if (count is not None and count < 1) or _WORKERS.value < 1:
     raise ValueError('num_examples and workers must be at least 1.')
+  stream: Iterator[Example]
   if _UPSTREAM.value is not None:
-    stream = itertools.islice(_upstream_examples(), count)
+    stream = itertools.islice(_upstream_examples(_UPSTREAM.value), count)
   else:
     count = _DEFAULT_EXAMPLES if count is None else count
     stream = _in_order(_settings(), range(count))
   stream, counts = _counted(stream, count), filters.Counts()
   if _DROP_ANSWERABLE.value is not None:
     stream = filters.drop_answerable(stream, _DROP_ANSWERABLE.value, counts)
-  out = Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   partial = out.with_name(f'{out.name}.partial')
   sources: dict[str, int] = {}
@@ -226,14 +226,14 @@ def _counted(
   print(file=sys.stderr)
 
 
-def _upstream_examples() -> Iterator['Example']:
+def _upstream_examples(path: str) -> Iterator['Example']:
   """The examples of --upstream, in the order of the file."""
   from memagent_jax.data.files import upstream
 
   paragraphs = None
   if _HOTPOTQA.value is not None:
     paragraphs = upstream.hotpotqa_paragraphs(_HOTPOTQA.value)
-  return upstream.read(_UPSTREAM.value, paragraphs=paragraphs)
+  return upstream.read(path, paragraphs=paragraphs)
 
 
 def _in_order(
@@ -268,6 +268,7 @@ def _settings() -> dict[str, Any]:
   from memagent_jax.models.weights import pretrained
 
   task = _TASK.value
+  assert task is not None  # `main` asks for it
   if task == registry.OWN:
     raise ValueError('own documents are not made; see --validate.')
   texts = registry.Texts((_ESSAYS.value,), _SQUAD.value, _HOTPOTQA.value)

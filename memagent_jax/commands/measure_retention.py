@@ -7,6 +7,8 @@ Counts go to WORKDIR/turns.jsonl; repeating the command goes on.
 Hardware, time and expected numbers stand at the top of the gin file.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 
 from memagent_jax.commands import runs
@@ -15,5 +17,5 @@ flags.adopt_module_key_flags(runs)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything goes.')
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   runs.main(argv, _WORKDIR.value)

@@ -12,6 +12,7 @@ Hardware: any; two depths of a 7B model take four minutes on two CPU cores, all
 layers (--depths=) half an hour.
 """
 
+from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
@@ -39,7 +40,7 @@ _SMALLEST = flags.DEFINE_bool(
 _OUT = flags.DEFINE_string('out', None, 'JSON with every figure.')
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not runs.GIN_FILE.value or _TOPOLOGY.value is None:
@@ -50,13 +51,12 @@ def main(argv):
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   with runs.clear_errors():
     runs.parse()
-    _plan([int(depth) for depth in _DEPTHS.value] or None)
+    _plan(_TOPOLOGY.value, [int(depth) for depth in _DEPTHS.value] or None)
 
 
-def _plan(depths):
+def _plan(topology: str, depths: list[int] | None) -> None:
   from memagent_jax.planning import plan, tables, workloads
 
-  topology = _TOPOLOGY.value
   work, mesh, steps = workloads.of_run(runs.bound, _DOCUMENT_TOKENS.value)
   print(tables.workload(work), flush=True)
   if _SWEEP.value:

@@ -1,14 +1,16 @@
 """Keeps libraries from reporting every accelerator that a machine does not have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import importlib.abc
+from importlib.machinery import ModuleSpec
 import importlib.util
 import logging as python_logging
 import os
 import re
 import sys
 import tempfile
+from types import ModuleType
 
 from absl import logging
 
@@ -44,20 +46,25 @@ class _QuietTensorFlow(importlib.abc.MetaPathFinder):
   They print them before they look at TF_CPP_MIN_LOG_LEVEL.
   """
 
-  def find_spec(self, fullname, path, target=None):
+  def find_spec(
+    self,
+    fullname: str,
+    path: Sequence[str] | None,
+    target: ModuleType | None = None,
+  ) -> ModuleSpec | None:
     """As the other finders, once, for TensorFlow alone."""
     if fullname != 'tensorflow':
       return None
     sys.meta_path.remove(self)
     spec = importlib.util.find_spec(fullname)
-    if spec is not None:
+    if spec is not None and spec.loader is not None:
       load = spec.loader.exec_module
 
-      def load_quietly(module):
+      def load_quietly(module: ModuleType) -> None:
         with _without_notes():
           load(module)
 
-      spec.loader.exec_module = load_quietly
+      spec.loader.exec_module = load_quietly  # type: ignore[method-assign]
     return spec
 
 

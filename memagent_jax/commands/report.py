@@ -10,6 +10,8 @@ Writes WORKDIR/report/, or report_SCORER/: report.html (self-contained), PNG and
 SVG, tables.md, points.csv.
 """
 
+from collections.abc import Sequence
+
 from absl import app, flags
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Workdir of memagent evaluate.')
@@ -36,7 +38,7 @@ _SCORER = flags.DEFINE_string(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1 or _WORKDIR.value is None:
     raise app.UsageError('--workdir is needed, and no other arguments.')
   from memagent_jax.commands import runs

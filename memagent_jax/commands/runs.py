@@ -40,7 +40,7 @@ gin.config._FILE_READERS[:] = [(gin_files.open_found, gin_files.is_found)]
 
 
 @gin.configurable
-def run(start: Callable = gin.REQUIRED, **given):
+def run(start: Callable = gin.REQUIRED, **given: Any) -> Any:
   """Calls `start`, a function of the library whose arguments the file binds."""
   return start(**given)
 
@@ -90,10 +90,11 @@ def parse() -> str:
   Raises:
     ValueError: what is wrong with the files or the bindings.
   """
-  parse_files(GIN_FILE.value, GIN_BINDINGS.value)
+  files = GIN_FILE.value or []
+  parse_files(files, GIN_BINDINGS.value or [])
   if 'start' not in gin.get_bindings(run, resolve_references=False):
     raise ValueError(
-      f'{", ".join(GIN_FILE.value)}: nothing to start; expected a file that '
+      f'{", ".join(files)}: nothing to start; expected a file that '
       'binds runs.run.start, as those of gin_configs/train and gin_configs/eval.'
     )
   return _config_text()

@@ -9,6 +9,7 @@ one core, in less than 300 MB of memory whatever the document's size, as long as
 has spaces or line breaks.
 """
 
+from collections.abc import Sequence
 import sys
 import time
 
@@ -29,7 +30,7 @@ _ENCODING = flags.DEFINE_string(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   from memagent_jax.data import token_store

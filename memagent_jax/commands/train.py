@@ -6,6 +6,8 @@
 Hardware, time and expected numbers stand at the top of each gin file.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 import gin
 
@@ -18,7 +20,7 @@ _LIVE = flags.DEFINE_bool(
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   given = {'operative_config': gin.operative_config_str}
   if not _LIVE.value:
     runs.main(argv, _WORKDIR.value, **given)

@@ -6,6 +6,7 @@ Merges are learned from the texts and from the words of RULER's needles; digits
 stay single, so that a number is its digits. Hardware: any, some seconds.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 import sys
 
@@ -28,7 +29,7 @@ _CHAT_TEMPLATE = (
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   import tokenizers

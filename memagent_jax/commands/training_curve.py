@@ -4,6 +4,8 @@
     --out=docs/results/tiny_warmup --every=100
 """
 
+from collections.abc import Sequence
+
 from absl import app, flags
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Workdir of memagent train.')
@@ -13,7 +15,7 @@ _OUT = flags.DEFINE_string(
 _EVERY = flags.DEFINE_integer('every', 1, 'Steps that one row stands for.')
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   if len(argv) > 1 or _WORKDIR.value is None or _OUT.value is None:
     raise app.UsageError('--workdir and --out are needed, and nothing else.')
   from memagent_jax.commands import runs

@@ -23,7 +23,7 @@ class BatchConfig:
   # Seed of the order.
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ('batch_size', 'chunk_tokens', 'question_tokens'):
       if getattr(self, name) < 1:
         raise ValueError(

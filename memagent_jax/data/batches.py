@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import functools
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import seqio
@@ -48,7 +49,7 @@ class BatchIterator:
     """
     self._config, self._split = config, split
     self._tasks = _tasks_of(provider, split)
-    rates = (1.0,)
+    rates: tuple[float, ...] = (1.0,)
     if isinstance(provider, seqio.Mixture):
       rates = tuple(float(provider.get_rate(task)) for task in self._tasks)
     sizes = tuple(task.num_input_examples(split) for task in self._tasks)
@@ -110,7 +111,7 @@ class BatchIterator:
   def _dataset(self, start: int) -> tf.data.Dataset:
     """Model features of the examples from position `start` on."""
 
-    def entry(number):
+    def entry(number: np.ndarray) -> np.ndarray:
       return np.asarray(self._schedule.at(start + int(number)), np.int64)
 
     # tf.data's counter ends at 2^63: never.
@@ -201,9 +202,7 @@ def _tasks_of(
   return tasks
 
 
-def _batch(
-  rows: list[Mapping[str, np.ndarray]], readings: tuple[int, ...]
-) -> Batch:
+def _batch(rows: list[Mapping[str, Any]], readings: tuple[int, ...]) -> Batch:
   """Rows padded to the most chunk slots among them."""
   slots = max(len(row['chunk_length']) for row in rows)
   width = rows[0]['chunk'].shape[1]
@@ -221,7 +220,7 @@ def _batch(
     chunk=Tokens(chunk_CxBxK, chunk_length_CxB),
   )
 
-  def texts(name):
+  def texts(name: str) -> tuple[str, ...]:
     return tuple(row[name].decode() for row in rows)
 
   return Batch(

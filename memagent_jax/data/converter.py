@@ -5,7 +5,7 @@ question ids, document ids -> DocumentConverter -> question [Q], chunk [C, K]
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import seqio
@@ -57,18 +57,20 @@ class DocumentConverter(seqio.FeatureConverter):
   def _convert_features(
     self,
     ds: tf.data.Dataset,
-    task_feature_lengths: Mapping[str, int | None],
+    task_feature_lengths: Mapping[str, int],
   ) -> tf.data.Dataset:
     question_tokens = task_feature_lengths['question']
 
-    def convert(document, question, name):
+    def convert(
+      document: np.ndarray, question: np.ndarray, name: bytes
+    ) -> tuple[Any, ...]:
       chunk, length = self._chunks(document)
       check_question(name.decode(), len(question), question_tokens)
       padded = np.zeros(question_tokens, np.int32)
       padded[: len(question)] = question
       return padded, np.int32(len(question)), chunk, length
 
-    def convert_tf(example):
+    def convert_tf(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
       question, question_length, chunk, length = tf.numpy_function(
         convert,
         [example['document'], example['question'], example['id']],

@@ -7,7 +7,7 @@ JsonlExamples | TFRecordExamples | GeneratedExamples
 from collections.abc import Callable, Mapping, Sequence
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import seqio
@@ -118,7 +118,7 @@ class ExampleSource(seqio.DataSource):
     examples = self._examples[split]
     scalars = ('document', 'question', *TEXT_FEATURES)
 
-    def load(number):
+    def load(number: np.ndarray) -> list[Any]:
       example = examples[int(number)]
       fields = [getattr(example, name).encode() for name in scalars]
       return [
@@ -126,7 +126,7 @@ class ExampleSource(seqio.DataSource):
         np.asarray([a.encode() for a in example.answers], object),
       ]
 
-    def load_tf(number):
+    def load_tf(number: tf.Tensor) -> dict[str, tf.Tensor]:
       # A function, not a generator: nothing runs on when the process ends.
       values = tf.numpy_function(
         load, [number], [tf.string] * (len(scalars) + 1)

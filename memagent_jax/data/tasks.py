@@ -55,14 +55,14 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return self._tokenizer.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    def encode(text):
+    def encode(text: bytes) -> np.ndarray:
       return np.asarray(self._tokenizer.encode(text.decode()), np.int32)
 
     ids = tf.numpy_function(encode, [s], tf.int32)
     return tf.ensure_shape(ids, (None,))
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    def decode(ids):
+    def decode(ids: np.ndarray) -> bytes:
       return self._tokenizer.decode(ids.tolist()).encode()
 
     return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), ())
@@ -124,7 +124,7 @@ def file_task(
 def _tokenize(
   dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-  def tokenize(example):
+  def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     ids = {
       name: feature.vocabulary.encode_tf(example[name])
       for name, feature in output_features.items()

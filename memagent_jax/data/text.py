@@ -39,8 +39,8 @@ def read_pieces(
     if path.suffix.lower() == '.pdf':
       yield from _pdf_pages(path)
       return
-    opener = gzip.open if path.suffix.lower() == '.gz' else open
-    with opener(path, 'rb') as stream:
+    zipped = path.suffix.lower() == '.gz'
+    with gzip.open(path) if zipped else path.open('rb') as stream:
       try:
         yield from _decoded(stream, decoder, str(path), encoding)
       except (gzip.BadGzipFile, EOFError) as e:
@@ -70,7 +70,7 @@ def text_bytes(path: str | os.PathLike) -> int:
 
 
 def _decoded(
-  stream: BinaryIO,
+  stream: BinaryIO | gzip.GzipFile,
   decoder: codecs.IncrementalDecoder,
   name: str,
   encoding: str,

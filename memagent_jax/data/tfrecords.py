@@ -26,7 +26,7 @@ def write(path: str | os.PathLike, examples: Iterable[Example]) -> int:
   with tf.io.TFRecordWriter(os.fspath(path)) as writer:
     for example in examples:
       fields = {name: [getattr(example, name)] for name in _SCALARS}
-      fields['answers'] = example.answers
+      fields['answers'] = list(example.answers)
       # Sorted, so that equal examples are equal bytes.
       features = {
         name: tf.train.Feature(

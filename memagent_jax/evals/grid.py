@@ -37,7 +37,7 @@ class GridBlock:
   # Seeds of the documents.
   seeds: tuple[int, ...] = (0,)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.name != 'examples':

@@ -24,7 +24,7 @@ from memagent_jax.data.chunks import ChunkCutter
 from memagent_jax.evals.statistics import paired_bootstrap
 from memagent_jax.models.model import Model
 from memagent_jax.sampling.log_probs import log_probs_after
-from memagent_jax.structs import Tokens
+from memagent_jax.structs import Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LikelihoodConfig:
   # Chunks of each part; the first has no memory yet and is not counted.
   chunks: int = 9
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, 'essays', tuple(self.essays))
     if self.parts < 1 or self.chunks < 2:
       raise ValueError(
@@ -98,7 +98,11 @@ def measure(model: Model, config: LikelihoodConfig) -> dict:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(
-  agent: AgentConfig, params, question: Tokens, memory: Tokens, chunk: Tokens
+  agent: AgentConfig,
+  params: Params,
+  question: Tokens,
+  memory: Tokens,
+  chunk: Tokens,
 ) -> jax.Array:
   """Mean log-probability of every row's chunk, float32 [N]."""
   before = prompts.before_chunk(agent.prompts, question, memory)

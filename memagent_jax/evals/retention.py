@@ -45,7 +45,7 @@ from memagent_jax.evals.statistics import upper_bound
 from memagent_jax.io import jsonl, workdirs
 from memagent_jax.models.model import Model
 from memagent_jax.sharding import MeshConfig
-from memagent_jax.structs import Tokens
+from memagent_jax.structs import Params, Tokens
 
 TURNS = 'turns.jsonl'
 # lost_squared: squares of a key's lost turns, added up.
@@ -210,14 +210,14 @@ class _Measurement:
     lost_N, changed_N = np.zeros((2, config.batch_size), int)
     lost_turns: dict[int, list[tuple[str, float, bool]]] = {}
     unsure = self._unsure_turns(number, keys, question, memory, right_N, rng)
-    for n, text, *support in self._after(question, memory, unsure):
+    for n, text, log_ratio, given in self._after(question, memory, unsure):
       if text == memory_texts[n]:
         continue
       if keys[n].value in text:
         changed_N[n] += 1
       else:
         lost_N[n] += 1
-        lost_turns.setdefault(n, []).append((text, *support))
+        lost_turns.setdefault(n, []).append((text, log_ratio, given))
     turns_N = right_N * config.chunks_per_key
     per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0, lost_N**2)
     kinds = np.asarray([key.kind for key in keys])
@@ -278,7 +278,9 @@ class _Measurement:
       unsure += [(int(n), chunks[n]) for n in np.flatnonzero(unsure_N)]
     return unsure
 
-  def _hide(self, key: '_Key', chunk, rng) -> list[int]:
+  def _hide(
+    self, key: '_Key', chunk: Sequence[int], rng: random.Random
+  ) -> list[int]:
     """The chunk with a needle in it, cut to its budget."""
     needle = self._tokenizer.encode(' ' + ruler.needle(*key))
     around = chunk[: self._agent.chunk_tokens - len(needle)]
@@ -289,7 +291,7 @@ class _Measurement:
     self,
     question: Tokens,
     memory: Tokens,
-    pairs: Sequence[tuple[int, list[int]]],
+    pairs: list[tuple[int, list[int]]],
   ) -> Iterator[tuple[int, str, float, bool]]:
     """The key's number, the memory's text after the chunk, and its support."""
     size = self._config.batch_size
@@ -298,11 +300,20 @@ class _Measurement:
       # The last batch is filled with its first pair.
       full = part + part[:1] * (size - len(part))
       numbers = np.asarray([n for n, _ in full])
-      picked = jax.tree.map(lambda x, n=numbers: x[n], (question, memory))
-      after, support = self._turn(*picked, [chunk for _, chunk in full])
+      asked, before = jax.tree.map(
+        lambda x, n=numbers: x[n], (question, memory)
+      )
+      after, (log_ratio_N, given_N) = self._turn(
+        asked, before, [chunk for _, chunk in full]
+      )
       after_texts = texts(self._tokenizer, after)
-      support = (of_N.tolist() for of_N in support)
-      yield from zip((n for n, _ in part), after_texts, *support, strict=False)
+      yield from zip(
+        (n for n, _ in part),
+        after_texts,
+        log_ratio_N.tolist(),
+        given_N.tolist(),
+        strict=False,
+      )
 
   def _turn(
     self, question: Tokens, memory: Tokens, chunks: Sequence[Sequence[int]]
@@ -341,7 +352,11 @@ class _Key(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _least_log_prob(
-  agent: AgentConfig, params, question: Tokens, memory: Tokens, chunk: Tokens
+  agent: AgentConfig,
+  params: Params,
+  question: Tokens,
+  memory: Tokens,
+  chunk: Tokens,
 ) -> jax.Array:
   """float32 [N]: of the least likely token of writing the memory again."""
   prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)

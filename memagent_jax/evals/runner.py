@@ -270,7 +270,8 @@ class _Runner:
   ) -> tuple[list[dict], float]:
     """Answers a batch, writes its missing records; these, and the seconds."""
     method, missing = self.methods[batch.cell.method], self._missing(batch)
-    computed, filler = missing, []
+    computed: Sequence[CellExample] = missing
+    filler: Sequence[CellExample] = ()
     if not method.independent_examples:
       # The batch always has its full shape.
       computed = batch.examples

@@ -73,7 +73,7 @@ def difference_interval(
 
 
 def paired_bootstrap(
-  first: Sequence[float], second: Sequence[float]
+  first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray
 ) -> tuple[float, float, float]:
   """Mean difference of paired scores, second - first, and its 95 % interval.
 

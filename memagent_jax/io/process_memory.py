@@ -18,7 +18,7 @@ class Peak:
       Path('/proc/self/clear_refs').write_text('5', encoding='ascii')
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, *exception: object) -> None:
     try:
       lines = Path('/proc/self/status').read_text(encoding='ascii').split('\n')
       (line,) = (text for text in lines if text.startswith('VmHWM:'))

@@ -18,7 +18,7 @@ block, and the matvecs of a decode step, then read them in memory order.
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -49,6 +49,12 @@ class Segment(NamedTuple):
   visible_NxT: jax.Array | None = None
   first_NxT: jax.Array | None = None
 
+  @property
+  def end_NxT(self) -> jax.Array:
+    """visible_NxT of a segment that is not causal."""
+    assert self.visible_NxT is not None
+    return self.visible_NxT
+
 
 def attention(q_NxTxHxD: jax.Array, segments: Sequence[Segment]) -> jax.Array:
   """Softmax attention over the concatenated segments, [N, T, H, D].
@@ -78,7 +84,7 @@ def _attend_live(
       q[:, :, :, 0],
       segment.k_NxJxDxS,
       segment.v_NxJxDxS,
-      segment.visible_NxT[:, 0],
+      segment.end_NxT[:, 0],
     )
     for segment in segments
   ]
@@ -96,8 +102,8 @@ def merged(
   """
   top = functools.reduce(jnp.maximum, (t for _, t, _ in parts))
   weight = [jnp.exp(t - top) for _, t, _ in parts]
-  total = sum(w * s for w, (_, _, s) in zip(weight, parts, strict=True))
-  out = sum(w * o for w, (o, _, _) in zip(weight, parts, strict=True))
+  total: Any = sum(w * s for w, (_, _, s) in zip(weight, parts, strict=True))
+  out: Any = sum(w * o for w, (o, _, _) in zip(weight, parts, strict=True))
   return out / total
 
 
@@ -126,12 +132,19 @@ def _causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   return _causal_forward(q, k, v)[0]
 
 
-def _causal_forward(q, k, v):
+def _causal_forward(
+  q: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   outs, log_totals = [], []
   for first, last, size, end in pieces(q.shape[3]):
     k_prefix, v_prefix = k[..., :end], v[..., :end]
 
-    def one(_, x, k=k_prefix, v=v_prefix):
+    def one(
+      _: None,
+      x: tuple[jax.Array, ...],
+      k: jax.Array = k_prefix,
+      v: jax.Array = v_prefix,
+    ) -> tuple[None, tuple[jax.Array, jax.Array]]:
       start, q = x
       return None, attend([(q, _seen_from(start, q, k, v))])
 
@@ -149,7 +162,9 @@ def _causal_forward(q, k, v):
   )
 
 
-def _causal_backward(saved, d_out):
+def _causal_backward(
+  saved: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array, ...]:
   """Gradients; with p the probabilities, d_s = p (d_p - sum p d_p).
 
   Source: FlashAttention, arXiv 2205.14135, appendix B.2.
@@ -161,10 +176,15 @@ def _causal_backward(saved, d_out):
   for first, last, size, end in pieces(q.shape[3]):
     k_prefix, v_prefix = k[..., :end], v[..., :end]
 
-    def one(total, x, k=k_prefix, v=v_prefix):
+    def one(
+      total: tuple[jax.Array, ...],
+      x: tuple[jax.Array, ...],
+      k: jax.Array = k_prefix,
+      v: jax.Array = v_prefix,
+    ) -> tuple[Any, jax.Array]:
       start, q, log_total, d_out = x
 
-      def rows(x):  # [N,J,G,T,X] -> [N,J,G*T,X]
+      def rows(x: jax.Array) -> jax.Array:  # [N,J,G,T,X] -> [N,J,G*T,X]
         return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
       p = rows(jnp.exp(_scores(q, _seen_from(start, q, k, v)) - log_total))
@@ -216,7 +236,7 @@ def split(
   """First query of every block [B], and queries of x as [B,N,J,G,size,D]."""
   blocks = (last - first) // size
 
-  def split(x):
+  def split(x: jax.Array) -> jax.Array:
     n, j, g, _, d = x.shape
     x = x[:, :, :, first:last].reshape(n, j, g, blocks, size, d)
     return jnp.moveaxis(x, 3, 0)
@@ -230,7 +250,9 @@ def join(x: jax.Array) -> jax.Array:
   return x.reshape(*x.shape[:3], -1, x.shape[-1])
 
 
-def _seen_from(start, q: jax.Array, k: jax.Array, v: jax.Array) -> Segment:
+def _seen_from(
+  start: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array
+) -> Segment:
   """Keys and values as queries [N,J,G,T,D] from slot `start` on see them."""
   n, t = q.shape[0], q.shape[3]
   return Segment(k, v, jnp.broadcast_to(start + 1 + jnp.arange(t), (n, t)))
@@ -250,8 +272,8 @@ def attend(
   """
   n, j, g, t, d = parts[0][0].shape
   scores = [_scores(q, segment) for q, segment in parts]
-  top = [s.max(axis=-1, keepdims=True) for s in scores]
-  top = lax.stop_gradient(functools.reduce(jnp.maximum, top))
+  tops = [s.max(axis=-1, keepdims=True) for s in scores]
+  top = lax.stop_gradient(functools.reduce(jnp.maximum, tops))
   weights = [jnp.exp(s - top) for s in scores]
   total = functools.reduce(
     jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights]
@@ -275,21 +297,21 @@ def _scores(q: jax.Array, segment: Segment) -> jax.Array:
   s = _rows_by_keys(q.reshape(n, j, g * t, d), segment.k_NxJxDxS)
   s = s.reshape(n, j, g, t, -1)
   slot = jnp.arange(s.shape[-1])
-  seen = slot < segment.visible_NxT[:, None, None, :, None]
+  seen = slot < segment.end_NxT[:, None, None, :, None]
   if segment.first_NxT is not None:
     seen &= slot >= segment.first_NxT[:, None, None, :, None]
   return jnp.where(seen, s, _HIDDEN)
 
 
-def _rows_by_keys(x_NxJxRxD, k_NxJxDxS):
+def _rows_by_keys(x_NxJxRxD: jax.Array, k_NxJxDxS: jax.Array) -> jax.Array:
   return kernels.matmul('njrd,njds->njrs', x_NxJxRxD, k_NxJxDxS)
 
 
-def _rows_by_values(p_NxJxRxS, v_NxJxDxS):
+def _rows_by_values(p_NxJxRxS: jax.Array, v_NxJxDxS: jax.Array) -> jax.Array:
   return kernels.matmul('njrs,njds->njrd', p_NxJxRxS, v_NxJxDxS)
 
 
-def _keys_by_rows(x_NxJxRxD, w_NxJxRxS):
+def _keys_by_rows(x_NxJxRxD: jax.Array, w_NxJxRxS: jax.Array) -> jax.Array:
   return jnp.einsum(
     'njrd,njrs->njds', x_NxJxRxD, w_NxJxRxS, preferred_element_type=jnp.float32
   )

@@ -50,7 +50,7 @@ class RopeConfig:
   # yarn: round the correction range to whole dimensions.
   truncate: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.rope_type not in ROPE_KINDS:
       raise ValueError(
         f'rope_type is {self.rope_type!r}; supported: {", ".join(ROPE_KINDS)}.'
@@ -106,7 +106,7 @@ class LoraConfig:
   alpha: float = 32.0
   targets: tuple[str, ...] = LORA_TARGETS
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, 'targets', tuple(self.targets))
     if self.rank < 1:
       raise ValueError(f'rank is {self.rank}; expected 1 or more.')
@@ -159,7 +159,7 @@ class ModelConfig:
   # whose kernels they are merged.
   lora: LoraConfig | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.architecture not in ARCHITECTURES:
       raise ValueError(
         f'architecture is {self.architecture!r}; '

@@ -18,7 +18,7 @@ from memagent_jax.models import rope, transformer
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.model import Model
 from memagent_jax.models.tokenizer import Tokenizer
-from memagent_jax.models.transformer import Params
+from memagent_jax.structs import Params
 
 # Factor on the output projections of attention and MLP.
 _BRANCH_SCALE = 0.1

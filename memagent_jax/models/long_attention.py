@@ -88,7 +88,9 @@ def prefill(
   outs = []
   for first, last, size, end in attention.pieces(t):
 
-    def one(_, x, end=end):
+    def one(
+      _: None, x: tuple[jax.Array, ...], end: int = end
+    ) -> tuple[None, jax.Array]:
       start, *q_blocks = x
       at_NxT = jnp.broadcast_to(
         start + jnp.arange(q_blocks[0].shape[3]), (n, q_blocks[0].shape[3])
@@ -138,7 +140,7 @@ def decode(
     for segment, origin_N in zip(segments, origins_N, strict=True):
       end_NxT = view.end_NxT - origin_N[:, None]
       seen = segment._replace(
-        visible_NxT=jnp.minimum(end_NxT, segment.visible_NxT),
+        visible_NxT=jnp.minimum(end_NxT, segment.end_NxT),
         first_NxT=view.first_NxT - origin_N[:, None],
       )
       parts.append((q, seen))
@@ -166,6 +168,7 @@ def _ranges(
       (0, min(variant.sinks, end)),
       (jnp.clip(start + 1 - recent, 0, end - width), width),
     ]
+  assert isinstance(variant, DualChunkAttention)
   size = variant.chunk_tokens
   # Where the chunks of the block's first query and of the last slot begin.
   own, last_own = start - start % size, (end - 1) // size * size

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import LoraConfig, ModelConfig
 from memagent_jax.models.model import Model
-from memagent_jax.models.transformer import Params
+from memagent_jax.structs import Params
 
 _NAMES = ('lora_a', 'lora_b')
 
@@ -62,7 +62,8 @@ def split(params: Params) -> tuple[Params, Params]:
   if not adapters:
     return params, {}
   rest = {p: x for p, x in flat.items() if p not in adapters}
-  return tuple(map(flax.traverse_util.unflatten_dict, (adapters, rest)))
+  unflatten = flax.traverse_util.unflatten_dict
+  return unflatten(adapters), unflatten(rest)
 
 
 def join(learned: Params, frozen: Params) -> Params:

@@ -4,7 +4,7 @@ import dataclasses
 
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.tokenizer import Tokenizer
-from memagent_jax.models.transformer import Params
+from memagent_jax.structs import Params
 
 
 @dataclasses.dataclass(frozen=True)

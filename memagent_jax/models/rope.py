@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from memagent_jax.models.configs import ModelConfig, RopeConfig
+from memagent_jax.structs import Array
 
 
-def frequencies(config: ModelConfig, prompt_length_N: jax.Array) -> jax.Array:
+def frequencies(config: ModelConfig, prompt_length_N: Array) -> jax.Array:
   """Angles per position, float32 [N, D2 = D/2]; [1, D2] where rows do not differ.
 
   Dynamic NTK stretches the base to the row's *prompt* length. The caller keeps

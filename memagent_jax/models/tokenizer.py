@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -178,12 +179,13 @@ class Tokenizer:
     if self.chat_template is None:
       return ''.join(message['content'] + '\n' for message in messages)
     options = {'add_generation_prompt': True, 'enable_thinking': False} | kwargs
-    return self._hf.apply_chat_template(
-      list(messages),
+    text: Any = self._hf.apply_chat_template(
+      [dict(message) for message in messages],
       chat_template=self.chat_template,
       tokenize=False,
       **options,
     )
+    return text
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -229,7 +231,7 @@ class Tokenizer:
     )
 
 
-def _import_transformers():
+def _import_transformers() -> ModuleType:
   """The transformers module, imported without its advice to install torch."""
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   import transformers
@@ -325,7 +327,7 @@ def _backend_of_gguf(
   return backend
 
 
-def _pre_tokenizer(pre: str):
+def _pre_tokenizer(pre: str) -> 'tokenizers.pre_tokenizers.PreTokenizer':
   """How words are cut before BPE, by llama.cpp's name for it."""
   from tokenizers import Regex, pre_tokenizers
 

@@ -12,6 +12,7 @@ prompt of 5 tokens in 8 prompt slots and the 3rd decode step of 6:
     response  r r R . . .          slot `step` is written by this call
 """
 
+import contextlib
 import functools
 import math
 from typing import Any, NamedTuple
@@ -25,11 +26,10 @@ from memagent_jax.models import kernels, long_attention, rope
 from memagent_jax.models.attention import Segment, attention
 from memagent_jax.models.configs import LoraConfig, ModelConfig
 from memagent_jax.sharding import constrain, gather_kernel
+from memagent_jax.structs import Params
 
 # Keys and values of one layer, heads-major, slots last: (NxJxDxS, NxJxDxS).
 LayerKV = tuple[jax.Array, jax.Array]
-# Nested dicts of arrays, as `abstract_params` has them.
-Params = dict[str, Any]
 
 
 class Past(struct.PyTreeNode):
@@ -74,6 +74,18 @@ def _positions(
   )
 
 
+def _param(
+  module: nn.Module,
+  name: str,
+  init: nn.initializers.Initializer,
+  axes: tuple[str, ...],
+  shape: tuple[int, ...],
+) -> jax.Array:
+  """A parameter of the module, out of the box that names its axes."""
+  boxed: Any = nn.with_logical_partitioning(init, axes)
+  return module.param(name, boxed, shape)
+
+
 class RMSNorm(nn.Module):
   """x / rms(x) * scale over the last axis; float32 inside, x's dtype out."""
 
@@ -82,10 +94,8 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param(
-      'scale',
-      nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,)),
-      (x.shape[-1],),
+    scale = _param(
+      self, 'scale', nn.initializers.ones, (self.axis_name,), (x.shape[-1],)
     )
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(
@@ -110,46 +120,41 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     out_shape, out_axes = self.shape[self.inputs :], self.axes[self.inputs :]
     fan_in = math.prod(self.shape[: self.inputs])
-    kernel = self.param(
+    kernel = _param(
+      self,
       'kernel',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(fan_in**-0.5), self.axes
-      ),
+      nn.initializers.normal(fan_in**-0.5),
+      self.axes,
       self.shape,
     )
     kernel = gather_kernel(kernel.astype(x.dtype), *self.axes)
     y = kernels.linear(x, kernel, self.inputs)
     if self.lora is not None and self.name in self.lora.targets:
-      y = y + self._adapted(x, fan_in)
+      y = y + self._adapted(self.lora, x, fan_in)
     if self.bias:
-      bias = self.param(
-        'bias',
-        nn.with_logical_partitioning(nn.initializers.zeros, out_axes),
-        out_shape,
-      )
+      bias = _param(self, 'bias', nn.initializers.zeros, out_axes, out_shape)
       y = y + bias.astype(x.dtype)
     return y
 
-  def _adapted(self, x: jax.Array, fan_in: int) -> jax.Array:
+  def _adapted(self, lora: LoraConfig, x: jax.Array, fan_in: int) -> jax.Array:
     """What the adapter adds: nothing, until `lora_b` has learned."""
     in_shape, out_shape = self.shape[: self.inputs], self.shape[self.inputs :]
-    a = self.param(
+    a = _param(
+      self,
       'lora_a',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(fan_in**-0.5),
-        (*self.axes[: self.inputs], 'rank'),
-      ),
-      (*in_shape, self.lora.rank),
+      nn.initializers.normal(fan_in**-0.5),
+      (*self.axes[: self.inputs], 'rank'),
+      (*in_shape, lora.rank),
     )
-    b = self.param(
+    b = _param(
+      self,
       'lora_b',
-      nn.with_logical_partitioning(
-        nn.initializers.zeros, ('rank', *self.axes[self.inputs :])
-      ),
-      (self.lora.rank, *out_shape),
+      nn.initializers.zeros,
+      ('rank', *self.axes[self.inputs :]),
+      (lora.rank, *out_shape),
     )
     low = jnp.tensordot(x, a.astype(x.dtype), self.inputs)
-    return self.lora.scale * jnp.tensordot(low, b.astype(x.dtype), 1)
+    return lora.scale * jnp.tensordot(low, b.astype(x.dtype), 1)
 
 
 class Attention(nn.Module):
@@ -194,7 +199,7 @@ class Attention(nn.Module):
     k_NxTxJxD = rope.rotate(k_NxTxJxD, *positions.keys)
     k = k_NxTxJxD.transpose(0, 2, 3, 1)
     v = v_NxTxJxD.transpose(0, 2, 3, 1)
-    if past is None:
+    if past is None or cache is None:
       segments, written = [Segment(k, v)], (k, v)
     else:
       segments, written = _extend(cache, k, v, past)
@@ -298,24 +303,24 @@ class Decoder(nn.Module):
 
   config: ModelConfig
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
-    self.embedding = self.param(
+    self.embedding = _param(
+      self,
       'embedding',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(c.embed_dim**-0.5), ('vocab', 'embed')
-      ),
+      nn.initializers.normal(c.embed_dim**-0.5),
+      ('vocab', 'embed'),
       (c.vocab_size, c.embed_dim),
     )
     block = nn.remat(Block) if c.remat else Block
     self.layers = [block(c, name=f'layer_{i}') for i in range(c.num_layers)]
     self.final_norm = RMSNorm(c.norm_epsilon)
     if not c.tie_embeddings:
-      self.head = self.param(
+      self.head = _param(
+        self,
         'head',
-        nn.with_logical_partitioning(
-          nn.initializers.normal(c.embed_dim**-0.5), ('vocab', 'embed')
-        ),
+        nn.initializers.normal(c.embed_dim**-0.5),
+        ('vocab', 'embed'),
         (c.vocab_size, c.embed_dim),
       )
 
@@ -363,6 +368,22 @@ class Decoder(nn.Module):
     return constrain(scores, 'rows', *between, 'vocab')
 
 
+def hidden_states(
+  config: ModelConfig, params: Params, *inputs: Any
+) -> tuple[jax.Array, tuple[LayerKV, ...]]:
+  """What `Decoder` with these params makes of its inputs."""
+  result: Any = Decoder(config).apply({'params': params}, *inputs)
+  return result
+
+
+def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
+  """`Decoder.logits` with these params."""
+  result: Any = Decoder(config).apply(
+    {'params': params}, hidden, method=Decoder.logits
+  )
+  return result
+
+
 @functools.lru_cache(maxsize=8)
 def abstract_params(config: ModelConfig) -> Params:
   """The params tree as `LogicallyPartitioned` boxes of ShapeDtypeStructs.
@@ -371,11 +392,11 @@ def abstract_params(config: ModelConfig) -> Params:
   """
   model = Decoder(config)
 
-  def init(key):
+  def init(key: jax.Array) -> Params:
     ids_NxT = jnp.zeros((1, 1), jnp.int32)
     frequency = jnp.zeros((1, config.head_dim // 2))
 
-    def everything(m):
+    def everything(m: Decoder) -> jax.Array:
       hidden, _ = m(ids_NxT, ids_NxT, frequency)
       return m.logits(hidden)
 
@@ -396,6 +417,6 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
   return nn.meta.unbox(params)
 
 
-def _without_mesh():
+def _without_mesh() -> contextlib.AbstractContextManager:
   """The one row of an init is not split, whatever mesh is set."""
   return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))

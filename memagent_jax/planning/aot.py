@@ -47,6 +47,7 @@ def compile_program(
       )
       hlo = _optimised(Path(folder))
   memory = executable.memory_analysis()
+  assert memory is not None
   return Compiled(
     hlo=hlo,
     argument_bytes=memory.argument_size_in_bytes,

@@ -181,7 +181,9 @@ def _closing(text: str, start: int) -> int:
 class _Walk:
   """Costs of computations, each computed once."""
 
-  def __init__(self, computations, rates: Rates):
+  def __init__(
+    self, computations: Mapping[str, Sequence[Instruction]], rates: Rates
+  ) -> None:
     self._computations, self._rates = computations, rates
     self._by_name = {
       name: {one.name: one for one in instructions}
@@ -260,7 +262,7 @@ class _Walk:
     for one in self._computations[_called(loop, 'condition')]:
       if one.opcode != 'get-tuple-element':
         continue
-      counter = named[carried[int(_INDEX.search(one.rest)[1])]]
+      counter = named[carried[int(_found(_INDEX, one.rest)[1])]]
       if counter.opcode == 'add':
         added = [named[x] for x in counter.operands]
         strides = [int(x.rest) for x in added if x.opcode == 'constant']
@@ -268,7 +270,9 @@ class _Walk:
           return strides[0]
     return 1
 
-  def _fusion(self, name: str, operands, written: float) -> Cost:
+  def _fusion(
+    self, name: str, operands: Sequence[Instruction], written: float
+  ) -> Cost:
     """Products and collectives in one: the compiler overlaps them."""
     read, written = _fused_bytes(self._computations[name], operands, written)
     cost = self._cost(self._fused_flops(name), read + written)
@@ -293,7 +297,9 @@ class _Walk:
         total += _product_flops(one, operands)
     return total
 
-  def _collective(self, opcode, one, operands) -> Cost:
+  def _collective(
+    self, opcode: str, one: Instruction, operands: Sequence[Instruction]
+  ) -> Cost:
     """Over the links goes the larger side; all-reduce sends everything twice."""
     read = sum(a.bytes for x in operands for a in x.arrays)
     written = [a.bytes for a in _result(one)]
@@ -308,6 +314,14 @@ class _Walk:
   def _cost(self, flops: float, hbm_bytes: float) -> Cost:
     seconds = max(flops / self._rates.flops, hbm_bytes / self._rates.hbm_bytes)
     return Cost(flops, hbm_bytes, 0.0, seconds)
+
+
+def _found(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
+  """The first match; the compiler always writes what is looked for."""
+  match = re.search(pattern, text)
+  if match is None:
+    raise ValueError(f'no {pattern} in {text[:80]!r}.')
+  return match
 
 
 def _called(one: Instruction, attribute: str) -> str:
@@ -335,7 +349,9 @@ def _hbm_bytes(one: Instruction) -> int:
   return sum(a.bytes for a in one.arrays if not a.on_chip)
 
 
-def _fused_bytes(inner, operands, written) -> tuple[float, float]:
+def _fused_bytes(
+  inner: Sequence[Instruction], operands: Sequence[Instruction], written: float
+) -> tuple[float, float]:
   """What a fusion reads and writes, where it slices operands or updates a part."""
   uses: dict[str, list[Instruction]] = {}
   for one in inner:
@@ -344,9 +360,9 @@ def _fused_bytes(inner, operands, written) -> tuple[float, float]:
   parameters = [x for x in inner if x.opcode == 'parameter']
   parameters.sort(key=lambda x: int(x.rest))
   read = 0.0
-  for parameter, operand in zip(parameters, operands, strict=True):
+  for parameter, given in zip(parameters, operands, strict=True):
     using = uses.get(parameter.name, [])
-    whole = _hbm_bytes(operand)
+    whole = _hbm_bytes(given)
     if using and all(x.opcode in _SLICES for x in using):
       whole = min(whole, sum(a.bytes for x in using for a in x.arrays))
     elif using and all(
@@ -367,7 +383,7 @@ def _fused_bytes(inner, operands, written) -> tuple[float, float]:
 def _product_flops(one: Instruction, operands: Sequence[Instruction]) -> float:
   """2 * B * M * N * K of a matrix product; 0 of anything else."""
   if one.opcode == 'dot':
-    contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', one.rest)[1]
+    contracted = _found(r'lhs_contracting_dims=\{([\d,]*)\}', one.rest)[1]
     left = operands[0].arrays[0].shape
     inner = math.prod(left[int(d)] for d in contracted.split(',') if d)
     return 2.0 * math.prod(one.arrays[0].shape) * inner
@@ -376,13 +392,15 @@ def _product_flops(one: Instruction, operands: Sequence[Instruction]) -> float:
   return 0.0
 
 
-def _convolution_products(one, operands) -> float:
+def _convolution_products(
+  one: Instruction, operands: Sequence[Instruction]
+) -> float:
   """Multiplications of a matrix product written as a convolution.
 
   Each label of its three shapes is an axis of the product: one of the result's
   rows or columns, of the sum, or of the batch.
   """
-  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', one.rest)
+  labels = _found(r'dim_labels=(\w+)_(\w+)->(\w+)', one.rest)
   left, right, out = (
     dict(zip(names, x.arrays[0].shape, strict=True))
     for names, x in zip(labels.groups(), (*operands, one), strict=True)

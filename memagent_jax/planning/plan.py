@@ -14,6 +14,8 @@ overlap more: whether a run barely fits shows when all of its layers are compile
 from collections.abc import Sequence
 import dataclasses
 
+from jax.sharding import Mesh
+
 from memagent_jax import sharding
 from memagent_jax.models import flops as flops_lib
 from memagent_jax.planning import chips, hlo, programs
@@ -177,7 +179,7 @@ def _at_depth(workload: Workload, layers: int) -> Workload:
 def _extrapolated(two: Sequence[Phase], share: float) -> Phase:
   """The phase at another depth, on the line through two."""
 
-  def line(a, b):
+  def line(a: float, b: float) -> float:
     return a + (b - a) * share
 
   a, b = two
@@ -185,10 +187,10 @@ def _extrapolated(two: Sequence[Phase], share: float) -> Phase:
     a,
     cost=dataclasses.replace(
       b.cost,
-      **{
-        name: line(getattr(a.cost, name), getattr(b.cost, name))
-        for name in ('flops', 'hbm_bytes', 'link_bytes', 'seconds')
-      },
+      flops=line(a.cost.flops, b.cost.flops),
+      hbm_bytes=line(a.cost.hbm_bytes, b.cost.hbm_bytes),
+      link_bytes=line(a.cost.link_bytes, b.cost.link_bytes),
+      seconds=line(a.cost.seconds, b.cost.seconds),
     ),
     model_flops=line(a.model_flops, b.model_flops),
     # The schedule of a shallow program may need less for one layer more; a deep one
@@ -200,7 +202,7 @@ def _extrapolated(two: Sequence[Phase], share: float) -> Phase:
   )
 
 
-def _phase(name: str, workload: Workload, mesh, topology: str) -> Phase:
+def _phase(name: str, workload: Workload, mesh: Mesh, topology: str) -> Phase:
   compiled = programs.compile_phase(name, workload, mesh)
   resident = programs.resident_bytes(workload, mesh)
   compiled_bytes = (

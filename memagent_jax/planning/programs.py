@@ -26,7 +26,7 @@ from memagent_jax.rl.grpo import GrpoConfig
 from memagent_jax.rl.policy import Policy
 from memagent_jax.sampling import decode
 from memagent_jax.sampling.decode import Prefilled
-from memagent_jax.structs import Tokens
+from memagent_jax.structs import Array, Params, Tokens
 from memagent_jax.train import train_state, update
 from memagent_jax.train.sequences import (
   MicroBatches,
@@ -152,8 +152,8 @@ def cache_bytes(
   return _device_bytes(trees, jax.tree.map(lambda x: x.sharding, trees))
 
 
-def _device_bytes(tree, shardings) -> int:
-  def one(leaf, placed):
+def _device_bytes(tree: Any, shardings: Any) -> int:
+  def one(leaf: Any, placed: Any) -> int:
     shape = placed.shard_shape(leaf.shape)
     return math.prod(shape) * leaf.dtype.itemsize
 
@@ -163,7 +163,7 @@ def _device_bytes(tree, shardings) -> int:
 # --- prefill and decode ---------------------------------------------------------
 
 
-def _prefill(workload: Workload, mesh: Mesh):
+def _prefill(workload: Workload, mesh: Mesh) -> tuple:
   params = _placed(*_rollout_params(workload, mesh))
   n, p = workload.sample_rows, workload.memory_prompt_tokens
   prompt = Tokens(_rows(mesh, (n, p)), _rows(mesh, (n,)))
@@ -171,7 +171,7 @@ def _prefill(workload: Workload, mesh: Mesh):
   return program, workload.model, params, prompt, workload.prefill_prompts
 
 
-def _decode(workload: Workload, mesh: Mesh):
+def _decode(workload: Workload, mesh: Mesh) -> tuple:
   return (
     jax.jit(decode.step, static_argnums=0, donate_argnums=4),
     workload.model,
@@ -193,7 +193,7 @@ def _prefilled(workload: Workload, mesh: Mesh) -> Prefilled:
   )
 
 
-def _kv(workload: Workload, mesh: Mesh, slots: int):
+def _kv(workload: Workload, mesh: Mesh, slots: int) -> Any:
   c = workload.model
   shape = workload.sample_rows, c.num_kv_heads, c.head_dim, slots
   axes = [sharding.ACTIVATIONS[axis] for axis in ('rows', 'kv_heads')]
@@ -201,7 +201,7 @@ def _kv(workload: Workload, mesh: Mesh, slots: int):
   return tuple((one, one) for _ in range(c.num_layers))
 
 
-def _rollout_params(workload: Workload, mesh: Mesh):
+def _rollout_params(workload: Workload, mesh: Mesh) -> tuple[Params, Any]:
   """Abstract params as `make_reshard` leaves them, and where they are."""
   boxes = transformer.abstract_params(workload.model)
   params = jax.tree.map(
@@ -216,24 +216,24 @@ def _rollout_params(workload: Workload, mesh: Mesh):
 # --- reference and update -----------------------------------------------------------
 
 
-def _reference(workload: Workload, mesh: Mesh):
+def _reference(workload: Workload, mesh: Mesh) -> tuple:
   state, shardings = _state(workload, mesh)
   rows, count = _policy_rows(workload, mesh)
 
-  def one(params, rows):
+  def one(params: Params, rows: Any) -> jax.Array:
     batch = MicroBatches(rows, np.int32(count))
     return update.log_probs(workload.model, workload.temperature, params, batch)
 
   return jax.jit(one), _placed(state.all_params, shardings.all_params), rows
 
 
-def _update(workload: Workload, mesh: Mesh):
+def _update(workload: Workload, mesh: Mesh) -> tuple:
   state, shardings = _state(workload, mesh)
   rows, count = _policy_rows(workload, mesh)
   policy = Policy(workload.model, workload.objective, workload.temperature)
   step = update.make_update(shardings)
 
-  def one(state, rows):
+  def one(state: Any, rows: Any) -> Any:
     # A constant count, so that the compiler knows how often its loop runs.
     batches = (MicroBatches(rows, np.int32(count)),)
     return step(policy, workload.optimizer, state, batches)
@@ -248,11 +248,11 @@ def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
   s, r = workload.row_tokens, workload.response_tokens
   count = -(-workload.turns // size)
 
-  def rows(*shape, dtype=jnp.int32):
+  def rows(*shape: int, dtype: Any = jnp.int32) -> Array:
     axes = None, sharding.ACTIVATIONS['rows']
     return _array(mesh, (count, size, *shape), dtype, *axes)
 
-  def floats(*shape):
+  def floats(*shape: int) -> Array:
     return rows(*shape, dtype=jnp.float32)
 
   needed = grpo.needs_reference(workload.objective)
@@ -267,7 +267,7 @@ def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
   return batch, count
 
 
-def _state(workload: Workload, mesh: Mesh):
+def _state(workload: Workload, mesh: Mesh) -> tuple[Any, Any]:
   """The abstract train state, and where its leaves are."""
   boxes = transformer.abstract_params(workload.model)
   shardings = train_state.state_shardings(workload.optimizer, boxes, mesh)
@@ -282,7 +282,7 @@ def _state(workload: Workload, mesh: Mesh):
   return state, shardings
 
 
-def _placed(tree, shardings):
+def _placed(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(
     lambda leaf, placed: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=placed
@@ -292,11 +292,11 @@ def _placed(tree, shardings):
   )
 
 
-def _rows(mesh: Mesh, shape, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32) -> Array:
   return _array(mesh, shape, dtype, sharding.ACTIVATIONS['rows'])
 
 
-def _array(mesh: Mesh, shape, dtype, *axes) -> jax.ShapeDtypeStruct:
+def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: Any) -> Array:
   placed = NamedSharding(mesh, PartitionSpec(*axes))
   return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
 

@@ -6,13 +6,22 @@ Source: `config.json` of each repository on the Hugging Face hub.
 from collections.abc import Mapping
 import os
 from pathlib import Path
+from typing import Any
 
 from memagent_jax.io import assets
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.weights import huggingface
 
 
-def _shape(embed, layers, heads, kv_heads, head_dim, mlp, **family):
+def _shape(
+  embed: int,
+  layers: int,
+  heads: int,
+  kv_heads: int,
+  head_dim: int,
+  mlp: int,
+  **family: Any,
+) -> ModelConfig:
   return ModelConfig(
     embed_dim=embed,
     num_layers=layers,
@@ -24,8 +33,11 @@ def _shape(embed, layers, heads, kv_heads, head_dim, mlp, **family):
   )
 
 
-_QWEN = {'norm_epsilon': 1e-6, 'rope': RopeConfig(rope_theta=1e6)}
-_QWEN2 = {
+_QWEN: dict[str, Any] = {
+  'norm_epsilon': 1e-6,
+  'rope': RopeConfig(rope_theta=1e6),
+}
+_QWEN2: dict[str, Any] = {
   **_QWEN,
   'architecture': 'qwen2',
   'vocab_size': 152_064,
@@ -33,14 +45,14 @@ _QWEN2 = {
   'attention_bias': True,
   'tie_embeddings': False,
 }
-_QWEN3 = {
+_QWEN3: dict[str, Any] = {
   **_QWEN,
   'architecture': 'qwen3',
   'vocab_size': 151_936,
   'max_positions': 40_960,
   'qk_norm': True,
 }
-_SMOLLM2 = {
+_SMOLLM2: dict[str, Any] = {
   'architecture': 'llama',
   'vocab_size': 49_152,
   'max_positions': 8192,

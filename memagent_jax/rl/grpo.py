@@ -11,12 +11,13 @@ Source: MemAgent, arXiv 2507.02259, section 3, equation 5.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from memagent_jax.structs import LENGTH, SKIPPED, WeightedMean
+from memagent_jax.structs import LENGTH, SKIPPED, Array, WeightedMean
 
 AGGREGATIONS = ('token_mean', 'sequence_mean', 'constant')
 KL_ESTIMATORS = ('k1', 'k2', 'k3')
@@ -73,7 +74,7 @@ class GrpoConfig:
   # the policy-gradient term are at most this; 0 is off.
   importance_cap: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_types(self)
     for name, choices in (
       ('aggregation', AGGREGATIONS),
@@ -143,13 +144,14 @@ def _check_types(config: GrpoConfig) -> None:
   """Raises ValueError for a value of another type than its field's."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    accepted = (int, float) if field.type is float else field.type
+    kind: Any = field.type
+    accepted = (int, float) if kind is float else kind
     # To Python a bool is an int.
-    confused = isinstance(value, bool) and field.type is not bool
+    confused = isinstance(value, bool) and kind is not bool
     if confused or not isinstance(value, accepted):
       raise ValueError(
         f'{field.name} is {value!r}, a {type(value).__name__}; expected a '
-        f'{field.type.__name__}.'
+        f'{kind.__name__}.'
       )
     if isinstance(value, float) and not math.isfinite(value):
       raise ValueError(f'{field.name} is {value}; expected a finite number.')
@@ -190,7 +192,7 @@ def needs_entropy(config: GrpoConfig) -> bool:
   return config.entropy_coefficient > 0
 
 
-def degenerate_groups(score_BxG: jax.Array) -> jax.Array:
+def degenerate_groups(score_BxG: Array) -> jax.Array:
   """bool [B]: groups whose scores are all alike, which teach nothing.
 
   For dynamic sampling the scores are the verifier's: a length penalty would
@@ -201,7 +203,7 @@ def degenerate_groups(score_BxG: jax.Array) -> jax.Array:
 
 
 def soft_overlong_penalty(
-  length_tokens: jax.Array, cap_tokens: int, buffer_tokens: int
+  length_tokens: Array, cap_tokens: int, buffer_tokens: int
 ) -> jax.Array:
   """0 up to cap - buffer tokens, then down in a line to -1 at the cap; float32.
 
@@ -219,7 +221,7 @@ def soft_overlong_penalty(
   return -jnp.clip(excess.astype(jnp.float32) / buffer_tokens, 0.0, 1.0)
 
 
-def advantages(reward_BxG: jax.Array, config: GrpoConfig) -> jax.Array:
+def advantages(reward_BxG: Array, config: GrpoConfig) -> jax.Array:
   """float32 [B, G]: each trajectory's reward relative to its group's mean.
 
   Exactly 0 in a group whose rewards are all alike, whatever rounding the mean
@@ -242,7 +244,7 @@ def advantages(reward_BxG: jax.Array, config: GrpoConfig) -> jax.Array:
 
 
 def kept_trajectories(
-  config: GrpoConfig, memory_finish_CxN: jax.Array, answer_finish_N: jax.Array
+  config: GrpoConfig, memory_finish_CxN: Array, answer_finish_N: Array
 ) -> jax.Array:
   """bool [N]: trajectories that `overlong_filter` lets teach."""
   cut_N = jnp.zeros(answer_finish_N.shape, bool)
@@ -255,7 +257,7 @@ def kept_trajectories(
 
 def turn_advantages(
   advantage_BxG: jax.Array,
-  finish_CxN: jax.Array,
+  finish_CxN: Array,
   kept_N: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Advantage and weight of every turn, float32 [C, N] each, N = B * G.
@@ -371,11 +373,11 @@ def policy_loss(
   if row_weight_N is not None:
     weight_NxR = jnp.where(mask_NxR, row_weight_N[:, None], 0.0)
 
-  def real(x):
+  def real(x: jax.Array) -> jax.Array:
     """float32, with 0 for whatever stands where nothing counts."""
     return jnp.where(weight_NxR > 0.0, x.astype(jnp.float32), 0.0)
 
-  def constant(x):
+  def constant(x: jax.Array) -> jax.Array:
     return lax.stop_gradient(real(x))
 
   logprob, old_logprob = real(logprob_NxR), constant(old_logprob_NxR)
@@ -411,7 +413,7 @@ def policy_loss(
     if needs_entropy(config):
       loss = loss - config.entropy_coefficient * metrics['entropy']
 
-  def token_mean(x_NxR):
+  def token_mean(x_NxR: jax.Array) -> WeightedMean:
     return WeightedMean((weight_NxR * x_NxR).sum(), weight_NxR.sum())
 
   means = {name: token_mean(value) for name, value in metrics.items()}
@@ -427,7 +429,9 @@ def _k3(x: jax.Array) -> jax.Array:
   return jnp.expm1(x) - x
 
 
-def _surrogate(config: GrpoConfig, ratio, advantage) -> jax.Array:
+def _surrogate(
+  config: GrpoConfig, ratio: jax.Array, advantage: jax.Array
+) -> jax.Array:
   """Clipped policy-gradient loss per token.
 
   Source: clip, arXiv 1707.06347; its two bounds, DAPO, arXiv 2503.14476; dual
@@ -441,7 +445,9 @@ def _surrogate(config: GrpoConfig, ratio, advantage) -> jax.Array:
   return loss
 
 
-def _aggregate(config: GrpoConfig, loss_NxR, weight_NxR) -> WeightedMean:
+def _aggregate(
+  config: GrpoConfig, loss_NxR: jax.Array, weight_NxR: jax.Array
+) -> WeightedMean:
   """Sum and weight of the token losses under `config.aggregation`."""
   if config.aggregation == 'token_mean':
     return WeightedMean((weight_NxR * loss_NxR).sum(), weight_NxR.sum())

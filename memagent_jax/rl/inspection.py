@@ -185,8 +185,8 @@ def _with_control_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
   """The text of ids, control tokens included."""
   control = frozenset(tokenizer.control_ids)
   parts = []
-  for named, run in itertools.groupby(map(int, ids), control.__contains__):
-    run = list(run)
+  for named, group in itertools.groupby(map(int, ids), control.__contains__):
+    run = list(group)
     parts.append(
       ''.join(map(tokenizer.token_text, run))
       if named

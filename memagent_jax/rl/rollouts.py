@@ -64,7 +64,7 @@ class RolloutConfig:
   # False: only the answer turn gets an advantage (a control, not the method).
   learn_memory_turns: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, 'width_shares', tuple(self.width_shares))
     if self.rollouts < 2:
       raise ValueError(

@@ -30,7 +30,7 @@ class Stage:
   # `distractor_memories`.
   distractor_memory_share: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.temperature is not None and self.temperature <= 0:
       raise ValueError(
         f'a stage has temperature {self.temperature}; expected a number above 0: '
@@ -54,8 +54,7 @@ def check(stages: Sequence[Stage]) -> None:
   if (
     not ends
     or ends[-1] is not None
-    or None in inner
-    or inner != sorted({end for end in inner if end > 0})
+    or inner != sorted({end for end in inner if end is not None and end > 0})
   ):
     raise ValueError(
       f'stages end at steps {ends}; expected rising ones above 0, and None for '

@@ -7,6 +7,7 @@ scores -> advantages -> every token of every turn
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from memagent_jax.agent.config import AgentConfig
 from memagent_jax.agent.trajectories import Trajectories
 from memagent_jax.rl import grpo
 from memagent_jax.rl.grpo import GrpoConfig
-from memagent_jax.structs import Response, Tokens
+from memagent_jax.structs import MemoryState, Response, Tokens
 from memagent_jax.train.sequences import PolicySequences, Sequences
 
 
@@ -43,11 +44,13 @@ def trajectory_sequences(
     turns.state,
   )
 
-  def memory_prompt(state, chunk):
-    fields = {'question': documents.question, 'chunk': chunk}
-    return prompts_lib.assemble(
-      agent.prompts.memory_turn, fields | agent.rule.prompt_fields(state)
-    )
+  def memory_prompt(state: MemoryState, chunk: Tokens) -> Tokens:
+    fields = {
+      'question': documents.question,
+      'chunk': chunk,
+      **agent.rule.prompt_fields(state),
+    }
+    return prompts_lib.assemble(agent.prompts.memory_turn, fields)
 
   last = prompts_lib.answer_prompt(
     agent.prompts,
@@ -103,14 +106,14 @@ def policy_sequences(
     ]
   )
   kept_N = grpo.kept_trajectories(objective, finish_TxN[:-1], finish_TxN[-1])
-  advantage_TxN, weight_TxN = grpo.turn_advantages(
+  advantage_TxN, weight = grpo.turn_advantages(
     grpo.advantages(score_BxG, objective), finish_TxN, kept_N
   )
-  weight_TxN = np.array(weight_TxN)
+  weight_TxN = np.array(weight)
   if not learn_memory_turns:
     weight_TxN[:-1] = 0.0
-  turns, logprob_NxR = trajectory_sequences(agent, trajectories)
-  logprob_NxR = np.asarray(logprob_NxR)
+  turns, logprob = trajectory_sequences(agent, trajectories)
+  logprob_NxR = np.asarray(logprob)
   return PolicySequences(
     turns=jax.device_get(turns),
     sampler_logprob_NxR=logprob_NxR,
@@ -158,7 +161,7 @@ def merge_equal(sequences: PolicySequences) -> PolicySequences:
       int(turns.prompt_length_N[n]),
       np.sign(sequences.advantage_N[n]),
     )
-    to = first.setdefault(turn, n)
+    to = first.setdefault(turn, int(n))
     weight_N[to] += sequences.weight_N[n]
     total_N[to] += float(sequences.weight_N[n]) * float(
       sequences.advantage_N[n]
@@ -182,7 +185,7 @@ def _joined(prompt: Tokens, response: Response) -> Sequences:
   return Sequences(ids.ids_NxW, prompt.length_N, response.length_N)
 
 
-def _flat(tree):
+def _flat(tree: Any) -> Any:
   """[C, N, ...] as [C*N, ...]."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 

@@ -13,15 +13,16 @@ The loop stops when every row has sampled a control id or reached its cap.
 import dataclasses
 import hashlib
 import math
+from typing import Any
 
 from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from memagent_jax.models import rope
+from memagent_jax.models import rope, transformer
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.models.transformer import Decoder, LayerKV, Params, Past
+from memagent_jax.models.transformer import LayerKV, Past
 from memagent_jax.sharding import (
   constrain,
   num_shards,
@@ -29,7 +30,7 @@ from memagent_jax.sharding import (
   split_by_shard,
   take_rows,
 )
-from memagent_jax.structs import EOS, LENGTH, SKIPPED, Response, Tokens
+from memagent_jax.structs import EOS, LENGTH, SKIPPED, Params, Response, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SamplingConfig:
   # Only the most likely tokens that hold this much probability; 1 keeps all.
   top_p: float = 1.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.max_tokens < 1:
       raise ValueError(f'max_tokens is {self.max_tokens}; expected at least 1.')
     if not (self.temperature >= 0.0 and math.isfinite(self.temperature)):
@@ -94,22 +95,22 @@ def prefill(
   by_shard = split_by_shard(prompt)
   order_SxN, first_SxN, different_S = jax.vmap(_read_once)(by_shard)
 
-  def rows_of(block):
+  def rows_of(block: jax.Array | int) -> jax.Array:
     start = block * per_shard
     return lax.dynamic_slice_in_dim(order_SxN, start, per_shard, axis=1)
 
-  def run(rows_SxB):
+  def run(rows_SxB: jax.Array) -> Any:
     prompts = jax.tree.map(
       lambda x: x.reshape(size, *x.shape[2:]), take_rows(by_shard, rows_SxB)
     )
     read = _prefill(config, params, prompts)
     return split_by_shard((read.kv, read.logits_NxV))
 
-  def read(block, results):
+  def read(block: jax.Array, results: Any) -> Any:
     rows_SxB = rows_of(block)
     return put_rows(results, rows_SxB, run(rows_SxB))
 
-  def copy(block, results):
+  def copy(block: jax.Array, results: Any) -> Any:
     rows_SxB = rows_of(block)
     same_SxB = take_rows(first_SxN, rows_SxB)
     return put_rows(results, rows_SxB, take_rows(results, same_SxB))
@@ -160,20 +161,17 @@ def _read_once(prompt: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _prefill(config: ModelConfig, params: Params, prompt: Tokens) -> Prefilled:
-  model = Decoder(config)
   n, p = prompt.ids_NxW.shape
   frequency_NxD2 = rope.frequencies(config, prompt.length_N)
   position_NxT = jnp.broadcast_to(jnp.arange(p), (n, p))
-  hidden_NxPxE, kv = model.apply(
-    {'params': params}, prompt.ids_NxW, position_NxT, frequency_NxD2
+  hidden_NxPxE, kv = transformer.hidden_states(
+    config, params, prompt.ids_NxW, position_NxT, frequency_NxD2
   )
   last_N = jnp.maximum(prompt.length_N - 1, 0)
   hidden_NxE = jnp.take_along_axis(hidden_NxPxE, last_N[:, None, None], axis=1)[
     :, 0
   ]
-  logits_NxV = model.apply(
-    {'params': params}, hidden_NxE, method=Decoder.logits
-  )
+  logits_NxV = transformer.logits(config, params, hidden_NxE)
   return Prefilled(kv, prompt.length_N, frequency_NxD2, logits_NxV)
 
 
@@ -186,18 +184,16 @@ def step(
   slot: jax.Array,
 ) -> tuple[jax.Array, tuple[LayerKV, ...]]:
   """Logits after `token_N`, the response token of `slot`, and the new cache."""
-  model = Decoder(config)
   past = Past(prefilled.kv, response_kv, prefilled.length_N, slot)
-  hidden_Nx1xE, response_kv = model.apply(
-    {'params': params},
+  hidden_Nx1xE, response_kv = transformer.hidden_states(
+    config,
+    params,
     token_N[:, None],
     (prefilled.length_N + slot)[:, None],
     prefilled.frequency_NxD2,
     past,
   )
-  logits_NxV = model.apply(
-    {'params': params}, hidden_Nx1xE[:, 0], method=Decoder.logits
-  )
+  logits_NxV = transformer.logits(config, params, hidden_Nx1xE[:, 0])
   return logits_NxV, response_kv
 
 
@@ -252,14 +248,19 @@ def row_keys(
   order nor slots, shards or a resume change what a row samples.
   """
 
-  def one(example, rollout):
+  def one(example: jax.Array, rollout: jax.Array) -> jax.Array:
     key = jax.random.fold_in(jax.random.key(seed), example)
     return jax.random.fold_in(key, rollout)
 
   return jax.vmap(one)(example_N, rollout_N)
 
 
-def _draw(logits_NxV, sampling, key_N, position):
+def _draw(
+  logits_NxV: jax.Array,
+  sampling: SamplingConfig,
+  key_N: jax.Array,
+  position: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
   """One token per row and its log-prob; keys are the rows' keys of this turn."""
   logprob_NxV = log_probabilities(logits_NxV, sampling)
   if sampling.temperature == 0.0:
@@ -336,7 +337,7 @@ def respond(
   if active_N is None:
     active_N = jnp.ones((n,), bool)
 
-  def record(loop: _Loop, logits_NxV, position) -> _Loop:
+  def record(loop: _Loop, logits_NxV: jax.Array, position: jax.Array) -> _Loop:
     """Draws the token of slot `position` for the rows that are not done."""
     token_N, logprob_N = _draw(logits_NxV, sampling, key_N, position)
     live_N = ~loop.done_N

@@ -9,19 +9,19 @@ response without a gap:
 """
 
 import functools
+from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from memagent_jax import tokens as tokens_lib
-from memagent_jax.models import rope
+from memagent_jax.models import rope, transformer
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.models.transformer import Decoder, Params
 from memagent_jax.sampling import decode
 from memagent_jax.sampling.decode import SamplingConfig
 from memagent_jax.sharding import constrain
-from memagent_jax.structs import Tokens
+from memagent_jax.structs import Params, Tokens
 
 
 def response_log_probs(
@@ -67,8 +67,9 @@ def response_log_probs(
     raise ValueError(f'block_tokens is {block_tokens}; expected at least 1.')
   sampling = SamplingConfig(response_tokens, temperature)
   n, s = ids_NxS.shape
-  hidden_NxSxE, _ = Decoder(config).apply(
-    {'params': params},
+  hidden_NxSxE, _ = transformer.hidden_states(
+    config,
+    params,
     ids_NxS,
     jnp.broadcast_to(jnp.arange(s), (n, s)),
     # By the prompt's length, as in `decode.prefill`: dynamic NTK depends on it.
@@ -86,11 +87,11 @@ def response_log_probs(
     ids_NxS, jnp.clip(position_NxR, 0, s - 1), axis=1
   )
 
-  def split(x_NxRx):
+  def split(x_NxRx: jax.Array) -> jax.Array:
     x = x_NxRx.reshape(n, num_blocks, block_tokens, *x_NxRx.shape[2:])
     return x.swapaxes(0, 1)
 
-  def join(x_blocks):
+  def join(x_blocks: jax.Array) -> jax.Array:
     x_NxR = x_blocks.swapaxes(0, 1).reshape(n, -1)
     x_NxR = jnp.where(slot_1xR < response_length_N[:, None], x_NxR, 0.0)
     return x_NxR[:, :response_tokens]
@@ -98,9 +99,11 @@ def response_log_probs(
   # Gathered over a mesh here, or every block would do it again.
   name = 'embedding' if config.tie_embeddings else 'head'
   whole = params | {name: constrain(params[name], 'vocab', 'embed')}
-  head = functools.partial(_head, config, whole, sampling, with_entropy)
   # The scan keeps the two passes over a block apart by itself.
-  head = jax.checkpoint(head, prevent_cse=False)
+  head = jax.checkpoint(
+    functools.partial(_head, config, whole, sampling, with_entropy),
+    prevent_cse=False,
+  )
   with jax.named_scope('head'):
     blocks = lax.map(head, (split(hidden_NxRxE), split(token_NxR)))
   return jax.tree.map(join, blocks)
@@ -132,12 +135,16 @@ def log_probs_after(
   return logprob_NxR
 
 
-def _head(config, params, sampling, with_entropy, block):
+def _head(
+  config: ModelConfig,
+  params: Params,
+  sampling: SamplingConfig,
+  with_entropy: bool,
+  block: Any,
+) -> tuple[jax.Array, jax.Array | None]:
   """Log-prob of each token after its hidden state; the entropy, or None."""
   hidden_NxRxE, token_NxR = block
-  logits_NxRxV = Decoder(config).apply(
-    {'params': params}, hidden_NxRxE, method=Decoder.logits
-  )
+  logits_NxRxV = transformer.logits(config, params, hidden_NxRxE)
   logprob_NxRxV = decode.log_probabilities(logits_NxRxV, sampling)
   logprob_NxR = jnp.take_along_axis(
     logprob_NxRxV, token_NxR[..., None], axis=-1

@@ -41,7 +41,7 @@ def read(
   for record in checked_records.read(
     path, FIELDS, noun='demonstration', max_line_bytes=max_line_bytes
   ):
-    if record.fields is not None:
+    if record.fields:
       record.check('question', is_text)
       record.check('memory', is_any_text)
       record.check('response', is_text)

@@ -18,15 +18,16 @@ from memagent_jax.data.benchmarks.haystack import Filler
 from memagent_jax.data.examples import Demonstration, seeded
 from memagent_jax.data.files.checked_records import Problem
 from memagent_jax.io import assets, downloads
+from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.sft import demonstration_files, skills
 from memagent_jax.sft.skills import SkillConfig
 from memagent_jax.train import sequences as sequences_lib
-from memagent_jax.train.sequences import Sequences
+from memagent_jax.train.sequences import Ids, Sequences
 
 # Most demonstrations drawn for a sequence until one fits.
 _MAX_DRAWS = 100
 # Prompt ids and response ids.
-_Pair = tuple[Sequence[int], Sequence[int]]
+_Pair = tuple[Ids, Ids]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class EchoConfig:
   min_period: int = 8
   max_period: int = 32
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 1 <= self.min_period <= self.max_period:
       raise ValueError(
         f'periods from {self.min_period} to {self.max_period}; expected '
@@ -89,7 +90,7 @@ class Mix:
   # Longest response, the ending control id included.
   response_tokens: int = 48
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 1 <= self.response_tokens < self.sequence_tokens:
       raise ValueError(
         f'response_tokens {self.response_tokens} must be at least 1 and below '
@@ -106,7 +107,7 @@ class Stage:
   # The batch of a step is one of these, in turn.
   mixes: tuple[Mix, ...]
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, 'mixes', tuple(self.mixes))
     if not self.mixes:
       raise ValueError('a stage has no mixes; give it one or more.')
@@ -117,12 +118,12 @@ class Curriculum:
 
   def __init__(
     self,
-    stages: tuple[Stage, ...],
+    stages: Sequence[Stage],
     template: Template,
-    tokenizer,
-    fillers: tuple[Filler, ...],
+    tokenizer: Tokenizer,
+    fillers: Sequence[Filler],
     seed: int = 0,
-  ):
+  ) -> None:
     """Makes a curriculum.
 
     Raises:
@@ -141,20 +142,20 @@ class Curriculum:
       set(range(tokenizer.vocab_size)) - set(tokenizer.control_ids)
     )
     seeded('symbols', seed).shuffle(self._symbols)
-    mixes = [
-      mix
+    of_files = [
+      (mix, mix.content.path)
       for stage in self.stages
       for mix in stage.mixes
       if isinstance(mix.content, FileConfig)
     ]
-    paths = {mix.content.path for mix in mixes}
+    paths = {path for _, path in of_files}
     self._files = {path: self._read(path) for path in paths}
     # Sequences follow from the step and from these.
     self.file_hashes = {
       path: downloads.sha256(assets.text(path)) for path in paths
     }
-    for mix in mixes:
-      _check_fit(mix, self._files[mix.content.path])
+    for mix, path in of_files:
+      _check_fit(mix, path, self._files[path])
 
   @property
   def num_steps(self) -> int:
@@ -177,9 +178,10 @@ class Curriculum:
     """The batch of a step."""
     mix = self.mix(step)
     if isinstance(mix.content, FileConfig):
-      pairs = self._of_file(mix, step)
+      pairs = self._of_file(mix, mix.content, step)
     else:
-      pairs = self._made(mix, seeded('demonstrations', self.seed, step))
+      rng = seeded('demonstrations', self.seed, step)
+      pairs = self._made(mix, mix.content, rng)
     return sequences_lib.demonstration_sequences(pairs, mix.sequence_tokens)
 
   def _read(self, path: str) -> list[_Line]:
@@ -195,14 +197,14 @@ class Curriculum:
       for number, made in demonstration_files.read(assets.text(path))
     ]
 
-  def _of_file(self, mix: Mix, step: int) -> list[_Pair]:
+  def _of_file(self, mix: Mix, content: FileConfig, step: int) -> list[_Pair]:
     """The `mix.batch_size` demonstrations that come after those of earlier steps."""
-    lines = self._files[mix.content.path]
-    first = self._taken_before(mix.content, step)
-    pairs = []
+    lines = self._files[content.path]
+    first = self._taken_before(content, step)
+    pairs: list[_Pair] = []
     for position in range(first, first + mix.batch_size):
       epoch, i = divmod(position, len(lines))
-      if mix.content.shuffle:
+      if content.shuffle:
         i = _order(len(lines), self.seed, epoch)[i]
       pairs.append((lines[i].prompt, lines[i].response))
     return pairs
@@ -222,18 +224,20 @@ class Curriculum:
       start = stage.until_step
     return total
 
-  def _made(self, mix: Mix, rng: random.Random) -> list[_Pair]:
+  def _made(
+    self, mix: Mix, content: SkillConfig | EchoConfig, rng: random.Random
+  ) -> list[_Pair]:
     """Random demonstrations that fit.
 
     Raises:
       ValueError: hardly any fits.
     """
-    pairs = []
+    pairs: list[_Pair] = []
     for _ in range(_MAX_DRAWS * mix.batch_size):
-      if isinstance(mix.content, EchoConfig):
-        prompt, response = self._echo(mix, rng)
+      if isinstance(content, EchoConfig):
+        prompt, response = self._echo(mix, content, rng)
       else:
-        made = skills.demonstrate(mix.content, self._fillers, rng)
+        made = skills.demonstrate(content, self._fillers, rng)
         prompt, response = encode(self._prompts, self._tokenizer, made)
       fits = len(prompt) + len(response) <= mix.sequence_tokens
       if fits and 0 < len(response) <= mix.response_tokens:
@@ -243,11 +247,12 @@ class Curriculum:
     raise ValueError(
       f'of {_MAX_DRAWS * mix.batch_size} demonstrations {len(pairs)} fit into '
       f'{mix.sequence_tokens} tokens with a response of {mix.response_tokens}; raise '
-      f'sequence_tokens or response_tokens, or shorten {mix.content}.'
+      f'sequence_tokens or response_tokens, or shorten {content}.'
     )
 
-  def _echo(self, mix: Mix, rng: random.Random) -> tuple[list[int], list[int]]:
-    echo = mix.content
+  def _echo(
+    self, mix: Mix, echo: EchoConfig, rng: random.Random
+  ) -> tuple[list[int], list[int]]:
     period = rng.randint(echo.min_period, echo.max_period)
     symbols = self._symbols[: echo.symbols]
     if echo.fresh:
@@ -268,7 +273,7 @@ def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
   return tuple(order)
 
 
-def _check_fit(mix: Mix, lines: Sequence[_Line]) -> None:
+def _check_fit(mix: Mix, path: str, lines: Sequence[_Line]) -> None:
   """Raises ValueError for the first line that is longer than the mix's sequences."""
   for line in lines:
     p, r = len(line.prompt), len(line.response)
@@ -279,12 +284,12 @@ def _check_fit(mix: Mix, lines: Sequence[_Line]) -> None:
       most = getattr(mix, cap)
       if size > most:
         expected = f'at most {most}, the {cap} of its mix'
-        problem = Problem(mix.content.path, line.number, field, got, expected)
+        problem = Problem(path, line.number, field, got, expected)
         raise ValueError(str(problem))
 
 
 def encode(
-  prompts: Prompts, tokenizer, demonstration: Demonstration
+  prompts: Prompts, tokenizer: Tokenizer, demonstration: Demonstration
 ) -> tuple[list[int], list[int]]:
   """(prompt ids, response ids with the ending control id) of one turn.
 

@@ -13,11 +13,13 @@ from memagent_jax import sharding
 from memagent_jax import tokens as tokens_lib
 from memagent_jax.agent import prompts
 from memagent_jax.agent.prompts import Template
+from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.model import Model
 from memagent_jax.sampling import decode
 from memagent_jax.sampling.decode import SamplingConfig
 from memagent_jax.sft import demonstrations
 from memagent_jax.sft.skills import SkillConfig
+from memagent_jax.structs import Params
 
 # Prompts are padded to a multiple of this, so that programs recur.
 _PROMPT_STEP = 64
@@ -83,11 +85,11 @@ class SkillAccuracy:
 
 
 def greedy_responses(
-  model,
+  model: ModelConfig,
   control_ids: tuple[int, ...],
   batch_size: int,
   response_tokens: int,
-  params,
+  params: Params,
   prompt_ids: list[list[int]],
 ) -> list[list[int]]:
   """Greedy responses, the ending control id included, in batches of one shape."""

@@ -47,7 +47,7 @@ class SkillConfig:
   # Text of a memory that knows nothing: the template's empty memory.
   nothing: str = 'none'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, 'shares', tuple(map(tuple, self.shares)))
     unknown = sorted({name for name, _ in self.shares} - set(SKILLS))
     if unknown or not self.shares:
@@ -126,7 +126,7 @@ def _distractors(
   rng: random.Random,
 ) -> list[tuple[str, str]]:
   """Records of other keys; some share the adjective or the noun of one."""
-  records = []
+  records: list[tuple[str, str]] = []
   count = rng.randint(0, config.max_distractors)
   while len(records) < count:
     other = words.word_key(rng)

@@ -87,7 +87,7 @@ class Checkpoints:
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, *details) -> None:
+  def __exit__(self, *details: object) -> None:
     self.close()
 
   def save(
@@ -288,7 +288,7 @@ def _exact_json(extras: Mapping[str, Any]) -> dict[str, Any]:
   return copy
 
 
-def _abstract(path, leaf) -> jax.ShapeDtypeStruct:
+def _abstract(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
   sharding = getattr(leaf, 'sharding', None)
   if sharding is None:
     raise ValueError(
@@ -299,11 +299,11 @@ def _abstract(path, leaf) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _name(path) -> str:
+def _name(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def _check_tree(where: str, saved, target) -> None:
+def _check_tree(where: str, saved: Any, target: Any) -> None:
   """Orbax keeps names and shapes, not types, so those are compared."""
   saved_shapes, target_shapes = _shapes(saved), _shapes(target)
   for name in target_shapes | saved_shapes:
@@ -316,7 +316,7 @@ def _check_tree(where: str, saved, target) -> None:
       )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
@@ -324,7 +324,9 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 def _environment() -> dict[str, Any]:
   """What must be equal for a run to go on bit for bit, besides its config."""
   device = jax.devices()[0]
-  environment = {package: metadata.version(package) for package in _PACKAGES}
+  environment: dict[str, Any] = {
+    package: metadata.version(package) for package in _PACKAGES
+  }
   environment |= {
     'python': platform.python_version(),
     'processes': jax.process_count(),

@@ -100,7 +100,7 @@ class MetricLog:
   def __enter__(self) -> 'MetricLog':
     return self
 
-  def __exit__(self, *details) -> None:
+  def __exit__(self, *details: object) -> None:
     if self._main:
       self._terminal.finish()
       self._lines.close()

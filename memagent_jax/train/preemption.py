@@ -8,6 +8,7 @@ for one step only, so it is latched here.
 """
 
 import signal
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -16,16 +17,16 @@ from jax.experimental import multihost_utils
 class Preemption:
   """A context manager; outside of it SIGTERM does what it did before."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._latched = False
-    self._before = None
+    self._before: Any = None  # the handler of SIGTERM
 
   def __enter__(self) -> 'Preemption':
     if jax.process_count() == 1:
       self._before = signal.signal(signal.SIGTERM, self._latch)
     return self
 
-  def __exit__(self, *details) -> None:
+  def __exit__(self, *details: object) -> None:
     if self._before is not None:
       signal.signal(signal.SIGTERM, self._before)
 
@@ -36,5 +37,5 @@ class Preemption:
       self._latched = self._latched or now
     return self._latched
 
-  def _latch(self, *unused) -> None:
+  def _latch(self, *unused: object) -> None:
     self._latched = True

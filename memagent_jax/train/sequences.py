@@ -17,25 +17,29 @@ import numpy as np
 
 from memagent_jax import sharding
 from memagent_jax import tokens as tokens_lib
+from memagent_jax.structs import Array
+
+# Token ids of one text on the host.
+Ids = Sequence[int] | np.ndarray
 
 
 class Sequences(struct.PyTreeNode):
   """N turns of S slots each; one of response length 0 is a dummy."""
 
-  ids_NxS: jax.Array  # int32
-  prompt_length_N: jax.Array  # int32
-  response_length_N: jax.Array  # int32, the ending control id included
+  ids_NxS: Array  # int32
+  prompt_length_N: Array  # int32
+  response_length_N: Array  # int32, the ending control id included
 
 
 class PolicySequences(struct.PyTreeNode):
   """Sequences with all that a policy loss wants to know of them."""
 
   turns: Sequences
-  sampler_logprob_NxR: jax.Array  # float32, as recorded while sampling
-  old_logprob_NxR: jax.Array  # float32, of the policy before the update
-  reference_logprob_NxR: jax.Array | None  # float32; None without a reference
-  advantage_N: jax.Array  # float32
-  weight_N: jax.Array  # float32; 0 for turns that do not count
+  sampler_logprob_NxR: Array  # float32, as recorded while sampling
+  old_logprob_NxR: Array  # float32, of the policy before the update
+  reference_logprob_NxR: Array | None  # float32; None without a reference
+  advantage_N: Array  # float32
+  weight_N: Array  # float32; 0 for turns that do not count
 
 
 class MicroBatches(struct.PyTreeNode):
@@ -44,7 +48,7 @@ class MicroBatches(struct.PyTreeNode):
   sequences: (
     Any  # Sequences or PolicySequences, with axes [micro-batch, row, ...]
   )
-  count: jax.Array  # int32
+  count: Array  # int32
 
 
 def response_mask(turns: Sequences, response_tokens: int) -> jax.Array:
@@ -100,7 +104,13 @@ def micro_batches(
     chosen = np.flatnonzero(counts_N & (width_N == w))
     slots = -(-capacity // size)
 
-    def split(x, chosen=chosen, size=size, slots=slots, width=width):
+    def split(
+      x: np.ndarray,
+      chosen: Any = chosen,
+      size: int = size,
+      slots: int = slots,
+      width: int = width,
+    ) -> np.ndarray:
       x = np.asarray(x)[chosen]
       if x.ndim == 2 and x.shape[1] == full:
         x = x[:, :width]
@@ -115,7 +125,7 @@ def micro_batches(
 
 
 def demonstration_sequences(
-  pairs: Sequence[tuple[Sequence[int], Sequence[int]]], width: int
+  pairs: Sequence[tuple[Ids, Ids]], width: int
 ) -> Sequences:
   """Host lists of (prompt ids, response ids) as sequences of `width` slots.
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
+import numpy as np
+
 from memagent_jax.train import sequences
 from memagent_jax.train.objective import Objective
 from memagent_jax.train.sequences import MicroBatches
@@ -43,7 +45,9 @@ class Source(Protocol):
     """Goes on where `state` was taken."""
 
 
-def trained_tokens(turns: sequences.Sequences, counts_N=True) -> int:
+def trained_tokens(
+  turns: sequences.Sequences, counts_N: np.ndarray | bool = True
+) -> int:
   """Prompt and response tokens of the sequences that count."""
   length_N = turns.prompt_length_N + turns.response_length_N
   return int((length_N * counts_N).sum())

@@ -1,6 +1,7 @@
 """Parameters and optimizer as one donated state, and how they are made."""
 
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 from flax import struct
@@ -11,6 +12,7 @@ import optax
 
 from memagent_jax import sharding
 from memagent_jax.models import lora
+from memagent_jax.structs import Array, Params
 
 SCHEDULES = ('constant', 'cosine')
 
@@ -34,7 +36,7 @@ class OptimizerConfig:
   # Largest global norm of a gradient; 0 does not clip.
   clip_norm: float = 1.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, 'restarts', tuple(map(tuple, self.restarts)))
     if self.schedule not in SCHEDULES:
       raise ValueError(
@@ -55,12 +57,12 @@ class OptimizerConfig:
 class TrainState(struct.PyTreeNode):
   """What a training step takes, donates and gives back."""
 
-  step: jax.Array  # int32, updates that changed the params
-  params: dict  # float32; those that learn
+  step: Array  # int32, updates that changed the params
+  params: Params  # float32; those that learn
   opt_state: optax.OptState
-  skipped: jax.Array  # int32, updates that were not finite and were skipped
+  skipped: Array  # int32, updates that were not finite and were skipped
   # Params beside those, where only adapters learn; of any dtype.
-  frozen: dict = struct.field(default_factory=dict)
+  frozen: Params = struct.field(default_factory=dict)
 
   @property
   def all_params(self) -> dict:
@@ -121,7 +123,7 @@ def init_state(
     shardings: as `state_shardings` makes them; None: where the params are.
   """
 
-  def init(params):
+  def init(params: Params) -> TrainState:
     params, frozen = lora.split(params)
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     return TrainState(
@@ -136,7 +138,7 @@ def init_state(
 
 
 def state_shardings(
-  config: OptimizerConfig, abstract_params, mesh: Mesh
+  config: OptimizerConfig, abstract_params: Params, mesh: Mesh
 ) -> TrainState:
   """A sharding for every leaf of the state: moments are laid out as params are.
 
@@ -187,7 +189,7 @@ def apply_gradients(
   )
   params = optax.apply_updates(state.params, updates)
 
-  def chosen(new, old):
+  def chosen(new: Any, old: Any) -> Any:
     return jax.tree.map(
       lambda a, b: jnp.where(finite & anything, a, b), new, old
     )

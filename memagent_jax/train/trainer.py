@@ -11,6 +11,7 @@ import dataclasses
 import os
 from pathlib import Path
 import time
+from typing import Any
 
 from absl import logging
 import jax
@@ -29,7 +30,7 @@ from memagent_jax.train import update as update_lib
 from memagent_jax.train.checkpoint import Checkpoints
 from memagent_jax.train.metric_log import MetricLog
 from memagent_jax.train.preemption import Preemption
-from memagent_jax.train.source import Source
+from memagent_jax.train.source import Experience, Source
 from memagent_jax.train.train_state import OptimizerConfig, TrainState
 
 # Updates that may be skipped for not being finite before a run stops.
@@ -252,7 +253,9 @@ def train(
 class _Layout:
   """Where params and state are, and the programs that depend on it."""
 
-  def __init__(self, model: Model, optimizer: OptimizerConfig, mesh):
+  def __init__(
+    self, model: Model, optimizer: OptimizerConfig, mesh: MeshConfig | None
+  ) -> None:
     self.state, reading = None, None
     if mesh is not None:
       devices = jax.sharding.get_mesh()
@@ -288,7 +291,10 @@ class _Measure:
 
 
 def _apply(
-  update, optimizer: OptimizerConfig, state: TrainState, experience
+  update: Callable[..., Any],
+  optimizer: OptimizerConfig,
+  state: TrainState,
+  experience: Experience,
 ) -> tuple[TrainState, dict[str, float]]:
   """One optimizer step a mini-batch; metrics are means over all of them."""
   measured: list[dict[str, WeightedMean]] = []
@@ -322,7 +328,9 @@ def _warn_once(warned: set[str], step: int, warning: str) -> None:
 def _reached(
   stop_when: Mapping[str, float] | None, measured: Mapping[str, float]
 ) -> bool:
-  return bool(stop_when) and all(
+  if not stop_when:
+    return False
+  return all(
     measured.get(name, float('-inf')) >= least
     for name, least in stop_when.items()
   )

@@ -4,9 +4,9 @@ MicroBatches -> sums of loss and gradient -> one division -> optimizer
   -> TrainState
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 import functools
-from types import MappingProxyType
+from typing import Any
 
 import jax
 from jax import lax
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from memagent_jax.models import lora
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.sampling.log_probs import response_log_probs
-from memagent_jax.structs import WeightedMean
+from memagent_jax.structs import Params, WeightedMean
 from memagent_jax.train import train_state
 from memagent_jax.train.objective import Objective
 from memagent_jax.train.sequences import MicroBatches
 from memagent_jax.train.train_state import OptimizerConfig, TrainState
 
 
-def make_update(shardings: TrainState | None = None):
+def make_update(shardings: TrainState | None = None) -> Callable:
   """`_update` under jit: (objective, optimizer, state, batches) -> see there.
 
   Args:
@@ -77,7 +77,7 @@ def gradient_sums(
   objective: Objective,
   params: dict,
   batches: tuple[MicroBatches, ...],
-  frozen: Mapping = MappingProxyType({}),
+  frozen: Params | None = None,
 ) -> tuple[dict, WeightedMean, dict[str, WeightedMean]]:
   """Gradient of the loss' sum, loss and metrics, added over micro-batches.
 
@@ -85,11 +85,13 @@ def gradient_sums(
     objective: as in `_update`.
     params: what the gradient is of.
     batches: as in `_update`.
-    frozen: the model's other params.
+    frozen: the model's other params, if there are any.
   """
 
-  def one(total, sequences):
-    def loss_sum(params):
+  frozen = {} if frozen is None else frozen
+
+  def one(total: Any, sequences: Any) -> Any:
+    def loss_sum(params: Params) -> tuple[jax.Array, Any]:
       loss, metrics = objective(lora.join(params, frozen), sequences)
       return loss.sum, (loss, metrics)
 
@@ -121,7 +123,7 @@ def log_probs(
 ) -> jax.Array:
   """float32 log-probs of the responses of PolicySequences, [micro-batch, row, R]."""
 
-  def one(i, logprobs):
+  def one(i: jax.Array, logprobs: jax.Array) -> jax.Array:
     turns = _at(batch.sequences.turns, i)
     logprob_NxR, _ = response_log_probs(
       model,
@@ -138,7 +140,7 @@ def log_probs(
   return lax.fori_loop(0, batch.count, one, zeros)
 
 
-def _at(sequences, i):
+def _at(sequences: Any, i: jax.Array | int) -> Any:
   return jax.tree.map(
     lambda x: lax.dynamic_index_in_dim(x, i, 0, keepdims=False), sequences
   )

@@ -1,10 +1,15 @@
 """Prefill and decode, tokens/s, ours and transformers taking turns."""
 
+from collections.abc import Sequence
 import contextlib
 import statistics
 import time
+from typing import TYPE_CHECKING, Any
 
 from memagent_jax.commands.benchmarks import workers
+
+if TYPE_CHECKING:
+  import numpy as np
 
 
 def suite(
@@ -45,7 +50,12 @@ def suite(
   return {'suite': 'decode', 'versions': versions, 'rows': rows}
 
 
-def _report(rows, batch, prompt_tokens, new_tokens):
+def _report(
+  rows: Sequence[dict[str, Any]],
+  batch: int,
+  prompt_tokens: int,
+  new_tokens: int,
+) -> None:
   rates = {}
   for side in ('jax', 'torch'):
     mine = [r for r in rows if r['side'] == side and r['batch'] == batch]
@@ -65,7 +75,7 @@ def _report(rows, batch, prompt_tokens, new_tokens):
     print(f'batch {batch}  ratio  prefill {prefill:.2f}x  decode {decode:.2f}x')
 
 
-def _prompts(batch, prompt_tokens):
+def _prompts(batch: int, prompt_tokens: int) -> 'np.ndarray':
   """The same random ids on both sides, far from the control tokens."""
   import numpy as np
 
@@ -82,13 +92,13 @@ def serve_jax(model: str, prompt_tokens: int, new_tokens: int) -> None:
   from memagent_jax.sampling import decode
   from memagent_jax.structs import Tokens
 
-  model = load_model(model)
+  loaded = load_model(model)
   prefill = jax.jit(decode.prefill, static_argnums=0)
   respond = jax.jit(decode.respond, static_argnums=(0, 3, 4))
   # The first token comes from the prefill's logits: one step fewer than tokens.
   sampling = decode.SamplingConfig(max_tokens=new_tokens + 1)
 
-  def measure(batch):
+  def measure(batch: int) -> dict[str, float]:
     prompt = Tokens(
       jnp.asarray(_prompts(batch, prompt_tokens), jnp.int32),
       jnp.full((batch,), prompt_tokens, jnp.int32),
@@ -97,11 +107,11 @@ def serve_jax(model: str, prompt_tokens: int, new_tokens: int) -> None:
       0, jnp.arange(batch, dtype=jnp.uint32), jnp.zeros(batch, jnp.int32)
     )
     start = time.perf_counter()
-    prefilled = prefill(model.config, model.params, prompt)
+    prefilled = prefill(loaded.config, loaded.params, prompt)
     jax.block_until_ready(prefilled)
     middle = time.perf_counter()
     response = respond(
-      model.config, model.params, prefilled, sampling, (), keys
+      loaded.config, loaded.params, prefilled, sampling, (), keys
     )
     jax.block_until_ready(response)
     end = time.perf_counter()
@@ -115,19 +125,19 @@ def serve_torch(model: str, prompt_tokens: int, new_tokens: int) -> None:
   import torch
   import transformers
 
-  model = transformers.AutoModelForCausalLM.from_pretrained(
+  lm = transformers.AutoModelForCausalLM.from_pretrained(
     model, dtype=torch.float32, attn_implementation='sdpa'
   ).eval()
 
   @torch.inference_mode()
-  def measure(batch):
+  def measure(batch: int) -> dict[str, float]:
     ids = torch.from_numpy(_prompts(batch, prompt_tokens))
     start = time.perf_counter()
-    out = model(ids, use_cache=True, logits_to_keep=1)
+    out = lm(ids, use_cache=True, logits_to_keep=1)
     middle = time.perf_counter()
     for _ in range(new_tokens):
       token = out.logits[:, -1:].argmax(-1)
-      out = model(token, past_key_values=out.past_key_values, use_cache=True)
+      out = lm(token, past_key_values=out.past_key_values, use_cache=True)
     end = time.perf_counter()
     return {'prefill_seconds': middle - start, 'decode_seconds': end - middle}
 

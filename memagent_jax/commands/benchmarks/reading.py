@@ -4,8 +4,12 @@ import json
 import math
 import statistics
 import time
+from typing import TYPE_CHECKING
 
 from memagent_jax.commands.benchmarks import workers
+
+if TYPE_CHECKING:
+  from memagent_jax.models.tokenizer import Tokenizer
 
 
 def suite(*, chunks: list[int], repeats: int) -> dict:
@@ -73,7 +77,7 @@ def read_once(chunks: int) -> None:
   print(json.dumps(result))
 
 
-def _byte_tokenizer():
+def _byte_tokenizer() -> 'Tokenizer':
   """One id per byte, and two control tokens."""
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers

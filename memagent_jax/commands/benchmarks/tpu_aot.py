@@ -10,6 +10,7 @@ both programs in the same way (`planning.hlo`).
 
 import json
 import sys
+from typing import Any
 
 from memagent_jax.commands.benchmarks import workers
 
@@ -70,7 +71,13 @@ def _line(side: dict) -> str:
 
 
 def compile_ours(
-  *, topology, layers, rows, tensor, prompt_tokens, response_tokens
+  *,
+  topology: str,
+  layers: int,
+  rows: int,
+  tensor: int,
+  prompt_tokens: int,
+  response_tokens: int,
 ) -> None:
   """Prints what our update costs a device."""
   import dataclasses
@@ -109,7 +116,13 @@ def compile_ours(
 
 
 def compile_tunix(
-  *, topology, layers, rows, tensor, prompt_tokens, response_tokens
+  *,
+  topology: str,
+  layers: int,
+  rows: int,
+  tensor: int,
+  prompt_tokens: int,
+  response_tokens: int,
 ) -> None:
   """Prints what google-tunix's step costs a device; runs in its interpreter."""
   import types
@@ -141,7 +154,7 @@ def compile_tunix(
   config.remat_config = qwen2.RematConfig.DECODER
   config.use_flash_attention = True
 
-  def make():
+  def make() -> Any:
     model = qwen2.Qwen2(config, rngs=nnx.Rngs(0))
     adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
     return model, nnx.Optimizer(model, adamw, wrt=nnx.Param)
@@ -149,13 +162,13 @@ def compile_tunix(
   graph, state = nnx.split(nnx.eval_shape(make))
   specs = nnx.get_partition_spec(state)
 
-  def placed(leaf, spec):
+  def placed(leaf: Any, spec: Any) -> Any:
     sharding = NamedSharding(mesh, spec or PartitionSpec())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   state = jax.tree.map(placed, state, specs)
 
-  def given(*shape, dtype=jnp.int32):
+  def given(*shape: int, dtype: Any = jnp.int32) -> Any:
     sharding = NamedSharding(mesh, PartitionSpec('fsdp'))
     return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
 
@@ -189,7 +202,7 @@ def compile_tunix(
     _has_aux=True,
   )
 
-  def step(state, example):
+  def step(state: Any, example: Any) -> Any:
     model, optimizer = nnx.merge(graph, state)
     loss, _, norm = peft_trainer.PeftTrainer._train_step(
       trainer, model, optimizer, example
@@ -203,7 +216,7 @@ def compile_tunix(
     _print(topology, aot.compile_program(mesh, program, state, example))
 
 
-def _print(topology: str, compiled) -> None:
+def _print(topology: str, compiled: Any) -> None:
   from memagent_jax.planning import chips, hlo
 
   cost = hlo.cost(compiled.hlo, chips.chip(topology).rates)

@@ -7,13 +7,18 @@ gradient norms must agree at every one of them. PyTorch runs the decoder as
 transformers has it, the head on response positions only, and the fused AdamW.
 """
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
 import statistics
 import time
+from typing import TYPE_CHECKING, Any
 
 from memagent_jax.commands.benchmarks import workers
+
+if TYPE_CHECKING:
+  import numpy as np
 
 # The paper's: constant after a warm-up, which is left out.
 _LEARNING_RATE, _CLIP_NORM = 1e-6, 1.0
@@ -34,7 +39,7 @@ class Workload:
   def tokens(self) -> int:
     return self.rows * (self.prompt_tokens + self.response_tokens)
 
-  def draw(self, vocab_size: int):
+  def draw(self, vocab_size: int) -> 'tuple[np.ndarray, np.ndarray]':
     """Random ids [rows, tokens] far from the control tokens; advantages."""
     import numpy as np
 
@@ -70,7 +75,8 @@ def suite(
 
   directory = pretrained.resolve(model)
   pythons = workers.pythons(torch_python)
-  rows, versions = [], {}
+  rows: list[dict[str, Any]] = []
+  versions: dict[str, dict] = {}
   for size in sorted({n for side in pythons for n in micro_batches[side]}):
     # At once in memory are one worker of each side.
     with contextlib.ExitStack() as stack:
@@ -130,7 +136,9 @@ def check_agreement(rows: list[dict]) -> None:
     raise RuntimeError(f'{text}; expected at most {_TOLERANCE}.')
 
 
-def _report_size(rows, side, size, workload):
+def _report_size(
+  rows: Sequence[dict[str, Any]], side: str, size: int, workload: Workload
+) -> None:
   rate, peak = _medians(rows, side, size, workload)
   print(
     f'micro-batch {size:2d}  {side:5s}  {rate:7.1f} tokens/s  '
@@ -139,7 +147,7 @@ def _report_size(rows, side, size, workload):
   )
 
 
-def _report_best(rows, workload):
+def _report_best(rows: Sequence[dict[str, Any]], workload: Workload) -> None:
   best = {}
   for side in ('jax', 'torch'):
     sizes = {row['micro_batch'] for row in rows if row['side'] == side}
@@ -160,7 +168,9 @@ def _report_best(rows, workload):
     )
 
 
-def _medians(rows, side, size, workload):
+def _medians(
+  rows: Sequence[dict[str, Any]], side: str, size: int, workload: Workload
+) -> tuple[float, int]:
   """Tokens/s after the step that compiles, and peak bytes."""
   mine = [r for r in rows if (r['side'], r['micro_batch']) == (side, size)]
   seconds = statistics.median(r['seconds'] for r in mine if r['step'])
@@ -193,7 +203,7 @@ def serve_jax(model: str, workload: Workload) -> None:
   n = workload.rows
 
   @functools.cache
-  def batches(micro_batch):
+  def batches(micro_batch: int) -> tuple[sequences.MicroBatches]:
     """The rows, split, with the log-probs of the policy before all updates."""
     unknown = np.zeros((n, workload.response_tokens), np.float32)
     rows = sequences.PolicySequences(
@@ -218,7 +228,7 @@ def serve_jax(model: str, workload: Workload) -> None:
     rows = batch.sequences.replace(sampler_logprob_NxR=old, old_logprob_NxR=old)
     return (batch.replace(sequences=rows),)
 
-  def measure(micro_batch):
+  def measure(micro_batch: int) -> dict[str, float]:
     nonlocal state
     given = batches(micro_batch)
     start = time.perf_counter()
@@ -248,7 +258,7 @@ def serve_torch(model: str, workload: Workload) -> None:
   ids, advantage_N = map(torch.from_numpy, workload.draw(lm.config.vocab_size))
   prompt, last = workload.prompt_tokens, ids.shape[1]
 
-  def response_log_probs(ids_NxS):
+  def response_log_probs(ids_NxS: torch.Tensor) -> torch.Tensor:
     hidden = lm.model(ids_NxS, use_cache=False).last_hidden_state
     logits = lm.lm_head(hidden[:, prompt - 1 : last - 1])
     return -torch.nn.functional.cross_entropy(
@@ -257,10 +267,10 @@ def serve_torch(model: str, workload: Workload) -> None:
 
   @functools.cache
   @torch.no_grad()
-  def old_log_probs(micro_batch):
+  def old_log_probs(micro_batch: int) -> torch.Tensor:
     return torch.cat([response_log_probs(x) for x in ids.split(micro_batch)])
 
-  def measure(micro_batch):
+  def measure(micro_batch: int) -> dict[str, float]:
     old = old_log_probs(micro_batch)
     start = time.perf_counter()
     optimizer.zero_grad()

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 import subprocess
 import sys
+from typing import Self
 
 # What another interpreter imports this package from, behind its own packages.
 _ROOT = str(Path(__file__).parents[3])
@@ -24,31 +25,34 @@ _START = (
 class Worker:
   """A process of `memagent benchmark --worker=name`, for use in `with`."""
 
-  def __init__(self, python: str, name: str, **flags):
+  def __init__(self, python: str, name: str, **flags: object) -> None:
     self._process = subprocess.Popen(
       command(python, name, **flags),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
     )
+    assert self._process.stdin is not None
+    assert self._process.stdout is not None
+    self._stdin, self._stdout = self._process.stdin, self._process.stdout
     # Versions of what it measures, by package.
     self.version = self._answer()
 
   def ask(self, number: int) -> dict:
     """One measurement at a batch size."""
-    self._process.stdin.write(f'{number}\n')
-    self._process.stdin.flush()
+    self._stdin.write(f'{number}\n')
+    self._stdin.flush()
     return self._answer()
 
-  def __enter__(self):
+  def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *_):
-    self._process.stdin.close()
+  def __exit__(self, *_: object) -> None:
+    self._stdin.close()
     self._process.wait()
 
-  def _answer(self):
-    line = self._process.stdout.readline()
+  def _answer(self) -> dict:
+    line = self._stdout.readline()
     if not line:
       raise RuntimeError(f'a worker ended with {self._process.wait()}.')
     return json.loads(line)
@@ -61,7 +65,7 @@ def serve(version: dict[str, str], measure: Callable[[int], dict]) -> None:
     print(json.dumps(measure(int(line))), flush=True)
 
 
-def run_once(name: str, python: str = sys.executable, **flags) -> dict:
+def run_once(name: str, python: str = sys.executable, **flags: object) -> dict:
   """What a worker without input prints: one measurement of a fresh process."""
   done = subprocess.run(
     command(python, name, **flags),
@@ -73,7 +77,7 @@ def run_once(name: str, python: str = sys.executable, **flags) -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def command(python: str, name: str, **flags) -> list[str]:
+def command(python: str, name: str, **flags: object) -> list[str]:
   """Command line of a worker."""
   start = [python, '-c', _START, 'benchmark', f'--worker={name}']
   return start + [f'--{flag}={value}' for flag, value in flags.items()]

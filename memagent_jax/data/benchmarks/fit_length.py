@@ -7,6 +7,7 @@ from collections.abc import Callable
 import dataclasses
 
 from memagent_jax.data.encoders import Encoder
+from memagent_jax.data.examples import Example
 
 # A sample is at least this share of its target, and never above the target.
 LEAST_SHARE = 0.98
@@ -33,7 +34,7 @@ class Draft:
   source: str
 
 
-def count_tokens(encoder: Encoder, draft: Draft) -> int:
+def count_tokens(encoder: Encoder, draft: Draft | Example) -> int:
   """Tokens of document and question, each encoded by itself."""
   return sum(len(encoder.encode(t)) for t in (draft.document, draft.question))
 

@@ -10,6 +10,7 @@ needle is wrong.
 
 import functools
 import random
+from typing import Any
 
 from memagent_jax.data.benchmarks import ruler, words
 from memagent_jax.data.benchmarks.haystack import Filler
@@ -30,7 +31,7 @@ def example(
   seed: int = 0,
   few_symbols_share: float = 0.0,
   echoes: float = 0.0,
-  **arguments: object,
+  **arguments: Any,
 ) -> Example:
   """Sample number `index` of a RULER task, harder where it is a needle task.
 

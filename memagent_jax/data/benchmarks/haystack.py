@@ -32,7 +32,7 @@ class Filler:
   # Name for the `source` of examples.
   name: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not self.text.strip():
       raise ValueError(f'haystack {self.name} is empty.')
 

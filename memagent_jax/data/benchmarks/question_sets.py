@@ -43,7 +43,7 @@ class QuestionSet:
 class _Pool:
   """Distinct paragraphs, numbered in the order they came."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.index: dict[str, int] = {}
 
   def add(self, paragraph: str) -> int:
@@ -58,7 +58,8 @@ def read_hotpotqa(*paths: str | os.PathLike) -> QuestionSet:
     ValueError: no such file, not JSON, or a record without a field; with record
       number, field, got and expected.
   """
-  pool, questions = _Pool(), []
+  pool = _Pool()
+  questions: list[Question] = []
   for where, record in _records(paths):
     context = _pairs(record, 'context', ('title', 'sentences'), where)
     facts = _pairs(record, 'supporting_facts', ('title', 'sent_id'), where)
@@ -93,7 +94,8 @@ def read_squad(*paths: str | os.PathLike) -> QuestionSet:
   Raises:
     ValueError: as in `read_hotpotqa`.
   """
-  pool, questions = _Pool(), []
+  pool = _Pool()
+  questions: list[Question] = []
   for where, record in _squad_records(paths):
     context = pool.add(_field(record, 'context', str, where).strip())
     listed = _field(record, 'answers', list, where)

@@ -6,9 +6,10 @@ A size counts tokens in RULER's tasks and paragraphs in those of question sets;
 a file of one's own documents has none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
+from typing import Any
 
 from memagent_jax.data.benchmarks import (
   haystack,
@@ -34,7 +35,7 @@ _PARAGRAPH_TASKS: Mapping[str, tuple[str, int]] = {
 }
 OWN = 'own'
 TASKS = (*ruler.TASKS, *_PARAGRAPH_TASKS, OWN)
-_READERS = {
+_READERS: dict[str, Callable[..., Any]] = {
   'essay': haystack.essays,
   'squad': question_sets.read_squad,
   'hotpotqa': question_sets.read_hotpotqa,
@@ -53,7 +54,7 @@ class Texts:
   # File of one's own documents, as `own_documents.FIELDS` says.
   own: str | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, 'essays', tuple(self.essays))
 
 
@@ -157,7 +158,7 @@ class Benchmark:
     Raises:
       ValueError: a size that the task cannot have.
     """
-    counted = {'encoder': encoder, 'encoder_name': encoder_name}
+    counted: Any = {'encoder': encoder, 'encoder_name': encoder_name}
     if self._task == OWN:
       example = self._own[index % len(self._own)]
       return dataclasses.replace(
@@ -222,4 +223,5 @@ class Benchmark:
     )
 
   def _questions(self) -> question_sets.QuestionSet:
-    return self._corpus.squad or self._corpus.hotpotqa
+    part = 'hotpotqa' if self._corpus.squad is None else 'squad'
+    return self._corpus.need(part, self._task)

@@ -15,6 +15,7 @@ import functools
 import itertools
 import math
 import random
+from typing import Any
 
 from memagent_jax.data.benchmarks import haystack, paragraphs, words
 from memagent_jax.data.benchmarks.fit_length import Draft, fit
@@ -74,7 +75,7 @@ class Corpus:
   squad: QuestionSet | None = None
   hotpotqa: QuestionSet | None = None
 
-  def need(self, part: str, task: str) -> Filler | QuestionSet:
+  def need(self, part: str, task: str) -> Any:
     """The part, or a ValueError that says which task misses it."""
     text = getattr(self, part)
     if text is None:
@@ -253,7 +254,7 @@ def _distractors(
   rng: random.Random,
 ) -> tuple[list[str], int]:
   """Needles with other keys that fill `size` characters, and what is left."""
-  needles = []
+  needles: list[str] = []
   while True:
     key = make_key(rng)
     if key in taken:

@@ -12,7 +12,7 @@ import dataclasses
 import os
 from pathlib import Path
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from memagent_jax.data.files import json_records
 
@@ -43,8 +43,8 @@ class Record:
   # From 1; 0 where it is the file as a whole.
   line: int
   schema: Mapping[str, str]
-  # Fields that are not null, and always `id`; None: the line is no object.
-  fields: dict[str, Any] | None = None
+  # Fields that are not null, and always `id`; none: the line is no object.
+  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
   problems: list[Problem] = dataclasses.field(default_factory=list)
 
   def problem(self, field: str, got: str, expected: str | None = None) -> None:
@@ -105,7 +105,7 @@ def is_text(value: object) -> bool:
   return is_any_text(value) and value != '' and not value.isspace()
 
 
-def is_any_text(value: object) -> bool:
+def is_any_text(value: object) -> TypeGuard[str]:
   """Whether a value is text that can be encoded; it may be blank."""
   # A lone surrogate, which JSON can write as an escape, cannot be encoded.
   return isinstance(value, str) and not _SURROGATE.search(value)

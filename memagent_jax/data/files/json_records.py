@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 import re
 import reprlib
+from typing import Any
 
 MAX_RECORD_BYTES = 256 * 2**20
 _PIECE_BYTES = 1 << 20
@@ -58,7 +59,7 @@ def read_lines(
         yield number, size, line
 
 
-def parse_line(line: bytes | bytearray) -> object:
+def parse_line(line: bytes | bytearray) -> Any:
   """The value of one line of JSON.
 
   Raises:
@@ -110,7 +111,9 @@ def split_array(
     piece, rest = rest + piece, ''
     start = at = 0
     while True:
-      at = _skip(depth, quoted).match(piece, at).end()
+      skipped = _skip(depth, quoted).match(piece, at)
+      assert skipped is not None  # nothing to skip matches, too
+      at = skipped.end()
       if at == len(piece):
         break
       mark = piece[at]

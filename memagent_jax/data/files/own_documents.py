@@ -87,7 +87,7 @@ def read(
   for example, problems, _ in _examples(
     path, search=strict, strict=strict, max_line_bytes=max_line_bytes
   ):
-    if problems:
+    if example is None:
       raise ValueError(str(problems[0]))
     yield example
 
@@ -173,7 +173,7 @@ def _examples(
       '; a longer document goes into a file of its own, named by document_path'
     ),
   ):
-    example = None if record.fields is None else _example(record)
+    example = _example(record) if record.fields else None
     if example is None or not search or _answered(example):
       yield example, record.problems, []
       continue
@@ -197,7 +197,7 @@ def _example(record: Record) -> Example | None:
     record.problem(
       'evidence', json_records.brief(wrong), FIELDS['evidence'] + size
     )
-  if record.problems:
+  if record.problems or document is None:
     return None
   return Example(
     id=record.fields['id'],

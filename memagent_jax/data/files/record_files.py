@@ -8,6 +8,7 @@ Memory is that of one record; for Parquet, of eight records and a page.
 from collections.abc import Collection, Iterator
 import os
 from pathlib import Path
+from typing import Any
 
 from memagent_jax.data import text
 from memagent_jax.data.files import json_records
@@ -22,7 +23,7 @@ def read(
   path: str | os.PathLike,
   columns: Collection[str] | None = None,
   max_record_bytes: int = json_records.MAX_RECORD_BYTES,
-) -> Iterator[object]:
+) -> Iterator[Any]:
   """The records of Parquet, a JSON array, or JSON lines, one by one.
 
   Args:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import os
 from pathlib import Path
 import re
+from typing import Any
 
 from memagent_jax.data.examples import Example
 from memagent_jax.data.files import json_records, record_files
@@ -65,7 +66,7 @@ def read(
 
 
 def from_record(
-  record: object,
+  record: Any,
   number: int,
   path: str | os.PathLike,
   paragraphs: Sequence[str] | None = None,

@@ -90,7 +90,7 @@ class OneTurn:
   independent_examples = False
   needs_params = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, choices in (('context', CONTEXTS), ('extension', EXTENSIONS)):
       if getattr(self, name) not in choices:
         raise ValueError(

@@ -7,7 +7,7 @@ a server cannot answer after all retries is a failed record, not the end of the 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import re
@@ -54,7 +54,7 @@ class Remote(ChunkMethod):
   independent_examples = True
   needs_params = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.concurrency < 1 or self.max_retries < 0:
       raise ValueError(
         f'concurrency is {self.concurrency} and max_retries is '
@@ -82,7 +82,13 @@ class Remote(ChunkMethod):
       ) from e
     return asyncio.run(self._answer_all(openai, model, examples, progress))
 
-  async def _answer_all(self, openai, model, examples, progress) -> Answered:
+  async def _answer_all(
+    self,
+    openai: Any,
+    model: Model,
+    examples: Sequence[Example],
+    progress: Progress,
+  ) -> Answered:
     states: dict[str, dict[str, Any]] = progress.state or {}
     chars_read: dict[str, float] = {}
     all_chars = max(sum(len(example.document) for example in examples), 1)
@@ -128,7 +134,14 @@ class _NoAnswerError(Exception):
 class _Document:
   """One document on its way, with its memory as text."""
 
-  def __init__(self, method: Remote, client, model, example, state):
+  def __init__(
+    self,
+    method: Remote,
+    client: Any,
+    model: Model,
+    example: Example,
+    state: Mapping[str, Any] | None,
+  ) -> None:
     self._method, self._client, self._model = method, client, model
     self.example = example
     if state is None:

@@ -6,7 +6,7 @@ Lengths are tokens of the axis' tokenizer, on a logarithmic axis. `labels` names
 the series, and records are those of one sampling.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -99,7 +99,7 @@ def accuracy_by_task(points: Sequence[Point], labels: Labels) -> Figure:
     axes.tick_params(labelsize=8)
   for axes in grid[:, 0]:
     axes.set_ylabel('right answers, %', fontsize=8)
-  names = {}
+  names: dict[str, Any] = {}
   for axes in grid.flat[: len(tasks)]:
     for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
       names.setdefault(name, handle)
@@ -307,7 +307,7 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
   The peak of a device is that of the whole process up to then. Timings of other
   series than `labels` has are left out; None without any timing.
   """
-  panels = {
+  panels: dict[str, tuple[Callable, Callable]] = {
     'milliseconds a chunk and document': (_chunk_milliseconds, np.median),
     'peak memory of the process, MB': (
       lambda line: line['peak_host_bytes'] / 2**20,
@@ -320,7 +320,7 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
       max,
     ),
   }
-  measured = {}
+  measured: dict[str, dict[Series, dict[int, float]]] = {}
   for name, (value, reduce) in panels.items():
     values: dict[Series, dict[int, list[float]]] = {}
     for line in sorted(timings, key=lambda line: line['tokens']):
@@ -343,16 +343,16 @@ def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
     layout='constrained',
   )
   order, names = list(labels), {}
-  for axes, (name, values) in zip(grid.flat, measured.items(), strict=True):
-    for s, by_length in values.items():
+  for axes, (name, panel) in zip(grid.flat, measured.items(), strict=True):
+    for s, curve in panel.items():
       style = _style(order.index(s)) | {'markersize': 4, 'linewidth': 1.6}
       (names[labels[s]],) = axes.plot(
-        list(by_length), list(by_length.values()), **style
+        list(curve), list(curve.values()), **style
       )
     axes.set_ylim(bottom=0)
     axes.set_title(name, loc='left', fontsize=10)
     axes.set_xlabel('document, tokens', fontsize=9)
-    lengths = [t for by_length in values.values() for t in by_length]
+    lengths = [t for curve in panel.values() for t in curve]
     _length_axis(axes, lengths, most=6)
   _legend_below(figure, names)
   return figure

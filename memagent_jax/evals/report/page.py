@@ -199,16 +199,16 @@ def _sections(
       table = tables.accuracy_table(own_points, axis)
       yield '', f'Accuracy, {task}', '', table
   for number, (s, label) in enumerate(labels.items()):
-    figure = figures.depth_by_length(group, s, label)
-    if figure is not None:
-      yield f'depth_{number}', f'Depth of the evidence: {label}', '', figure
+    depths = figures.depth_by_length(group, s, label)
+    if depths is not None:
+      yield f'depth_{number}', f'Depth of the evidence: {label}', '', depths
   seconds = tables.document_seconds(timings)
   figure = figures.cost(points, labels, seconds, priced)
   yield 'cost', 'What a document costs', '', figure
   yield '', 'Cost', '', tables.cost_table(points, labels, seconds, priced, axis)
-  figure = figures.chunk_cost(timings, labels)
-  if figure is not None:
-    yield 'chunk_cost', 'Cost of a chunk, and memory', _CHUNK_COST_NOTE, figure
+  chunks = figures.chunk_cost(timings, labels)
+  if chunks is not None:
+    yield 'chunk_cost', 'Cost of a chunk, and memory', _CHUNK_COST_NOTE, chunks
   health = tables.health_table(group, labels, axis)
   if len(health) > 1:
     note = ' '.join([tables.HEALTH_NOTE, *_health_alarms(group, labels)])

@@ -39,11 +39,13 @@ def swiglu(gate_up_NxTx2xF: jax.Array) -> jax.Array:
   return jax.nn.silu(gate_up_NxTx2xF[:, :, 0]) * gate_up_NxTx2xF[:, :, 1]
 
 
-def _swiglu_forward(gate_up_NxTx2xF):
+def _swiglu_forward(gate_up_NxTx2xF: jax.Array) -> tuple[jax.Array, jax.Array]:
   return swiglu(gate_up_NxTx2xF), gate_up_NxTx2xF
 
 
-def _swiglu_backward(gate_up_NxTx2xF, d_NxTxF):
+def _swiglu_backward(
+  gate_up_NxTx2xF: jax.Array, d_NxTxF: jax.Array
+) -> tuple[jax.Array]:
   gate_up_NxTx2xF = recompute.after(gate_up_NxTx2xF, d_NxTxF)
   gate, up = gate_up_NxTx2xF[:, :, 0], gate_up_NxTx2xF[:, :, 1]
   sigmoid = jax.nn.sigmoid(gate)
@@ -74,10 +76,10 @@ def matmul(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     y: the matrices.
   """
 
-  def at_once(x, y):
+  def at_once(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
 
-  def one_by_one(x, y):
+  def one_by_one(x: jax.Array, y: jax.Array) -> jax.Array:
     one = subscripts.replace('r', '')
     rows = [
       jnp.einsum(one, x[:, :, r], y, preferred_element_type=jnp.float32)

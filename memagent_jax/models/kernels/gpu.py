@@ -13,7 +13,7 @@ def causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """
   half = q.dtype in (jnp.bfloat16, jnp.float16)
 
-  def one(q, k, v):
+  def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     n, j, g, t, d = q.shape
     out = jax.nn.dot_product_attention(
       q.transpose(0, 3, 1, 2, 4).reshape(n, t, j * g, d),

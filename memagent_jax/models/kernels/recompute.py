@@ -5,6 +5,8 @@ drops the barrier before it merges common subexpressions: outside of a loop, the
 second computation becomes the first one, whose result is then kept.
 """
 
+from typing import Any
+
 import jax
 from jax import lax
 
@@ -18,11 +20,11 @@ def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
   return anyway.
   """
 
-  def add_zero(x, gradient):
+  def add_zero(x: jax.Array, gradient: Any) -> jax.Array:
     first = gradient[(0,) * gradient.ndim]
     return x + (0.0 * first).astype(x.dtype)
 
-  def barrier(x, gradient):
+  def barrier(x: jax.Array, gradient: Any) -> jax.Array:
     return lax.optimization_barrier((x, gradient))[0]
 
   return lax.platform_dependent(x, gradient, cpu=add_zero, default=barrier)

@@ -1,6 +1,7 @@
 """Attention on TPUs, in Pallas: the splash kernel, and one for decode steps."""
 
 import functools
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -44,7 +45,9 @@ def causal(
   )
 
 
-def _splash(q, k, v, *, interpret):
+def _splash(
+  q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool
+) -> jax.Array:
   n, j, g, t, d = q.shape
   # Slots behind the row and dimensions of zeros change nothing.
   block = _splash_block(t)
@@ -60,7 +63,12 @@ def _splash(q, k, v, *, interpret):
     head_shards=1,
     q_seq_shards=1,
     block_sizes=splash.BlockSizes(
-      *[block] * 6,
+      block_q=block,
+      block_kv=block,
+      block_kv_compute=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_kv_dkv_compute=block,
       use_fused_bwd_kernel=True,
     ),
     interpret=interpret,
@@ -104,31 +112,46 @@ def live(
   )
 
 
-def _live(q, k, v, length_N, *, interpret):
+def _live(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  length_N: jax.Array,
+  *,
+  interpret: bool,
+) -> jax.Array:
   n, j, g, d = q.shape
   slots = k.shape[3]
   size = min(_SLOTS, slots)
 
-  def cache(n, j, block, length_N):
+  def cache(n: Any, j: Any, block: Any, length_N: Any) -> tuple[Any, ...]:
     # The last block in use again: what is there already is not fetched.
     last = jnp.maximum(pl.cdiv(length_N[n], size) - 1, 0)
     return n, j, 0, jnp.minimum(block, last)
 
-  def own(n, j, block, length_N):
+  def own(n: Any, j: Any, block: Any, length_N: Any) -> tuple[Any, ...]:
     del block, length_N
     return n, j, 0, 0
 
-  def kernel(length_N, q_ref, k_ref, v_ref, out_ref, top_ref, sum_ref):
+  def kernel(
+    length_N: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    out_ref: Any,
+    top_ref: Any,
+    sum_ref: Any,
+  ) -> None:
     block, length = pl.program_id(2), length_N[pl.program_id(0)]
 
     @pl.when(block == 0)
-    def _():
+    def _() -> None:
       out_ref[...] = jnp.zeros_like(out_ref)
       top_ref[...] = jnp.full_like(top_ref, _HIDDEN)
       sum_ref[...] = jnp.zeros_like(sum_ref)
 
     @pl.when(block * size < length)
-    def _():
+    def _() -> None:
       q, k, v = q_ref[0, 0], k_ref[0, 0], v_ref[0, 0]
       scores = jnp.dot(q, k, preferred_element_type=jnp.float32)
       # The last block may reach beyond the cache, where anything may stand.

@@ -320,7 +320,14 @@ def _read_header(
   return metadata, entries
 
 
-def _entry(path, size, name, shape, code, offset) -> _Entry:
+def _entry(
+  path: Path,
+  size: int,
+  name: str,
+  shape: tuple[int, ...],
+  code: int,
+  offset: int,
+) -> _Entry:
   """The checked entry of one tensor."""
   try:
     type_ = gguf.GGMLQuantizationType(code)

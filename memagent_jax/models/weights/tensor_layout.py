@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import functools
 import math
 import mmap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from memagent_jax.models import transformer
 from memagent_jax.models.configs import ModelConfig
-from memagent_jax.models.transformer import Params
+from memagent_jax.structs import Params
 
 
 class _Source(NamedTuple):
@@ -84,7 +84,7 @@ class Param(NamedTuple):
   def cut(
     self,
     tensors: list[np.ndarray],
-    index: tuple[slice, ...],
+    index: Any,
     dtype: np.dtype | str,
   ) -> np.ndarray:
     """A fresh array: `param[index]` in `dtype`, whatever the tensors' memory."""
@@ -109,7 +109,7 @@ class Param(NamedTuple):
     """(name, tensor) of each of its tensors: what `cut` undoes."""
     parts = [param]
     if self.stack_axis is not None:
-      parts = np.moveaxis(param, self.stack_axis, 0)
+      parts = list(np.moveaxis(param, self.stack_axis, 0))
     for name, part in zip(self.names, parts, strict=True):
       tensor = part.reshape(
         self.tensor_shape[::-1] if self.inputs else self.tensor_shape
@@ -136,7 +136,7 @@ def _fresh(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
 def param_table(config: ModelConfig) -> Params:
   """The params tree with a `Param` at every leaf; shared, so do not change it."""
 
-  def one(path, box) -> Param:
+  def one(path: tuple[Any, ...], box: Any) -> Param:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     layer, _, rest = name.partition('/')
     prefix, source = '', _TOP.get(name)
@@ -161,7 +161,7 @@ def param_table(config: ModelConfig) -> Params:
 def params_in_order(config: ModelConfig) -> list[Param]:
   """The table's leaves; layers in numeric order, as files keep them."""
 
-  def key(param: Param):
+  def key(param: Param) -> int:
     rest = param.names[0].removeprefix('model.layers.')
     return int(rest.partition('.')[0]) if rest != param.names[0] else -1
 
