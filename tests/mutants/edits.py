@@ -945,7 +945,7 @@ _SCORERS = (
     'memagent_jax/agent/turns.py',
     'return Tokens(response.ids_NxR, response.length_N - ended_N)',
     'return Tokens(response.ids_NxR, response.length_N)',
-    _TRAJECTORIES('verdicts_are_of_the_documents_own_scorers'),
+    _TRAJECTORIES('the_control_id_of_an_answer_is_not_of_its_text'),
   ),
 )
 
