@@ -115,8 +115,8 @@ _SCAN = (
   Edit(
     'all rollouts of a document are number 0',
     'memagent_jax/agent/session.py',
-    'np.asarray([0] * len(names) if rollouts is None else rollouts, np.int32)',
-    'np.asarray([0] * len(names), np.int32)',
+    '    if rollouts is None:\n',
+    '    if True:\n',
     _TRAJECTORIES('turns_are_those_of_the_documents'),
   ),
   Edit(
@@ -297,8 +297,8 @@ _ADVANTAGES = (
   Edit(
     'the standard deviation is taken over turns',
     'memagent_jax/rl/turns.py',
-    '  weight_TxN = np.array(weight_TxN)\n',
-    '  weight_TxN = np.array(weight_TxN)\n'
+    '  weight_TxN = np.array(weight)\n',
+    '  weight_TxN = np.array(weight)\n'
     '  if objective.normalise_std:\n'
     '    _turns = weight_TxN.sum(axis=0).astype(int).reshape(score_BxG.shape)\n'
     '    _std = [\n'
@@ -705,8 +705,8 @@ _UPDATES = (
   Edit(
     'a run ends where one measurement is good enough',
     'memagent_jax/train/trainer.py',
-    'return bool(stop_when) and all(',
-    'return bool(stop_when) and any(',
+    '  return all(\n    measured.get',
+    '  return any(\n    measured.get',
     _TRAINER('a_run_ends_where_it_is_good_enough'),
   ),
   Edit(
@@ -1115,13 +1115,6 @@ _RESUME = (
     'for place in range(epoch * quota, (epoch + 1) * quota):',
     'for place in range(quota):',
     _BATCHES('rates_share_out_an_epoch_and_leave_no_example_out'),
-  ),
-  Edit(
-    'every process reads the rows of the first',
-    'memagent_jax/data/batches.py',
-    '    first = self._process_index * share\n',
-    '    first = 0 * share\n',
-    _BATCHES('processes_share_each_batch'),
   ),
   Edit(
     "a source's place in the data is not restored",
