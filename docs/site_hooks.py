@@ -18,6 +18,8 @@ PAGES = {
   'memagent_jax/assets/texts/SOURCE.md': 'texts.md',
 }
 _SOURCES = {page: source for source, page in PAGES.items()}
+# An interval stays on one line: `100 [97.1, 100]`.
+_INTERVAL = re.compile(r'(\d) (\[[-+]?[\d.]+), ([-+]?[\d.]+\])')
 _LINK = re.compile(r'(!?\[[^\]]*\]\()([^)\s]+)(\))')
 
 
@@ -45,4 +47,4 @@ def on_page_markdown(markdown, page, config, files):
     relative = posixpath.relpath(target, posixpath.dirname(here) or '.')
     return f'{before}{relative}{anchor}{fragment}{after}'
 
-  return _LINK.sub(moved, markdown)
+  return _LINK.sub(moved, _INTERVAL.sub('\\1\u00a0\\2,\u00a0\\3', markdown))

@@ -87,7 +87,10 @@ QUICK = {
     '--gin_bindings=grid.GridBlock.sizes = [256]',
     '--gin_bindings=grid.GridBlock.examples = 1',
   ),
-  'evaluate --gin_file=own.gin': ('--gin_bindings=MODEL = "memagent-tiny"',),
+  'evaluate --gin_file=own.gin': (
+    '--gin_bindings=MODEL = "memagent-tiny"',
+    '--gin_bindings=config.ReadingConfig.chunk_tokens = 256',
+  ),
   'report': (),
   'inspect-rollout': ('--gin_bindings=rollouts.RolloutConfig.rollouts = 2',),
   'compare-objectives': (),
@@ -325,7 +328,17 @@ def anchors(page: Path) -> set[str]:
   return {re.sub(r'\s+', '-', heading).lower() for heading in plain}
 
 
-@pytest.mark.parametrize('page', PLUGINS, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+  'page',
+  [
+    # Sampling at a temperature takes longest to compile.
+    pytest.param(page, marks=pytest.mark.slow)
+    if page.stem == 'add-an-engine'
+    else page
+    for page in PLUGINS
+  ],
+  ids=lambda page: page.stem,
+)
 def test_the_example_of_a_page_works(
   page, tiny_model_dir, tmp_path, monkeypatch, capsys
 ):
