@@ -11,7 +11,7 @@ TWO_DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count=2
 # Tests compile more than they compute.
 QUICK_COMPILES := XLA_FLAGS=--xla_backend_optimization_level=0
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow mutants lint
 
 demo: $(INSTALLED)
 	@rm -rf $(OUT)
@@ -37,6 +37,12 @@ test: $(INSTALLED) $(TPU_AOT)
 test-slow: $(INSTALLED) $(TPU_AOT)
 	@echo '== slow tests'
 	PYTHONPATH=$(TPU_AOT) TPU_SKIP_MDS_QUERY=1 $(PY) -m pytest -m slow --numprocesses=2 --dist=worksteal --durations=10
+
+# Small bugs, put into a copy of the code one at a time: the tests must notice each.
+# ONLY=TEXT takes those with the text in their words or file.
+mutants: $(INSTALLED) $(TPU_AOT)
+	@echo '== small bugs, one at a time'
+	$(QUICK_COMPILES) PYTHONPATH=$(TPU_AOT) TPU_SKIP_MDS_QUERY=1 $(PY) -m tests.mutants.run --only='$(ONLY)'
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -43,7 +43,7 @@ setup(
   ],
   package_dir={'memagent_jax.gin_configs': 'gin_configs'},
   package_data={
-    'memagent_jax': ['assets/**', 'py.typed'],
+    'memagent_jax': ['assets/**', 'evals/report/*.jinja', 'py.typed'],
     'memagent_jax.gin_configs': ['**/*.gin'],
   },
   entry_points={
@@ -83,6 +83,7 @@ setup(
       'pyarrow>=17',
       'pypdf>=5',
       'pytest>=8',
+      'pytest-timeout>=2.3',
       'pytest-xdist>=3.6',
       'ruff>=0.9',
     ],

@@ -14,6 +14,17 @@ from memagent_jax.models.weights import pretrained
 hypothesis.settings.register_profile('tests', deadline=None)
 hypothesis.settings.load_profile('tests')
 
+# A slow test starts processes that may take minutes each.
+_SLOW_TIMEOUT_SECONDS = 1200
+
+
+def pytest_collection_modifyitems(items):
+  """Gives every slow test its own timeout; that of the others is in pyproject."""
+  for item in items:
+    if item.get_closest_marker('slow'):
+      item.add_marker(pytest.mark.timeout(_SLOW_TIMEOUT_SECONDS))
+
+
 # A chat format with everything ours must handle: control tokens, a system
 # message, and a thinking switch as Qwen3 has it.
 CHAT_TEMPLATE = (

@@ -12,7 +12,7 @@ from memagent_jax.structs import Documents
 class BatchConfig:
   """Shapes of a batch, and the order of the examples."""
 
-  # Documents of one batch over all processes.
+  # Documents of one batch.
   batch_size: int
   # Budget of a chunk, and width of its slot.
   chunk_tokens: int

@@ -7,7 +7,7 @@ tf.data iterators over Python cannot be saved, so none is: an iterator that
 continues at (seed, epoch, index) is a new one, at no cost but building it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import functools
 import itertools
 import re
@@ -26,7 +26,7 @@ from memagent_jax.structs import Documents, Tokens
 
 
 class BatchIterator:
-  """Endless batches; every process of a run gets its own rows of each.
+  """Endless batches, the same ones in every process of a run.
 
   Examples are taken epoch by epoch: an epoch has as many positions as the
   mixture has examples, shared out by its rates, in an order drawn from
@@ -40,28 +40,20 @@ class BatchIterator:
     config: BatchConfig,
     *,
     split: str = 'train',
-    process_index: int = 0,
-    process_count: int = 1,
   ):
     """Makes an iterator at the start of epoch 0.
 
     Raises:
-      ValueError: a batch that processes cannot share, a task without the split,
-        or a task whose source is not an ExampleSource.
+      ValueError: a task without the split, or one whose source is not an
+        ExampleSource.
     """
-    if config.batch_size % process_count:
-      raise ValueError(
-        f'batch_size {config.batch_size} does not divide among '
-        f'{process_count} processes.'
-      )
     self._config, self._split = config, split
-    self._process_index, self._process_count = process_index, process_count
     self._tasks = _tasks_of(provider, split)
-    self._schedule = Schedule(
-      tuple(t.num_input_examples(split) for t in self._tasks),
-      _rates_of(provider, self._tasks),
-      config.seed,
-    )
+    rates: tuple[float, ...] = (1.0,)
+    if isinstance(provider, seqio.Mixture):
+      rates = tuple(float(provider.get_rate(task)) for task in self._tasks)
+    sizes = tuple(task.num_input_examples(split) for task in self._tasks)
+    self._schedule = Schedule(sizes, rates, config.seed)
     self._converter = DocumentConverter(
       tokenizer, config.chunk_tokens, config.chunk_cut
     )
@@ -80,21 +72,17 @@ class BatchIterator:
     """
     if self._rows is None:
       self._rows = self._dataset(self._position).as_numpy_iterator()
-    share = self._config.batch_size // self._process_count
     try:
-      rows = list(itertools.islice(self._rows, share))
+      rows = list(itertools.islice(self._rows, self._config.batch_size))
     except tf.errors.InvalidArgumentError as e:
       # tf.data wraps what our own functions raise, traceback and all.
       own = re.search(r'ValueError: (.*?)\nTraceback', e.message, re.DOTALL)
       if own is None:
         raise
       raise ValueError(own.group(1)) from e
-    first = self._position + self._process_index * share
-    readings = tuple(
-      self._schedule.reading(first + row) for row in range(share)
-    )
-    self._position += self._config.batch_size
-    return _batch(rows, readings)
+    begin, self._position = self._position, self._position + len(rows)
+    readings = map(self._schedule.reading, range(begin, self._position))
+    return _batch(rows, tuple(readings))
 
   def state(self) -> dict[str, int]:
     """Where the next batch begins: `seed`, `epoch` and `index` in the epoch."""
@@ -121,15 +109,10 @@ class BatchIterator:
     self._rows = None
 
   def _dataset(self, start: int) -> tf.data.Dataset:
-    """Model features of this process's rows from position `start` on."""
-    share = self._config.batch_size // self._process_count
-    first = self._process_index * share
+    """Model features of the examples from position `start` on."""
 
     def entry(number: np.ndarray) -> np.ndarray:
-      """Task and example of this process's row `number`."""
-      batch, row = divmod(int(number), share)
-      position = start + batch * self._config.batch_size + first + row
-      return np.asarray(self._schedule.at(position), np.int64)
+      return np.asarray(self._schedule.at(start + int(number)), np.int64)
 
     # tf.data's counter ends at 2^63: never.
     entries = tf.data.Dataset.counter().map(
@@ -219,17 +202,8 @@ def _tasks_of(
   return tasks
 
 
-def _rates_of(
-  provider: seqio.Task | seqio.Mixture, tasks: Sequence[seqio.Task]
-) -> tuple[float, ...]:
-  """The mixture's rates; a task alone has the rate 1."""
-  if isinstance(provider, seqio.Task):
-    return (1.0,)
-  return tuple(float(provider.get_rate(task)) for task in tasks)
-
-
 def _batch(rows: list[Mapping[str, Any]], readings: tuple[int, ...]) -> Batch:
-  """Rows of one process, padded to the most chunk slots among them."""
+  """Rows padded to the most chunk slots among them."""
   slots = max(len(row['chunk_length']) for row in rows)
   width = rows[0]['chunk'].shape[1]
   chunk_CxBxK = np.zeros((slots, len(rows), width), np.int32)

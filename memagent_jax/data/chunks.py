@@ -131,11 +131,9 @@ class ChunkCutter:
       )
     if chunk_tokens < 1:
       raise ValueError(f'chunk_tokens is {chunk_tokens}; expected at least 1.')
-    self._tokenizer = tokenizer
-    self._chunk_tokens = chunk_tokens
-    self._cut = cut
+    self._chunk_tokens, self._cut = chunk_tokens, cut
     # A token's text does not depend on its neighbours, so it is looked up once.
-    self._text = functools.lru_cache(maxsize=65536)(self._token_text)
+    self._text = functools.lru_cache(maxsize=65536)(tokenizer.token_text)
 
   def length(self, ids: Sequence[int]) -> int:
     """Tokens of the first chunk of `ids`, which continue past the budget."""
@@ -162,9 +160,6 @@ class ChunkCutter:
       chunks.append(list(window[:size]))
       start += size
     return chunks
-
-  def _token_text(self, token_id: int) -> str:
-    return self._tokenizer.token_text(token_id)
 
   def _starts_word(self, token_id: int) -> bool:
     return self._text(token_id)[:1].isspace()
@@ -197,14 +192,9 @@ class ChunkStream:
     pending: Sequence[int] = (),
     tail: str = '',
   ):
-    """Makes a stream.
+    """Makes a stream; `pending` and `tail` are those of one that it continues.
 
-    Args:
-      tokenizer: the tokenizer of the model that reads.
-      chunk_tokens: budget of a chunk in tokens.
-      cut: one of CUTS.
-      pending: `pending` of a stream that this one continues.
-      tail: `tail` of that stream.
+    The other arguments, and errors, are those of `ChunkCutter`.
     """
     self._cutter = ChunkCutter(tokenizer, chunk_tokens, cut)
     self._encoder = StreamEncoder(tokenizer, tail)

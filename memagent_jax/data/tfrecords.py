@@ -5,7 +5,7 @@
 They hold what a task needs: texts, answers and the names of reward and metric.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 import os
 from pathlib import Path
 
@@ -27,7 +27,17 @@ def write(path: str | os.PathLike, examples: Iterable[Example]) -> int:
     for example in examples:
       fields = {name: [getattr(example, name)] for name in _SCALARS}
       fields['answers'] = list(example.answers)
-      writer.write(_tf_example(fields).SerializeToString())
+      # Sorted, so that equal examples are equal bytes.
+      features = {
+        name: tf.train.Feature(
+          bytes_list=tf.train.BytesList(
+            value=[text.encode() for text in fields[name]]
+          )
+        )
+        for name in sorted(fields)
+      }
+      record = tf.train.Example(features=tf.train.Features(feature=features))
+      writer.write(record.SerializeToString())
       count += 1
   return count
 
@@ -73,14 +83,3 @@ class TFRecordExamples:
     }
     scalars = {name: texts[name][0] for name in _SCALARS}
     return Example(answers=tuple(texts['answers']), **scalars)
-
-
-def _tf_example(fields: Mapping[str, Sequence[str]]) -> tf.train.Example:
-  features = {}
-  # Sorted, so that equal examples are equal bytes.
-  for name in sorted(fields):
-    values = [text.encode() for text in fields[name]]
-    features[name] = tf.train.Feature(
-      bytes_list=tf.train.BytesList(value=values)
-    )
-  return tf.train.Example(features=tf.train.Features(feature=features))

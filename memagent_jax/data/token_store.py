@@ -51,21 +51,13 @@ _WARN_CHARACTERS = 100_000_000
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
-  """A tokenised document that is read in parts; `open_store` opens one.
+  """A tokenised document that is read in parts; `open_store` opens one."""
 
-  Attributes:
-    location: path or URL of the store.
-    num_tokens: number of the document's ids.
-    num_characters: number of characters of its text.
-    fingerprint: `Tokenizer.fingerprint` of the tokenizer.
-    source: file name of the document.
-  """
-
-  location: str
-  num_tokens: int
-  num_characters: int
-  fingerprint: str
-  source: str
+  location: str  # path or URL of the store
+  num_tokens: int  # ids of the document
+  num_characters: int  # of its text
+  fingerprint: str  # of the tokenizer, `Tokenizer.fingerprint`
+  source: str  # file name of the document
   _array: ts.TensorStore = dataclasses.field(repr=False)
 
   def read(self, start: int, stop: int) -> np.ndarray:
@@ -233,17 +225,21 @@ def tokenize_to_store(
     ValueError: an unreadable document, something else at the location, a store
       of another document or tokenizer, or a size below one token.
   """
-  for name, tokens in (
-    ('block_tokens', block_tokens),
-    ('commit_tokens', commit_tokens),
-  ):
+  sizes = {'block_tokens': block_tokens, 'commit_tokens': commit_tokens}
+  for name, tokens in sizes.items():
     if tokens < 1:
       raise ValueError(f'{name} is {tokens}; expected at least 1.')
   location = os.fspath(location)
   fresh = _first_record(Path(source), encoding, tokenizer, block_tokens)
   stored = _read_record(location)
   if stored is None:
-    _start(location, fresh)
+    # A store's record is older than its array: an array alone is not ours.
+    if _has_array(location):
+      raise ValueError(
+        f'{location}: holds an array that is no token store; choose another '
+        'location.'
+      )
+    _write_record(location, fresh)
     record = fresh
   else:
     record = _resumed(location, stored, fresh, tokenizer)
@@ -294,17 +290,6 @@ def _resumed(
     source_modified_ns=fresh.source_modified_ns,
     encoding=fresh.encoding,
   )
-
-
-def _start(location: str, record: _Record) -> None:
-  """Writes the first record, where nothing else is."""
-  # A store's record is older than its array: an array alone is not ours.
-  if _has_array(location):
-    raise ValueError(
-      f'{location}: holds an array that is no token store; choose another '
-      'location.'
-    )
-  _write_record(location, record)
 
 
 def _skip(

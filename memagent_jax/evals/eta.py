@@ -17,14 +17,15 @@ _Rates = dict[tuple[str, str], tuple[float, float]]
 
 
 class Eta:
-  """Estimates the remaining time from the rates of all batches so far."""
+  """Estimates the remaining time from the rates of all batches so far.
+
+  Lines name the batch, the grid's position (such as `120/312`), and the time
+  that the batch and the `remaining` ones after it will take. The seconds of a
+  batch include runs that were killed.
+  """
 
   def __init__(self, report: Callable[[str], None]):
-    """Starts without any rate.
-
-    Args:
-      report: gets every line.
-    """
+    """Starts without any rate; `report` gets every line."""
     self._report = report
     self._rates: _Rates = {}
     self._reported_at = time.perf_counter()
@@ -37,15 +38,7 @@ class Eta:
     share: float,
     seconds: float,
   ) -> None:
-    """Reports on a running batch, unless the last line is recent.
-
-    Args:
-      batch: the batch that runs.
-      remaining: the batches after it.
-      position: how far the grid is, such as `120/312`.
-      share: how much of the batch is done, in [0, 1].
-      seconds: how long that took.
-    """
+    """Reports how much of a batch is done, unless a line is recent."""
     since_last = time.perf_counter() - self._reported_at
     if share and since_last > _LINE_EVERY_SECONDS:
       percent = f'{100 * share:.0f} %'
@@ -59,15 +52,7 @@ class Eta:
     outcome: str,
     seconds: float,
   ) -> None:
-    """Reports on a finished batch, and takes its rate into account.
-
-    Args:
-      batch: the batch that is done.
-      remaining: the batches after it.
-      position: how far the grid is, such as `124/312`.
-      outcome: what came out, such as `3/4 right`.
-      seconds: how long it took, including runs that were killed.
-    """
+    """Reports a batch's outcome, such as `3/4 right`; takes its rate."""
     self._write(batch, remaining, position, outcome, 1.0, seconds)
     self._rates = self._rates_with(batch, 1.0, seconds)
 

@@ -87,11 +87,7 @@ class GridPlan:
     return {example: i for i, example in enumerate(examples)}
 
   def shard(self, index: int, count: int) -> tuple[GridBatch, ...]:
-    """The batches of one of `count` processes, which share the work evenly.
-
-    Args:
-      index: number of the process, from 0.
-      count: number of processes.
+    """The batches of process `index`, from 0; `count` share the work evenly.
 
     Raises:
       ValueError: `index` is not below `count`.

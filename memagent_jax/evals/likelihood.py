@@ -7,16 +7,15 @@ The read term of the factorisation p(c_k | m_{k-1}) p(m_k | c_k, m_{k-1}).
 Source: MemAgent, arXiv 2507.02259, section 3.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from memagent_jax import tokens as tokens_lib
 from memagent_jax.agent import prompts
+from memagent_jax.agent import session as session_lib
 from memagent_jax.agent.config import AgentConfig, ReadingConfig, make_agent
 from memagent_jax.agent.engine import Engine, Lockstep
 from memagent_jax.agent.session import Start
@@ -132,8 +131,4 @@ def _chunks(model: Model, config: LikelihoodConfig) -> Tokens:
       f'{config.parts} parts of {config.chunks} chunks of {reading.chunk_tokens} '
       'tokens. Lower parts or chunks.'
     )
-  slots: Sequence[Tokens] = [
-    tokens_lib.pad_rows([part[c] for part in parts], reading.chunk_tokens)
-    for c in range(config.chunks)
-  ]
-  return jax.tree.map(lambda *x: jnp.stack(x), *slots)
+  return session_lib.slots(parts, config.chunks, reading.chunk_tokens)

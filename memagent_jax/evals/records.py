@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 from pathlib import Path
+import shutil
 
 from memagent_jax import rewards
 from memagent_jax.io import jsonl, workdirs
@@ -83,25 +84,22 @@ def read_timings(workdir: str | os.PathLike) -> list[dict]:
 
 def read_likelihood(workdir: str | os.PathLike) -> list[dict]:
   """The results of `likelihood.measure`, one for every model."""
-  path = Path(workdir) / LIKELIHOOD
-  return list(jsonl.read(path)) if path.exists() else []
+  return _read(Path(workdir) / LIKELIHOOD)
 
 
 def read_not_run(workdir: str | os.PathLike) -> list[dict]:
   """Cells too long for their method, with tokens and FLOPs of a document."""
-  path = Path(workdir) / NOT_RUN
+  return _read(Path(workdir) / NOT_RUN)
+
+
+def _read(path: Path) -> list[dict]:
   return list(jsonl.read(path)) if path.exists() else []
 
 
 def write_not_run(
   workdir: str | os.PathLike, not_run: Iterable[tuple[Cell, int, float]]
 ) -> None:
-  """Writes the file that `read_not_run` reads.
-
-  Args:
-    workdir: the workdir of a grid.
-    not_run: cell, tokens and FLOPs of a document of each.
-  """
+  """Writes cells, with tokens and FLOPs of a document, for `read_not_run`."""
   jsonl.rewrite(
     Path(workdir) / NOT_RUN,
     [
@@ -115,12 +113,7 @@ class Writer:
   """Writes what one shard of a grid has computed."""
 
   def __init__(self, workdir: str | os.PathLike, suffix: str = ''):
-    """Prepares to write.
-
-    Args:
-      workdir: the workdir of a grid.
-      suffix: end of the files' names, different in every shard.
-    """
+    """Prepares to write; files of different shards differ in their suffix."""
     self._workdir = Path(workdir)
     self._suffix = suffix
 
@@ -148,12 +141,8 @@ def join(
 ) -> tuple[int, int]:
   """Brings all records of a workdir into one file, in the grid's order.
 
-  Args:
-    workdir: the workdir of a grid.
-    order: position of every example's record, as `GridPlan.order` gives it.
-
-  Returns:
-    the number of records in the file, and the number the whole grid has.
+  The order is as `GridPlan.order` gives it. Returns the number of records in
+  the file, and the number the whole grid has.
   """
   records = {
     order[key(record)]: record
@@ -173,10 +162,8 @@ def collect(
 ) -> None:
   """Copies the files of other workdirs of the same grid into this one.
 
-  Args:
-    workdir: gets records, timings, traces and what the first shard alone writes.
-    others: workdirs of the other shards.
-    config_text: the config that all of them must have.
+  These are records, timings, traces and what the first shard alone writes; all
+  workdirs must have the given config.
 
   Raises:
     ValueError: a folder where no grid ran, or one of another config.
@@ -190,11 +177,8 @@ def collect(
       for path in sorted(other.glob(f'{kind}*.jsonl')):
         target = workdir / f'{kind}_from_{number}_{path.name}'
         jsonl.rewrite(target, list(jsonl.read(path)))
-    # The first shard alone has these.
     for name in (LIKELIHOOD, NOT_RUN):
       if (other / name).exists():
         jsonl.rewrite(workdir / name, list(jsonl.read(other / name)))
-    for path in (other / 'traces').rglob('*.jsonl'):
-      target = workdir / path.relative_to(other)
-      target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_bytes(path.read_bytes())
+    if (other / 'traces').exists():
+      shutil.copytree(other / 'traces', workdir / 'traces', dirs_exist_ok=True)

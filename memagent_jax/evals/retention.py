@@ -16,13 +16,14 @@ So keys that were lost are counted as well as turns, and the bound of the error 
 that of so many turns fewer as losses come together.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
 import os
 from pathlib import Path
 import random
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -192,16 +193,15 @@ class _Measurement:
         agent.question_tokens,
       )
     )
-    hidden = [
-      self._hide(key.kind, key.name, key.value, rng.choice(self._chunks), rng)
-      for key in keys
-    ]
+    hidden = [self._hide(key, rng.choice(self._chunks), rng) for key in keys]
     first_memory = jax.device_get(
       memory_rules.empty_memory(agent, config.batch_size)
     )
     memory, (taken_N, _) = self._turn(question, first_memory, hidden)
     memory_texts = texts(self._tokenizer, memory)
-    right_N = _has_value(keys, memory_texts)
+    right_N = np.asarray(
+      [key.value in text for key, text in zip(keys, memory_texts, strict=True)]
+    )
     if not right_N.any():
       raise ValueError(
         f'none of {config.batch_size} memories has the value of the needle that '
@@ -218,11 +218,21 @@ class _Measurement:
       else:
         lost_N[n] += 1
         lost_turns.setdefault(n, []).append((text, log_ratio, given))
+    turns_N = right_N * config.chunks_per_key
+    per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0, lost_N**2)
+    kinds = np.asarray([key.kind for key in keys])
+    by_kind = {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
     return {
-      'counts': _counts(config, keys, right_N, lost_N, changed_N),
+      'counts': {
+        kind: {
+          name: int(values_N[kind_N].sum())
+          for name, values_N in zip(_COUNTS, per_key, strict=True)
+        }
+        for kind, kind_N in by_kind.items()
+      },
       'taken': {
         kind: [round(ratio, 2) for ratio in taken_N[right_N & kind_N].tolist()]
-        for kind, kind_N in _by_kind(keys).items()
+        for kind, kind_N in by_kind.items()
       },
       'losses': [
         {
@@ -256,19 +266,12 @@ class _Measurement:
         chunk = self._chunks[position % len(self._chunks)]
         if rng.random() < config.near_miss_share:
           other = words.other_near_miss(key.name, rng)
-          chunk = self._hide(key.kind, other, key.make(rng), chunk, rng)
+          value = words.draw(key.kind, rng)
+          chunk = self._hide(_Key(key.kind, other, value), chunk, rng)
         chunks.append(chunk)
-      least_N = _least_log_prob(
-        agent,
-        self._params,
-        *sharding.shard_rows(
-          (
-            question,
-            memory,
-            tokens_lib.pad_rows(chunks, agent.chunk_tokens),
-          )
-        ),
-      )
+      slot = tokens_lib.pad_rows(chunks, agent.chunk_tokens)
+      rows = sharding.shard_rows((question, memory, slot))
+      least_N = _least_log_prob(agent, self._params, *rows)
       unsure_N = right_N & (
         np.asarray(least_N) <= math.log(config.certain_probability)
       )
@@ -276,15 +279,10 @@ class _Measurement:
     return unsure
 
   def _hide(
-    self,
-    kind: str,
-    name: str,
-    value: str,
-    chunk: Sequence[int],
-    rng: random.Random,
+    self, key: '_Key', chunk: Sequence[int], rng: random.Random
   ) -> list[int]:
     """The chunk with a needle in it, cut to its budget."""
-    needle = self._tokenizer.encode(' ' + ruler.needle(kind, name, value))
+    needle = self._tokenizer.encode(' ' + ruler.needle(*key))
     around = chunk[: self._agent.chunk_tokens - len(needle)]
     at = rng.randrange(len(around) + 1)
     return [*around[:at], *needle, *around[at:]]
@@ -339,50 +337,17 @@ class _Measurement:
     return after, jax.device_get(support)
 
 
-def _by_kind(keys: Sequence['_Key']) -> dict[str, np.ndarray]:
-  """bool [N] for every kind of value: the keys that are of it."""
-  kinds = np.asarray([key.kind for key in keys])
-  return {kind: kinds == kind for kind in dict.fromkeys(kinds.tolist())}
+class _Key(NamedTuple):
+  """A key that is asked for, and its value."""
 
-
-def _counts(
-  config: RetentionConfig,
-  keys: Sequence['_Key'],
-  right_N: np.ndarray,
-  lost_N: np.ndarray,
-  changed_N: np.ndarray,
-) -> dict[str, dict[str, int]]:
-  """_COUNTS by kind of value."""
-  turns_N = right_N * config.chunks_per_key
-  per_key = (turns_N, lost_N, changed_N, right_N, lost_N > 0, lost_N**2)
-  return {
-    kind: {
-      name: int(values[kind_N].sum())
-      for name, values in zip(_COUNTS, per_key, strict=True)
-    }
-    for kind, kind_N in _by_kind(keys).items()
-  }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Key:
   kind: str
   name: str
   value: str
-  make: Callable[[random.Random], str]
 
   @classmethod
   def draw(cls, rng: random.Random, uuid_share: float) -> '_Key':
-    kind, make = 'number', words.number
-    if rng.random() < uuid_share:
-      kind, make = 'uuid', words.random_uuid
-    return cls(kind, words.word_key(rng), make(rng), make)
-
-
-def _has_value(keys: Sequence[_Key], texts: Sequence[str]) -> np.ndarray:
-  return np.asarray(
-    [key.value in text for key, text in zip(keys, texts, strict=True)]
-  )
+    kind = 'uuid' if rng.random() < uuid_share else 'number'
+    return cls(kind, words.word_key(rng), words.draw(kind, rng))
 
 
 @functools.partial(jax.jit, static_argnums=0)

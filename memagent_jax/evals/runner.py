@@ -39,6 +39,8 @@ from memagent_jax.sharding import MeshConfig
 
 # Longest document in which the tokens of two tokenizers are compared.
 _SAMPLE_TOKENS = 65_536
+# The model of a name, with or without params.
+_Loader = Callable[[str, bool], Model]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ def evaluate(
   batches = plan.shard(*shard)
   suffix = '' if shard == (0, 1) else f'_{shard[0]}_of_{shard[1]}'
   with workdirs.exclusive(workdir / f'lock{suffix}'):
-    loader = _Loader(models, mesh)
+    loader = _loader(models, mesh)
     examples = _ExampleMaker(documents)
     if shard[0] == 0:
       _price_not_run(workdir, plan, methods, loader, examples)
@@ -152,23 +154,19 @@ def evaluate(
       records.join(workdir, plan.order())
 
 
-class _Loader:
-  """Loads the models of a grid; the two that were used last are kept."""
+def _loader(models: Mapping[str, str], mesh: MeshConfig | None) -> _Loader:
+  """Loads models by name; the two that were used last are kept.
 
-  def __init__(self, directories: Mapping[str, str], mesh: MeshConfig | None):
-    self._directories = directories
-    load = functools.partial(_load, mesh=mesh)
-    self._load = functools.lru_cache(maxsize=2)(load)
+  Without params a model has config and tokenizer alone.
+  """
 
-  def __call__(self, name: str, with_params: bool = True) -> Model:
-    """The model of a name; without params it has config and tokenizer alone."""
-    return self._load(self._directories[name], with_params)
+  @functools.lru_cache(maxsize=2)
+  def load(directory: str, with_params: bool) -> Model:
+    if not with_params:
+      return pretrained.describe_model(directory)
+    return pretrained.load_model(directory, mesh, sharding.ROLLOUTS)
 
-
-def _load(directory: str, with_params: bool, mesh: MeshConfig | None) -> Model:
-  if not with_params:
-    return pretrained.describe_model(directory)
-  return pretrained.load_model(directory, mesh, sharding.ROLLOUTS)
+  return lambda name, with_params: load(models[name], with_params)
 
 
 class _ExampleMaker:
@@ -396,7 +394,7 @@ def _price_not_run(
     return
   ratios, priced = {}, []
   for cell, tokens in plan.not_run:
-    model = loader(cell.model, with_params=False)
+    model = loader(cell.model, False)
     names = cell.model, cell.task
     if names not in ratios:
       ratios[names] = _token_ratio(plan, cell.task, model.tokenizer, examples)
@@ -435,6 +433,6 @@ def _measure_likelihood(
   measured = {line['model'] for line in records.read_likelihood(workdir)}
   for name in models:
     if name not in measured:
-      result = likelihood_lib.measure(loader(name), config)
+      result = likelihood_lib.measure(loader(name, True), config)
       line = {'model': name} | result
       jsonl.append(workdir / records.LIKELIHOOD, [line])

@@ -34,27 +34,15 @@ _INDEX = re.compile(r'\bindex=(\d+)')
 _ESTIMATE = re.compile(r'"cost_estimate":(\{[^}]*\})')
 # Space 1 of a layout is the chip's own memory; no space, or 0, is HBM.
 _ON_CHIP = re.compile(r'S\((?!0\))\d+\)')
-_FREE = {
-  'parameter',
-  'constant',
-  'tuple',
-  'get-tuple-element',
-  'bitcast',
-  'after-all',
-  'partition-id',
-  'replica-id',
-  'opt-barrier',
-  'domain',
-}
-_COLLECTIVES = {
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'all-to-all',
-  'ragged-all-to-all',
-  'collective-permute',
-}
-_SLICES = {'dynamic-slice', 'slice', 'gather'}
+_FREE = frozenset(
+  'parameter constant tuple get-tuple-element bitcast after-all partition-id '
+  'replica-id opt-barrier domain'.split()
+)
+_COLLECTIVES = frozenset(
+  'all-gather all-reduce reduce-scatter all-to-all ragged-all-to-all '
+  'collective-permute'.split()
+)
+_SLICES = frozenset({'dynamic-slice', 'slice', 'gather'})
 
 
 class Array(NamedTuple):

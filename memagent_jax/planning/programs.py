@@ -128,7 +128,6 @@ def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
   adapters: without these the model is its own reference), and `rollout weights`:
   the copy in the dtype and layout of rollouts.
   """
-  boxes = transformer.abstract_params(workload.model)
   state, shardings = _state(workload, mesh)
   params = _device_bytes(state.all_params, shardings.all_params)
   copied = (
@@ -138,9 +137,7 @@ def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
     'params': params,
     'reference': params if copied else 0,
     'optimizer': _device_bytes(state.opt_state, shardings.opt_state),
-    'rollout weights': _device_bytes(
-      *_params_and_layout(workload, boxes, mesh, sharding.ROLLOUTS)
-    ),
+    'rollout weights': _device_bytes(*_rollout_params(workload, mesh)),
   }
 
 
@@ -167,7 +164,7 @@ def _device_bytes(tree: Any, shardings: Any) -> int:
 
 
 def _prefill(workload: Workload, mesh: Mesh) -> tuple:
-  params = _rollout_params(workload, mesh)
+  params = _placed(*_rollout_params(workload, mesh))
   n, p = workload.sample_rows, workload.memory_prompt_tokens
   prompt = Tokens(_rows(mesh, (n, p)), _rows(mesh, (n,)))
   program = jax.jit(decode.prefill, static_argnums=(0, 3))
@@ -178,7 +175,7 @@ def _decode(workload: Workload, mesh: Mesh) -> tuple:
   return (
     jax.jit(decode.step, static_argnums=0, donate_argnums=4),
     workload.model,
-    _rollout_params(workload, mesh),
+    _placed(*_rollout_params(workload, mesh)),
     _rows(mesh, (workload.sample_rows,)),
     _prefilled(workload, mesh),
     _kv(workload, mesh, workload.memory_tokens),
@@ -198,31 +195,22 @@ def _prefilled(workload: Workload, mesh: Mesh) -> Prefilled:
 
 def _kv(workload: Workload, mesh: Mesh, slots: int) -> Any:
   c = workload.model
+  shape = workload.sample_rows, c.num_kv_heads, c.head_dim, slots
   axes = [sharding.ACTIVATIONS[axis] for axis in ('rows', 'kv_heads')]
-  one = jax.ShapeDtypeStruct(
-    (workload.sample_rows, c.num_kv_heads, c.head_dim, slots),
-    c.dtype,
-    sharding=NamedSharding(mesh, PartitionSpec(*axes)),
-  )
+  one = _array(mesh, shape, c.dtype, *axes)
   return tuple((one, one) for _ in range(c.num_layers))
 
 
-def _rollout_params(workload: Workload, mesh: Mesh) -> Params:
-  boxes = transformer.abstract_params(workload.model)
-  return _placed(*_params_and_layout(workload, boxes, mesh, sharding.ROLLOUTS))
-
-
-def _params_and_layout(
-  workload: Workload, boxes: Any, mesh: Mesh, rules: sharding.Rules
-) -> tuple[Params, Any]:
+def _rollout_params(workload: Workload, mesh: Mesh) -> tuple[Params, Any]:
   """Abstract params as `make_reshard` leaves them, and where they are."""
+  boxes = transformer.abstract_params(workload.model)
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype if len(x.shape) < 2 else workload.model.dtype
     ),
     nn.meta.unbox(boxes),
   )
-  return params, sharding.param_shardings(mesh, boxes, rules)
+  return params, sharding.param_shardings(mesh, boxes, sharding.ROLLOUTS)
 
 
 # --- reference and update -----------------------------------------------------------
@@ -242,11 +230,7 @@ def _reference(workload: Workload, mesh: Mesh) -> tuple:
 def _update(workload: Workload, mesh: Mesh) -> tuple:
   state, shardings = _state(workload, mesh)
   rows, count = _policy_rows(workload, mesh)
-  policy = Policy(
-    workload.model,
-    workload.objective,
-    workload.temperature,
-  )
+  policy = Policy(workload.model, workload.objective, workload.temperature)
   step = update.make_update(shardings)
 
   def one(state: Any, rows: Any) -> Any:
@@ -265,12 +249,8 @@ def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
   count = -(-workload.turns // size)
 
   def rows(*shape: int, dtype: Any = jnp.int32) -> Array:
-    axes = [None, sharding.ACTIVATIONS['rows']]
-    return jax.ShapeDtypeStruct(
-      (count, size, *shape),
-      dtype,
-      sharding=NamedSharding(mesh, PartitionSpec(*axes)),
-    )
+    axes = None, sharding.ACTIVATIONS['rows']
+    return _array(mesh, (count, size, *shape), dtype, *axes)
 
   def floats(*shape: int) -> Array:
     return rows(*shape, dtype=jnp.float32)
@@ -313,8 +293,12 @@ def _placed(tree: Any, shardings: Any) -> Any:
 
 
 def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32) -> Array:
-  spec = PartitionSpec(sharding.ACTIVATIONS['rows'])
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+  return _array(mesh, shape, dtype, sharding.ACTIVATIONS['rows'])
+
+
+def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: Any) -> Array:
+  placed = NamedSharding(mesh, PartitionSpec(*axes))
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
 
 
 # Each gives a jitted function and its arguments.

@@ -6,76 +6,66 @@ Source: `config.json` of each repository on the Hugging Face hub.
 from collections.abc import Mapping
 import os
 from pathlib import Path
+from typing import Any
 
 from memagent_jax.io import assets
 from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.weights import huggingface
 
 
-def _qwen2(
-  embed: int, layers: int, heads: int, kv_heads: int, mlp: int, vocab: int
+def _shape(
+  embed: int,
+  layers: int,
+  heads: int,
+  kv_heads: int,
+  head_dim: int,
+  mlp: int,
+  **family: Any,
 ) -> ModelConfig:
   return ModelConfig(
-    architecture='qwen2',
-    vocab_size=vocab,
     embed_dim=embed,
     num_layers=layers,
     num_heads=heads,
     num_kv_heads=kv_heads,
-    head_dim=embed // heads,
+    head_dim=head_dim,
     mlp_dim=mlp,
-    max_positions=32_768,
-    norm_epsilon=1e-6,
-    rope=RopeConfig(rope_theta=1e6),
-    attention_bias=True,
-    tie_embeddings=False,
+    **family,
   )
 
 
-def _qwen3(embed: int, layers: int, mlp: int, tied: bool) -> ModelConfig:
-  return ModelConfig(
-    architecture='qwen3',
-    vocab_size=151_936,
-    embed_dim=embed,
-    num_layers=layers,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    mlp_dim=mlp,
-    max_positions=40_960,
-    norm_epsilon=1e-6,
-    rope=RopeConfig(rope_theta=1e6),
-    qk_norm=True,
-    tie_embeddings=tied,
-  )
-
-
-def _smollm2(
-  embed: int, layers: int, heads: int, kv_heads: int, mlp: int
-) -> ModelConfig:
-  return ModelConfig(
-    architecture='llama',
-    vocab_size=49_152,
-    embed_dim=embed,
-    num_layers=layers,
-    num_heads=heads,
-    num_kv_heads=kv_heads,
-    head_dim=embed // heads,
-    mlp_dim=mlp,
-    max_positions=8192,
-    norm_epsilon=1e-5,
-    rope=RopeConfig(rope_theta=1e5),
-  )
-
-
+_QWEN = {'norm_epsilon': 1e-6, 'rope': RopeConfig(rope_theta=1e6)}
+_QWEN2 = {
+  **_QWEN,
+  'architecture': 'qwen2',
+  'vocab_size': 152_064,
+  'max_positions': 32_768,
+  'attention_bias': True,
+  'tie_embeddings': False,
+}
+_QWEN3 = {
+  **_QWEN,
+  'architecture': 'qwen3',
+  'vocab_size': 151_936,
+  'max_positions': 40_960,
+  'qk_norm': True,
+}
+_SMOLLM2 = {
+  'architecture': 'llama',
+  'vocab_size': 49_152,
+  'max_positions': 8192,
+  'norm_epsilon': 1e-5,
+  'rope': RopeConfig(rope_theta=1e5),
+}
 # By the name of the repository, without its owner.
 CONFIGS: Mapping[str, ModelConfig] = {
-  'Qwen2.5-7B-Instruct': _qwen2(3584, 28, 28, 4, 18_944, 152_064),
-  'Qwen2.5-14B-Instruct': _qwen2(5120, 48, 40, 8, 13_824, 152_064),
-  'Qwen3-4B': _qwen3(2560, 36, 9728, tied=True),
-  'Qwen3-8B': _qwen3(4096, 36, 12_288, tied=False),
-  'SmolLM2-135M-Instruct': _smollm2(576, 30, 9, 3, 1536),
-  'SmolLM2-360M-Instruct': _smollm2(960, 32, 15, 5, 2560),
+  'Qwen2.5-7B-Instruct': _shape(3584, 28, 28, 4, 128, 18_944, **_QWEN2),
+  'Qwen2.5-14B-Instruct': _shape(5120, 48, 40, 8, 128, 13_824, **_QWEN2),
+  'Qwen3-4B': _shape(2560, 36, 32, 8, 128, 9728, tie_embeddings=True, **_QWEN3),
+  'Qwen3-8B': _shape(
+    4096, 36, 32, 8, 128, 12_288, tie_embeddings=False, **_QWEN3
+  ),
+  'SmolLM2-135M-Instruct': _shape(576, 30, 9, 3, 64, 1536, **_SMOLLM2),
+  'SmolLM2-360M-Instruct': _shape(960, 32, 15, 5, 64, 2560, **_SMOLLM2),
 }
 
 

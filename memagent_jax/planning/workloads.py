@@ -83,22 +83,19 @@ def variants(
   workload: Workload, mesh: MeshConfig
 ) -> list[tuple[Workload, MeshConfig]]:
   """The same run with other splits, micro-batches, and rows at once."""
-  others = []
-  for tensor, micro, part in itertools.product(
-    sorted({1, 2, 4, 8, mesh.tensor}), (1, 2), (1, 2)
-  ):
-    rows = workload.sample_rows // part
-    others.append(
-      (
-        dataclasses.replace(
-          workload,
-          micro_tokens=micro * workload.micro_tokens,
-          sample_rows=rows,
-        ),
-        dataclasses.replace(mesh, tensor=tensor),
-      )
+  return [
+    (
+      dataclasses.replace(
+        workload,
+        micro_tokens=micro * workload.micro_tokens,
+        sample_rows=workload.sample_rows // part,
+      ),
+      dataclasses.replace(mesh, tensor=tensor),
     )
-  return others
+    for tensor, micro, part in itertools.product(
+      sorted({1, 2, 4, 8, mesh.tensor}), (1, 2), (1, 2)
+    )
+  ]
 
 
 def _template_tokens(template: Template, turn: str) -> int:

@@ -108,6 +108,37 @@ def test_each_turn_is_a_conversation_of_its_own():
     assert _real(memory, row) == by_hand
 
 
+def test_every_turn_has_a_key_of_its_own():
+  """With equal logits everywhere, only the keys tell turns and rows apart."""
+  agent = _agent(control_ids=())
+  params = jax.tree.map(jnp.zeros_like, PARAMS)
+  question, first = pad_rows([[11, 12], [12, 12]], 3), 4
+
+  def by_hand(row, turn, tokens):
+    key = jax.random.fold_in(_keys([row])[0], turn)
+    return [
+      int(jax.random.categorical(jax.random.fold_in(key, t), jnp.zeros(40)))
+      for t in range(tokens)
+    ]
+
+  state, turns = rollout.read(
+    agent,
+    params,
+    question,
+    rollout.first_state(agent, 2),
+    _chunks([[8, 5], [3, 8]]),
+    _keys([0, 1]),
+    jnp.full((2,), first, jnp.int32),
+  )
+  got = rollout.answer(agent, params, question, state.memory, _keys([0, 1]))
+  for row in range(2):
+    for c in range(2):
+      expected = by_hand(row, first + c, 6)
+      assert turns.response.ids_NxR[c, row].tolist() == expected
+    # No document has so many turns that the last one's number is this.
+    assert got.ids_NxR[row].tolist() == by_hand(row, 2**31 - 1, 4)
+
+
 def test_a_row_without_chunks_left_keeps_its_memory():
   agent = _agent()
   memory, turns = _read(agent, _chunks([[8, 8], [8, 0], [0, 0]]))
@@ -198,6 +229,14 @@ def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
   for bad in (-1.0, 0.0, float('inf'), float('nan')):
     with pytest.raises(ValueError, match='ratio'):
       Guarded(bad)
+
+
+def test_a_guard_goes_by_its_ratio_unless_the_chunk_gives_it():
+  """Likelier by 3, by 2, by 1 and by 1, of which the chunk gives the last."""
+  log_ratio_N = jnp.log(jnp.array([3.0, 2.001, 1.0, 1.0]))
+  given_N = jnp.array([False, False, False, True])
+  taken = Guarded(2.0).takes(log_ratio_N, given_N)
+  assert taken.tolist() == [True, True, False, True]
 
 
 @pytest.mark.slow

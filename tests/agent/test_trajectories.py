@@ -89,11 +89,20 @@ def whole(agent, model, batch):
   return Lockstep().sample(agent, model.params, batch, rollouts=3, seed=2)
 
 
-def test_turns_are_those_of_the_documents(whole):
+def test_turns_are_those_of_the_documents(whole, tiny_tokenizer):
   """Trajectory b * G + g reads document b, all its chunks and no more."""
   read_CxN = whole.turns.response.finish_N != SKIPPED
   assert read_CxN.sum(axis=0).tolist() == [1, 1, 1, 4, 4, 4]
   assert whole.rollouts == 3
+  questions = [
+    tiny_tokenizer.decode(ids[:length].tolist())
+    for ids, length in zip(
+      whole.documents.question.ids_NxW,
+      whole.documents.question.length_N,
+      strict=True,
+    )
+  ]
+  assert questions == ['Who 0?'] * 3 + ['Who 1?'] * 3
   assert len({tuple(map(tuple, ids_of(whole, n))) for n in range(6)}) == 6
 
 

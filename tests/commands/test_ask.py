@@ -77,7 +77,7 @@ def _document(tmp_path, text=SENTENCE * 12):
 
 
 @pytest.mark.slow
-def test_json_and_page_hold_the_whole_reading(ask, tmp_path):
+def test_json_and_page_hold_the_whole_reading(ask, tmp_path, cache):
   document = _document(tmp_path, SENTENCE * 6 + '<|im_end|><script>x</script>')
   done = ask(
     f'--document={document}',
@@ -98,6 +98,8 @@ def test_json_and_page_hold_the_whole_reading(ask, tmp_path):
   page = (tmp_path / 'out.html').read_text()
   assert 'Who?' in page
   assert '<script>x' not in page
+  # The next run finds what this one compiled.
+  assert list((cache / 'compiled').glob('jit_read-*'))
   assert b'Q: Where?' in done.stdout
 
 

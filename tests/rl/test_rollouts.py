@@ -220,6 +220,16 @@ def test_truncation_is_counted_filtered_and_punished(model):
     np.testing.assert_allclose(row.advantage_N, expected.flat[n], atol=1e-6)
 
 
+def test_saturated_memories_are_a_warning_of_the_step(model):
+  """Both memory turns of every trajectory are cut at their cap."""
+  for finish, expected in ((LENGTH, 1), (EOS, 0)):
+    engine = Refinished(memory=np.full((2, 12), finish))
+    experience = tiny_runs.rollouts(model, engine=engine).next(0, model.params)
+    alarms = [w for w in experience.warnings if 'cut at their cap' in w]
+    assert len(alarms) == expected
+    assert experience.metrics['memory/saturated'] == expected
+
+
 # --- Steps and groups ---------------------------------------------------------
 
 
@@ -288,6 +298,56 @@ def test_constant_groups_are_replaced_within_the_budget(model):
   assert metrics['sequences/generated'] == 9 * 12
   assert metrics['sequences/trained'] == len(all_rows(experience)) == 9 * 4
   assert all(row.advantage_N != 0 for row in all_rows(experience))
+
+
+def test_mini_batches_share_out_whole_groups(model):
+  """Four groups over two; then none, and there are two all the same."""
+  _, found = tiny_runs.rollouts(model).sample(model.params)
+  turns = sampled_turns(found)
+  reward = tiny_runs.scripted_reward([VARIED] * 4, [ALIKE] * 4)
+  config = GrpoConfig(kl_coefficient=0, dynamic_sampling=True)
+  source = tiny_runs.rollouts(
+    model, reward=reward, engine=Replayed(found), grpo=config, mini_batches=2
+  )
+  learned = [
+    [turns[key_of(row)][0] for row in rows_of(batch)]
+    for batch in source.next(0, {}).mini_batches
+  ]
+  documents = [sorted({n // 3 for n in part}) for part in learned]
+  assert documents == [[0, 2], [1, 3]]
+  # Two memory turns and the answer of three rollouts each.
+  assert [len(part) for part in learned] == [2 * 3 * 3] * 2
+  empty = source.next(1, {})
+  assert len(empty.mini_batches) == 2 and all_rows(empty) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+  """An engine that gives the same trajectories, up to so many times."""
+
+  trajectories: Any
+  most: int
+  calls: list = dataclasses.field(default_factory=list, compare=False)
+
+  def sample(self, *args, **kwargs):
+    assert len(self.calls) < self.most, 'sampled beyond the budget'
+    self.calls.append(0)
+    return self.trajectories
+
+
+@pytest.mark.parametrize('refills', [0, 2])
+def test_refilling_ends_with_its_budget(model, refills):
+  _, found = tiny_runs.rollouts(model).sample(model.params)
+  config = GrpoConfig(
+    kl_coefficient=0, dynamic_sampling=True, max_refills=refills
+  )
+  engine = Counted(found, 1 + refills)
+  reward = tiny_runs.scripted_reward([VARIED, *[ALIKE] * 3], [ALIKE] * 4)
+  source = tiny_runs.rollouts(model, reward=reward, engine=engine, grpo=config)
+  metrics = source.next(0, {}).metrics
+  assert len(engine.calls) == 1 + refills
+  assert metrics['groups/refills'] == refills
+  assert metrics['groups/trained'] == 1 and metrics['groups/missing'] == 3
 
 
 @pytest.mark.slow
@@ -363,6 +423,26 @@ def test_log_probs_of_reference_and_trainer(model):
     np.testing.assert_array_equal(
       batch.sequences.reference_logprob_NxR, expected
     )
+
+
+def test_reference_and_trainer_have_the_temperature_of_the_sampler(model):
+  """At step 0 all three are one policy; at temperature 1 they would differ."""
+  reading = dataclasses.replace(tiny_runs.READING, temperature=0.7)
+  config = GrpoConfig(kl_coefficient=0.1, old_log_probs='trainer')
+  source = tiny_runs.rollouts(
+    model, reading=reading, grpo=config, width_shares=(1.0,)
+  )
+  experience = source.next(0, model.params)
+  rows = all_rows(experience)
+  for row in rows:
+    real = slice(0, int(row.turns.response_length_N))
+    for found in (row.reference_logprob_NxR, row.old_logprob_NxR):
+      gap = found[real] - row.sampler_logprob_NxR[real]
+      assert np.abs(gap).max() < 1e-4
+  (batch,) = experience.mini_batches[0]
+  other = np.asarray(update.log_probs(model.config, 1.0, model.params, batch))
+  assert np.abs(other - batch.sequences.reference_logprob_NxR).max() > 0.01
+  assert experience.metrics['temperature'] == 0.7
 
 
 @pytest.mark.slow
@@ -447,6 +527,36 @@ def test_a_document_is_sampled_anew_in_every_epoch(model, count):
     source.next(step, model.params)
   turns = [turn for found in seen for turn in sampled_turns(found)]
   assert len(set(turns)) == len(turns) == 3 * 36
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstMemories:
+  """An engine without a model: it keeps the first memories it is given."""
+
+  seen: list = dataclasses.field(default_factory=list, compare=False)
+
+  def sample(self, *args, first_memory, **kwargs):
+    self.seen.append(first_memory)
+
+
+def test_every_reading_begins_with_the_templates_memory_by_default(model):
+  """All 64 documents of a step; others begin with a distractor on request."""
+  empty = tiny_runs.agent(model).prompts.empty_memory
+  for stages, expected in (
+    ({}, 64),
+    ({'stages': [Stage(distractor_memory_share=1.0)]}, 0),
+  ):
+    engine = FirstMemories()
+    source = tiny_runs.rollouts(
+      model, engine=engine, documents_per_step=64, **stages
+    )
+    source.sample(model.params)
+    (first,) = engine.seen
+    usual = sum(
+      np.asarray(ids)[:length].tolist() == [*empty]
+      for ids, length in zip(first.ids_NxW, first.length_N, strict=True)
+    )
+    assert usual == expected
 
 
 # --- Metrics and what is refused ----------------------------------------------

@@ -146,6 +146,34 @@ def test_samples_do_not_depend_on_batch_order():
   np.testing.assert_array_equal(got.ids_NxR[order], swapped.ids_NxR)
 
 
+def test_a_token_s_key_is_its_rows_key_and_its_position():
+  """With equal logits everywhere, only the keys tell positions and rows apart."""
+  params = jax.tree.map(jnp.zeros_like, PARAMS)
+  keys = decode.row_keys(
+    7, jnp.array([3, 3, 5], jnp.uint32), jnp.array([0, 1, 0], jnp.int32)
+  )
+  got = jax.jit(decode.generate, static_argnums=(0, 3, 4))(
+    CONFIG, params, _prompts([3, 4, 2]), SamplingConfig(5, 1.0), (), keys
+  )
+  for row, (example, rollout) in enumerate([(3, 0), (3, 1), (5, 0)]):
+    key = jax.random.fold_in(jax.random.key(7), example)
+    key = jax.random.fold_in(key, rollout)
+    expected = [
+      int(jax.random.categorical(jax.random.fold_in(key, t), jnp.zeros(30)))
+      for t in range(5)
+    ]
+    assert got.ids_NxR[row].tolist() == expected
+  # No two rows alike, and not the same token at every position.
+  assert len(set(map(tuple, got.ids_NxR.tolist()))) == 3
+  assert min(len(set(row)) for row in got.ids_NxR.tolist()) > 1
+
+
+def test_an_examples_number_is_that_of_its_name():
+  # The first four bytes of `printf a | sha256sum`.
+  assert decode.example_number('a') == 0xCA978112
+  assert decode.example_number('b') == 0x3E23E816
+
+
 def test_samples_have_the_frequencies_their_log_probs_say():
   """2,000 draws of one token: counts match the tempered, truncated softmax."""
   rows = 2000

@@ -45,7 +45,10 @@ class Shrink:
 
 
 class FakeSource:
-  """Rows that are all `factor`; the metrics and warnings are given."""
+  """Rows that are all `factor`; the metrics and warnings are given.
+
+  A mini-batch has a row of each of the `widths`.
+  """
 
   def __init__(
     self,
@@ -53,12 +56,17 @@ class FakeSource:
     num_steps=None,
     factor=1.0,
     mini_batches=1,
+    widths=(2,),
     metrics=(),
     warnings=lambda step: (),
     events=None,
   ):
     self.num_steps, self.asked = num_steps, []
-    self._factor, self._count = factor, mini_batches
+    self._mini_batch = tuple(
+      MicroBatches(np.full((1, width), factor, np.float32), np.int32(1))
+      for width in widths
+    )
+    self._count = mini_batches
     self._metrics, self._warnings = dict(metrics), warnings
     self._events = [] if events is None else events
 
@@ -69,10 +77,9 @@ class FakeSource:
   def next(self, step, params):
     self.asked.append(step)
     self._events.append(('experience', step))
-    rows = np.full((1, 2), self._factor, np.float32)
     return Experience(
       objective=Shrink(),
-      mini_batches=[(MicroBatches(rows, np.int32(1)),)] * self._count,
+      mini_batches=[self._mini_batch] * self._count,
       metrics=self._metrics,
       seconds={'rollout': 0.0},
       trained_tokens=7,
@@ -114,6 +121,13 @@ def lasting(row):
     for name, value in row.items()
     if not name.startswith('seconds/') and name != 'tokens_per_second'
   }
+
+
+def saved(workdir, tokenizer):
+  """The newest checkpoint of a run."""
+  like = train_state.init_state(OPTIMIZER, tiny_runs.model(tokenizer).params)
+  with Checkpoints(workdir / 'checkpoints') as checkpoints:
+    return checkpoints.restore(like)
 
 
 def norm(params, step=None):
@@ -171,6 +185,56 @@ def test_every_mini_batch_is_an_optimizer_step(train, tmp_path):
   assert {'loss', 'grad_norm', 'seconds/rollout', 'seconds/update'} <= set(
     rows[0]
   )
+
+
+def test_tokens_per_second_are_those_of_a_step_without_its_measuring(
+  train, tmp_path
+):
+  train(FakeSource(), num_steps=2, evaluators=[lambda model, workdir: norm])
+  first, second, _ = logged(tmp_path / 'run')
+  for row in (first, second):
+    assert row['tokens_per_second'] == pytest.approx(7 / row['seconds/step'])
+    assert row['tokens_per_second'] > 0
+
+
+def test_all_widths_of_a_mini_batch_are_one_optimizer_step(
+  train, tmp_path, tiny_tokenizer
+):
+  """Rows of two widths in each of three mini-batches: six would be too many."""
+  train(FakeSource(mini_batches=3, widths=(2, 3)), num_steps=2)
+  assert int(saved(tmp_path / 'run', tiny_tokenizer).state.step) == 3 * 2
+  first = logged(tmp_path / 'run')[0]
+  assert first['learning_rate'] == pytest.approx(2e-4, rel=1e-5)
+
+
+def test_every_process_measures(train, monkeypatch):
+  """As a second process sees it; the first would wait for it forever.
+
+  It writes no checkpoint here, so it is stopped before there is one.
+  """
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  steps = []
+
+  def evaluator(model, workdir):
+    def measure(params, step):
+      steps.append(step)
+      return norm(params)
+
+    return measure
+
+  def killer(step, metrics):
+    if step == 2:
+      raise Killed
+
+  with pytest.raises(Killed):
+    train(
+      FakeSource(),
+      num_steps=4,
+      evaluators=[evaluator],
+      evaluate_every_steps=2,
+      on_step=killer,
+    )
+  assert steps == [0, 2]
 
 
 def test_a_hook_takes_the_place_of_the_terminal(train, capsys):
@@ -294,10 +358,7 @@ def test_all_settings_in_use_are_kept(train, tmp_path, tiny_tokenizer):
   train(FakeSource(num_steps=2), operative_config=operative)
   path = tmp_path / 'run' / 'operative_config.gin'
   assert path.read_text() == 'clip_norm = 1.0\n'
-  with Checkpoints(tmp_path / 'run' / 'checkpoints') as checkpoints:
-    model = tiny_runs.model(tiny_tokenizer)
-    state = train_state.init_state(OPTIMIZER, model.params)
-    extras = checkpoints.restore(state).extras
+  extras = saved(tmp_path / 'run', tiny_tokenizer).extras
   assert extras['operative_config'] == 'clip_norm = 1.0\n' and asked
 
 
@@ -368,6 +429,81 @@ def test_sigterm_ends_a_run_after_its_step(train, tmp_path, caplog):
   assert list(map(lasting, logged(tmp_path / 'run'))) == list(
     map(lasting, logged(tmp_path / 'straight'))
   )
+
+
+@pytest.fixture
+def sigterm():
+  """Sends SIGTERM; where nobody handles it, the test fails instead of all."""
+
+  def unhandled(*unused):
+    raise AssertionError('nobody handled SIGTERM')
+
+  before = signal.signal(signal.SIGTERM, unhandled)
+  yield lambda: os.kill(os.getpid(), signal.SIGTERM)
+  signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize('where', ['evaluator', 'source', 'hook', 'save'])
+def test_sigterm_anywhere_leaves_a_checkpoint_of_its_step(
+  train, tmp_path, tiny_tokenizer, sigterm, where
+):
+  """It comes at step 2; nothing of what was done by then is done again."""
+
+  def reach(place, step):
+    if (place, step) == (where, 2):
+      sigterm()
+
+  def evaluator(model, workdir):
+    def measure(params, step):
+      reach('evaluator', step)
+      return norm(params)
+
+    return measure
+
+  class Terminated(FakeSource):
+    def next(self, step, params):
+      reach('source', step)
+      return super().next(step, params)
+
+    def state(self):
+      # A save asks for it, with the step that comes next.
+      reach('save', len(self.asked))
+      return super().state()
+
+  arguments = {
+    'num_steps': 5,
+    'evaluators': [evaluator],
+    'evaluate_every_steps': 2,
+    'checkpoint_every_steps': 2,
+  }
+  source = Terminated()
+  train(source, on_step=lambda step, metrics: reach('hook', step), **arguments)
+  assert source.asked == [0, 1, 2]
+  assert saved(tmp_path / 'run', tiny_tokenizer).step == 3
+  events = []
+  train(FakeSource(events=events), **arguments)
+  assert events == [('experience', step) for step in (3, 4)]
+  where = None
+  train(FakeSource(), **arguments | {'workdir': tmp_path / 'straight'})
+  assert list(map(lasting, logged(tmp_path / 'run'))) == list(
+    map(lasting, logged(tmp_path / 'straight'))
+  )
+
+
+def test_sigterm_in_the_last_measurement_ends_nothing_early(
+  train, tmp_path, sigterm
+):
+  def evaluator(model, workdir):
+    def measure(params, step):
+      if step == 2:
+        sigterm()
+      return norm(params)
+
+    return measure
+
+  train(FakeSource(), num_steps=2, evaluators=[evaluator])
+  assert [row['step'] for row in logged(tmp_path / 'run')] == [0, 1, 2]
+  assert (tmp_path / 'run/model').exists()
 
 
 STEPS = 4

@@ -17,6 +17,7 @@ from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.rl.grpo import GrpoConfig
 from memagent_jax.rl.policy import Policy
 from memagent_jax.sft.imitation import Imitation
+from memagent_jax.structs import WeightedMean
 from memagent_jax.train import sequences, train_state, update
 from memagent_jax.train.sequences import PolicySequences, Sequences
 from memagent_jax.train.train_state import OptimizerConfig
@@ -268,6 +269,49 @@ def test_a_step_is_the_optimizer_s_on_the_mean_gradient():
   )
   assert float(metrics['grad_norm'].weight) == 1.0
   assert (int(state.step), int(state.skipped)) == (1, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """The loss of a row of numbers x: its sum of x times the parameter."""
+
+  def __call__(self, params, rows):
+    loss = WeightedMean((params['a'] * rows).sum(), jnp.float32(rows.size))
+    return loss, {'twice': WeightedMean(2 * loss.sum, loss.weight)}
+
+
+def scale_step(*batches):
+  """(state, metrics) after a step of plain descent from 3, at rate 1."""
+  optimizer = dataclasses.replace(OPTIMIZER, beta1=0.0)
+  state = train_state.init_state(optimizer, {'a': jnp.float32(3.0)})
+  batches = tuple(
+    sequences.MicroBatches(np.array(rows, np.float32), np.int32(count))
+    for rows, count in batches
+  )
+  return update.update(Scale(), optimizer, state, batches)
+
+
+def test_a_step_is_one_on_the_mean_of_all_widths_and_micro_batches():
+  """Numbers 1 to 4 and 10, 20, 30; behind the count stands what must not be."""
+  narrow = [[[1.0]], [[2.0]], [[3.0]], [[4.0]], [[1e6]]]
+  wide = [[[10.0, 20.0, 30.0]], [[1e6, 1e6, 1e6]]]
+  state, metrics = scale_step((narrow, 4), (wide, 1))
+  mean = (1 + 2 + 3 + 4 + 10 + 20 + 30) / 7
+  assert float(metrics['loss'].mean()) == pytest.approx(3 * mean)
+  assert float(metrics['loss'].weight) == 7
+  assert float(metrics['twice'].mean()) == pytest.approx(6 * mean)
+  assert float(metrics['grad_norm'].mean()) == pytest.approx(mean)
+  moment = optax.tree.get(state.opt_state, 'mu')['a']
+  assert float(moment) == pytest.approx(mean)
+  assert (int(state.step), int(state.skipped)) == (1, 0)
+
+
+def test_a_step_without_any_weight_changes_nothing():
+  state, metrics = scale_step(([[[5.0]]], 0))
+  assert float(state.params['a']) == 3.0
+  assert float(metrics['loss'].mean()) == 0.0
+  assert (int(state.step), int(state.skipped)) == (0, 0)
+  assert not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
 
 
 def test_steps_lower_the_loss_and_are_counted():

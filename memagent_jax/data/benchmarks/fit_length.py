@@ -22,7 +22,10 @@ _MAX_DRAFTS = 40
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-  """A document with its question, before anybody decided that it fits."""
+  """A document with its question, before anybody decided that it fits.
+
+  Its fields are those of the same names of an `Example`.
+  """
 
   document: str
   question: str

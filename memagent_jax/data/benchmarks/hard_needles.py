@@ -38,17 +38,11 @@ def example(
   The key asked for, and without few symbols its value, are those of the
   benchmark's sample of the same arguments; with neither knob it is that sample.
 
+  Arguments and errors are those of `ruler.example`, and these.
+
   Args:
-    task: one of `ruler.TASKS`; only needle tasks become harder.
-    index: number of the sample, as in `ruler.example`.
-    tokens: target, as in `ruler.example`.
-    seed: seed of the whole set.
     few_symbols_share: share of the samples whose values are of few symbols.
     echoes: echoes in 1,000 tokens, where the filler is text.
-    **arguments: the other arguments of `ruler.example`.
-
-  Raises:
-    ValueError: as `ruler.example`.
   """
   drawn = seeded('few symbols', task, seed, index).random()
   draws = NeedleDraws(

@@ -82,18 +82,13 @@ def needle_documents(
       hard_needles.example, few_symbols_share=few_symbols_share, echoes=echoes
     ),
   )
-  needle_tasks = [
-    tasks.example_task(
-      f'{name}_{chunks}_chunks',
-      {'train': GeneratedExamples(functools.partial(make, name), num_examples)},
-      vocabulary,
+  rates = []
+  for name, rate in tasks_and_rates.items():
+    generated = GeneratedExamples(functools.partial(make, name), num_examples)
+    task = tasks.example_task(
+      f'{name}_{chunks}_chunks', {'train': generated}, vocabulary
     )
-    for name in tasks_and_rates
-  ]
-  rates = [
-    (task, rate)
-    for task, rate in zip(needle_tasks, tasks_and_rates.values(), strict=True)
-  ]
+    rates.append((task, rate))
   return seqio.Mixture('needle_documents', rates)
 
 
@@ -112,17 +107,15 @@ def example(
 ) -> Example:
   """Document `index` of `chunks` chunks; a pure function of its arguments.
 
+  The arguments are those of `needle_documents`, but for these.
+
   Args:
     task: one of `ruler.NEEDLE_TASKS`.
-    index: number of the document, less than `num_examples`.
-    tokenizer: the tokenizer of the model that reads.
-    chunks: chunks of the document; never more, and above 32 up to 3 % less.
+    index: number of the document, less than `num_examples`; one that does not
+      fit is replaced by one with a number beyond these.
     chunk_tokens: budget of a chunk.
-    corpus: texts; it has the essay if the task needs one.
     chunk_cut: where chunks end.
-    num_examples: a document that does not fit is replaced by one with a number
-      beyond these.
-    seed: seed of the documents.
+    corpus: texts; it has the essay if the task needs one.
     sample: makes a document of a number of tokens, with the arguments of
       `ruler.example`.
 

@@ -70,15 +70,11 @@ def hqa_example(
   return Example(
     id=f'{task}/{num_paragraphs}/{seed}/{question.id}',
     task=task,
-    document=draft.document,
-    question=draft.question,
-    answers=draft.answers,
     reward='boxed_em',
     metric='sub_em_strict',
     tokens=count_tokens(encoder, draft),
     tokenizer=encoder_name,
-    gold_spans=draft.gold_spans,
-    source=draft.source,
+    **vars(draft),
   )
 
 

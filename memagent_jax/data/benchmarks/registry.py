@@ -82,10 +82,6 @@ def obtain(
     ValueError: an unknown task, a text that is not there, or no network.
   """
   check(task)
-
-  def fetched(name: str, given: str | None) -> list[str]:
-    return [str(path) for path in downloads.obtain(name, given, cache)]
-
   if task in ruler.NEEDLE_TASKS:
     if ruler.NEEDLE_TASKS[task].haystack != 'essay':
       return {}
@@ -100,19 +96,18 @@ def obtain(
     source, _ = _PARAGRAPH_TASKS[task]
   else:
     source = {'qa_1': 'squad2_dev', 'qa_2': 'hotpotqa_dev'}.get(task, '')
+  if not source:
+    return {}
   part = 'squad' if source.startswith('squad') else 'hotpotqa'
-  return {part: fetched(source, getattr(texts, part))} if source else {}
+  paths = downloads.obtain(source, getattr(texts, part), cache)
+  return {part: [str(path) for path in paths]}
 
 
 class Benchmark:
   """The examples of one task, each a pure function of its number and size."""
 
   def __init__(self, task: str, files: Mapping[str, Sequence[str]]):
-    """Reads the task's texts.
-
-    Args:
-      task: one of TASKS.
-      files: the result of `obtain`.
+    """Reads the task's texts from the files that `obtain` gives.
 
     Raises:
       ValueError: a file that is not there, or is not what it should be.
@@ -158,8 +153,7 @@ class Benchmark:
       encoder: tokenizer to count with.
       encoder_name: goes into the example.
       seed: seed of the whole set.
-      template_tokens: as in `ruler.example`, for RULER's tasks.
-      answer_tokens: as in `ruler.example`, for RULER's tasks.
+      template_tokens, answer_tokens: as in `ruler.example`, for RULER's tasks.
 
     Raises:
       ValueError: a size that the task cannot have.
@@ -207,13 +201,7 @@ class Benchmark:
   ) -> Example:
     """Example number `index` of a needle task, `chunks` chunks long.
 
-    Args:
-      index: 0, 1, ...
-      chunks: as in `needle_documents.example`.
-      tokenizer: the tokenizer of the model that reads.
-      chunk_tokens: budget of a chunk.
-      chunk_cut: where chunks end.
-      seed: seed of the whole set.
+    The arguments are those of `needle_documents.example`.
 
     Raises:
       ValueError: another task, or no document of these chunks.

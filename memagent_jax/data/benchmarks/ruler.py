@@ -83,19 +83,6 @@ class Corpus:
     return text
 
 
-def _filler_text(
-  filler: Filler,
-  size: int,
-  rng: random.Random,
-  kind: str,
-  key: str,
-  value: str,
-) -> tuple[str, str]:
-  """The filler as it is, whatever needle it hides."""
-  del kind, key, value
-  return filler.cut(size, rng)
-
-
 @dataclasses.dataclass(frozen=True)
 class NeedleDraws:
   """How a needle task draws values and filler; the defaults are RULER's.
@@ -107,10 +94,12 @@ class NeedleDraws:
   # (kind, rng) -> a value of the kind, `number` or `uuid`.
   value: Callable[[str, random.Random], str] = words.draw
   # (filler, size, rng, kind, key, value) -> about `size` characters of filler
-  # for the document that asks for the value of the key, and their source.
-  text: Callable[
-    [Filler, int, random.Random, str, str, str], tuple[str, str]
-  ] = _filler_text
+  # for the document that asks for the value of the key, and their source; None:
+  # the filler as it is, whatever needle it hides.
+  text: (
+    Callable[[Filler, int, random.Random, str, str, str], tuple[str, str]]
+    | None
+  ) = None
 
 
 def example(
@@ -162,19 +151,12 @@ def example(
   return Example(
     id=f'{task}/{tokens}/{seed}/{index}',
     task=task,
-    document=draft.document,
-    question=draft.question,
-    answers=draft.answers,
     reward='boxed_em' if single else 'boxed_all',
     metric='ruler_part' if task.startswith('qa_') else 'ruler_all',
     tokens=counted,
     tokenizer=encoder_name,
-    gold_spans=draft.gold_spans,
-    source=draft.source,
+    **vars(draft),
   )
-
-
-Renderer = Callable[[int, random.Random], Draft]
 
 
 def _renderer(
@@ -184,7 +166,7 @@ def _renderer(
   tokens: int,
   corpus: Corpus,
   draws: NeedleDraws,
-) -> Renderer:
+) -> Callable[[int, random.Random], Draft]:
   if task in NEEDLE_TASKS:
     spec = NEEDLE_TASKS[task]
     filler = haystack.noise()
@@ -252,10 +234,11 @@ def _needles(
     document, spans = _among(others, statements, rest)
     source = f'{len(others)} distractor needles'
   else:
-    key = asked[0]
-    text, source = draws.text(
-      filler, size, rng, spec.value, key, values[key][0]
-    )
+    if draws.text is None:
+      text, source = filler.cut(size, rng)
+    else:
+      hidden = spec.value, asked[0], values[asked[0]][0]
+      text, source = draws.text(filler, size, rng, *hidden)
     document, spans = haystack.hide(text, statements)
   answers = tuple(value for key in asked for value in values[key])
   question = needles_question(spec.value, asked, spec.num_values)

@@ -17,8 +17,6 @@ from memagent_jax import rewards
 from memagent_jax.data.examples import Example
 from memagent_jax.data.files import json_records
 
-RULES = ('any', 'all')
-
 
 @dataclasses.dataclass
 class Counts:
@@ -34,11 +32,10 @@ def drop_answerable(
   examples: Iterable[Example],
   answers_path: str | os.PathLike,
   counts: Counts,
-  *,
-  rule: str = 'any',
-  metric: str = 'em',
 ) -> Iterator[Example]:
   """The examples that the model did not answer from what it knows.
+
+  An example is dropped if one sample is right by the scorer `em`.
 
   Args:
     examples: with the ids that the file of answers has.
@@ -46,24 +43,18 @@ def drop_answerable(
       gave without the document. A second line of an id adds samples, say
       another model's.
     counts: numbers that increase as examples come out.
-    rule: `any` drops an example if one sample is right, as the paper does (best
-      of two); `all` only if every one is.
-    metric: a scorer of `rewards`; a sample is right where it gives 1.
 
   Raises:
-    ValueError: an unknown rule or metric, a wrong line in the file (with file
-      and line), or, after the last example, that none of them has answers.
+    ValueError: a wrong line in the file (with file and line), or, after the
+      last example, that none of them has answers.
   """
-  if rule not in RULES:
-    raise ValueError(f'rule is {rule!r}; expected one of {", ".join(RULES)}.')
-  judge = any if rule == 'any' else all
   samples_by_id = _read_answers(Path(answers_path))
   example, matched = None, 0
   for example in examples:
     samples = samples_by_id.get(example.id)
     matched += samples is not None
-    if samples is not None and judge(
-      rewards.score(metric, sample, example.answers).value >= 1
+    if samples is not None and any(
+      rewards.score('em', sample, example.answers).value >= 1
       for sample in samples
     ):
       counts.dropped += 1

@@ -29,30 +29,28 @@ FIELDS: Mapping[str, str] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Report:
   """The problems of a file; of many the first ones are kept."""
 
   path: str
   # Number of lines without a problem.
-  examples: int
-  problem_count: int
-  problems: tuple[Problem, ...]
+  examples: int = 0
+  problem_count: int = 0
+  problems: list[Problem] = dataclasses.field(default_factory=list)
   # Number of examples whose document has none of their answers.
-  warning_count: int
-  warnings: tuple[Problem, ...]
+  warning_count: int = 0
+  warnings: list[Problem] = dataclasses.field(default_factory=list)
 
   def __str__(self) -> str:
     """Problems and warnings, one a line, and a line of counts."""
     lines = [f'error: {problem}' for problem in self.problems]
     lines += [f'warning: {warning}' for warning in self.warnings]
-    return '\n'.join(
-      [
-        *lines,
-        f'{self.path}: {self.examples:,} examples, {self.problem_count:,} '
-        f'errors, {self.warning_count:,} warnings',
-      ]
+    lines.append(
+      f'{self.path}: {self.examples:,} examples, {self.problem_count:,} '
+      f'errors, {self.warning_count:,} warnings'
     )
+    return '\n'.join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,24 +108,16 @@ def validate(
     max_line_bytes: longest line.
     max_kept: problems, and warnings, that the report holds; all are counted.
   """
-  examples = problem_count = warning_count = 0
-  kept: tuple[list[Problem], list[Problem]] = ([], [])
+  report = Report(str(path))
   for example, problems, warnings in _examples(
     path, search=True, strict=strict, max_line_bytes=max_line_bytes
   ):
-    examples += example is not None
-    problem_count += len(problems)
-    warning_count += len(warnings)
-    for held, new in zip(kept, (problems, warnings), strict=True):
-      held.extend(new[: max_kept - len(held)])
-  return Report(
-    str(path),
-    examples,
-    problem_count,
-    tuple(kept[0]),
-    warning_count,
-    tuple(kept[1]),
-  )
+    report.examples += example is not None
+    report.problem_count += len(problems)
+    report.warning_count += len(warnings)
+    report.problems += problems[: max_kept - len(report.problems)]
+    report.warnings += warnings[: max_kept - len(report.warnings)]
+  return report
 
 
 def estimate(
@@ -141,14 +131,8 @@ def estimate(
 ) -> Estimate:
   """Turns, tokens and seconds that reading every document of a file takes.
 
-  Args:
-    path: a JSONL file as `FIELDS` says.
-    tokenizer: the tokenizer of the model that reads.
-    chunk_tokens: budget of a chunk.
-    memory_tokens: budget of a memory.
-    answer_tokens: budget of an answer.
-    tokens_per_second: document tokens, memory turns included, as
-      `memagent ask` shows it for the same budgets.
+  The tokens of chunk, memory and answer are budgets; `tokens_per_second` counts
+  document tokens, memory turns included, as `memagent ask` shows it for them.
 
   Raises:
     ValueError: a budget or a speed that is not positive, or as `read` does.
@@ -176,12 +160,9 @@ def estimate(
   )
 
 
-_Checked = tuple[Example | None, list[Problem], list[Problem]]
-
-
 def _examples(
   path: str | os.PathLike, *, search: bool, strict: bool, max_line_bytes: int
-) -> Iterator[_Checked]:
+) -> Iterator[tuple[Example | None, list[Problem], list[Problem]]]:
   """Example (None where there is none), problems and warnings of each line."""
   for record in checked_records.read(
     path,

@@ -71,14 +71,10 @@ def from_record(
   path: str | os.PathLike,
   paragraphs: Sequence[str] | None = None,
 ) -> Example:
-  """The Example of one record, however it was loaded.
+  """The Example of one record, a mapping with the fields of one of SCHEMAS.
 
-  Args:
-    record: a mapping with the fields of one of SCHEMAS; lists may be arrays.
-    number: number of the record in its file, from 1; part of the id.
-    path: path of the file; goes into the id, the source and messages, and names
-      the task of RULER records.
-    paragraphs: as in `read`.
+  Its number, from 1, and the path of its file go into id, source and messages;
+  the path names the task of RULER records. `paragraphs` as in `read`.
 
   Raises:
     ValueError: a field missing or not as published: file, record, field, got.
@@ -225,8 +221,6 @@ def _field(value: object, name: str, field: str, where: str) -> object:
 
 
 def _list(value: object, field: str, where: str) -> list:
-  if hasattr(value, 'tolist'):  # an array, as pandas reads a list of Parquet
-    value = value.tolist()
   if not isinstance(value, (list, tuple)):
     raise ValueError(
       f'{where}: {field}: got {json_records.brief(value)}; expected a list.'

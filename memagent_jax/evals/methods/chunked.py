@@ -1,7 +1,7 @@
 """What methods that read chunk by chunk share: settings, and a document on its way.
 
-text of a document -> DocumentStream -> chunk after chunk
-turns -> DocumentReading: health, FLOPs, the changes of the memory -> Result
+text -> DocumentReading.next_chunks -> turns
+  -> DocumentReading.add: health, FLOPs, the changes of the memory -> Result
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -95,23 +95,39 @@ class DocumentReading:
     example: Example,
     state: ReadingState,
   ):
-    """Starts a document, or goes on with it.
+    """Starts an example's document, or goes on with it.
 
-    Args:
-      tokenizer: of the model that reads.
-      reading: its chunk settings and its memory rule are used.
-      example: the document, and the answers that tell its evidence.
-      state: of a reading of the same document; a new one has the first memory.
+    The state is that of a reading of the same document; a new one has the first
+    memory. Answers of the example tell its evidence.
     """
     self._example, self._rule, self._state = example, reading.rule, state
-    self._stream = DocumentStream(
-      tokenizer, reading, example.document, state.stream
+    stream = state.stream or {
+      'fed_chars': 0,
+      'pending': [],
+      'tail': '',
+      'ended': False,
+    }
+    self._fed_chars, self._ended = stream['fed_chars'], stream['ended']
+    self._stream = ChunkStream(
+      tokenizer,
+      reading.chunk_tokens,
+      reading.chunk_cut,
+      pending=stream['pending'],
+      tail=stream['tail'],
     )
+    if self._ended:
+      self._stream.end()
 
   @property
   def state(self) -> ReadingState:
     """As it is now; a reading that starts from it goes on here."""
-    return dataclasses.replace(self._state, stream=self._stream.state())
+    stream = {
+      'fed_chars': self._fed_chars,
+      'pending': self._stream.pending,
+      'tail': self._stream.tail,
+      'ended': self._ended,
+    }
+    return dataclasses.replace(self._state, stream=stream)
 
   @property
   def memory_ids(self) -> list[int]:
@@ -125,13 +141,26 @@ class DocumentReading:
 
   def chars_read(self) -> float:
     """Characters of the document that were read, by estimate."""
-    return self._stream.chars_read(self._state.tokens)
+    fed = min(self._fed_chars, len(self._example.document))
+    tokens = self._state.tokens
+    return fed * tokens / max(tokens + len(self._stream.pending), 1)
 
   def next_chunks(self, count: int) -> list[list[int]]:
     """The next chunks, fewer at the end of the document."""
     chunks: list[list[int]] = []
-    while len(chunks) < count and (chunk := self._stream.next()):
-      chunks.append(chunk)
+    while len(chunks) < count:
+      if chunk := self._stream.chunk():
+        self._stream.take(chunk)
+        chunks.append(chunk)
+      elif self._fed_chars < len(self._example.document):
+        end = self._fed_chars + _FEED_CHARS
+        self._stream.feed(self._example.document[self._fed_chars : end])
+        self._fed_chars = end
+      elif self._ended:
+        break
+      else:
+        self._stream.end()
+        self._ended = True
     return chunks
 
   def add(
@@ -162,7 +191,11 @@ class DocumentReading:
     if changed:
       turn = record()
       has_evidence = any(a in turn.memory for a in self._example.answers)
-      self._trace(dataclasses.asdict(turn))
+      change = dataclasses.asdict(turn)
+      if len(state.first_changes) < _TRACED_CHANGES:
+        state.first_changes.append(change)
+      else:
+        state.last_changes = [*state.last_changes, change][-_TRACED_CHANGES:]
     state.health.add(
       length=len(memory_ids),
       finish=finish,
@@ -172,23 +205,12 @@ class DocumentReading:
     )
     state.memory_ids = memory_ids
 
-  def _trace(self, change: dict[str, Any]) -> None:
-    state = self._state
-    if len(state.first_changes) < _TRACED_CHANGES:
-      state.first_changes.append(change)
-    else:
-      state.last_changes = [*state.last_changes, change][-_TRACED_CHANGES:]
-
   def result(
     self, answer: str, finish_reason: str, answer_flops: float, error: str = ''
   ) -> Result:
-    """What became of the document.
+    """What became of the document, with what the answer turn gave.
 
-    Args:
-      answer: text of the answer turn.
-      finish_reason: how it finished; `error` where there is none.
-      answer_flops: what it cost.
-      error: why there is no answer.
+    Without an answer, `error` says why, and the finish reason is `error`.
     """
     state = self._state
     return Result(
@@ -202,64 +224,3 @@ class DocumentReading:
       trace=[*state.first_changes, *state.last_changes],
       error=error,
     )
-
-
-class DocumentStream:
-  """The chunks of a text, one after another, from any place on."""
-
-  def __init__(
-    self,
-    tokenizer: Tokenizer,
-    reading: ReadingConfig,
-    text: str,
-    state: Mapping[str, Any] | None = None,
-  ) -> None:
-    """Makes a stream at the text's start, or where `state` was taken.
-
-    Args:
-      tokenizer: a `models.tokenizer.Tokenizer`.
-      reading: its chunk settings are used.
-      text: the whole document.
-      state: of a stream of the same text.
-    """
-    state = state or {'fed_chars': 0, 'pending': [], 'tail': '', 'ended': False}
-    self._text = text
-    self._fed_chars, self._ended = state['fed_chars'], state['ended']
-    self._stream = ChunkStream(
-      tokenizer,
-      reading.chunk_tokens,
-      reading.chunk_cut,
-      pending=state['pending'],
-      tail=state['tail'],
-    )
-    if self._ended:
-      self._stream.end()
-
-  def next(self) -> list[int]:
-    """The next chunk's ids; [] at the end of the document."""
-    while not (chunk := self._stream.chunk()):
-      if self._fed_chars < len(self._text):
-        end = self._fed_chars + _FEED_CHARS
-        self._stream.feed(self._text[self._fed_chars : end])
-        self._fed_chars = end
-      elif self._ended:
-        return []
-      else:
-        self._stream.end()
-        self._ended = True
-    self._stream.take(chunk)
-    return chunk
-
-  def chars_read(self, tokens: int) -> float:
-    """About how much of the text the chunks of so many tokens so far are."""
-    fed = min(self._fed_chars, len(self._text))
-    return fed * tokens / max(tokens + len(self._stream.pending), 1)
-
-  def state(self) -> dict[str, Any]:
-    """Where it is, JSON-able."""
-    return {
-      'fed_chars': self._fed_chars,
-      'pending': self._stream.pending,
-      'tail': self._stream.tail,
-      'ended': self._ended,
-    }

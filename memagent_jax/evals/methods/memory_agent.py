@@ -1,6 +1,6 @@
 """MemAgent as a method: many documents side by side, of any length.
 
-    texts -> a DocumentStream each -> windows of chunk slots -> Session.read
+    texts -> a DocumentReading each -> windows of chunk slots -> Session.read
       -> memories, traces, health; now and then a Progress -> Session.answer
 
 A killed reading goes on at the last window whose progress was saved.

@@ -68,35 +68,22 @@ class Method(Protocol):
   needs_params: bool
 
   def batch_size(self, config: ModelConfig, limit: int, tokens: int) -> int:
-    """The number of documents in a batch.
+    """The number of documents in a batch, `limit` at most.
 
-    Args:
-      config: config of the model.
-      limit: most documents in a batch.
-      tokens: rough length of the documents.
+    Here as in `flops`, `tokens` is the rough length of a document.
     """
 
   def most_tokens(self) -> int | None:
     """The longest document that is run; None: there is no limit."""
 
   def flops(self, config: ModelConfig, tokens: int) -> float:
-    """Rough FLOPs of one document.
-
-    Args:
-      config: config of the model.
-      tokens: rough length of the document.
-    """
+    """Rough FLOPs of one document."""
 
   def answer(
     self, model: Model, examples: Sequence[Example], progress: Progress
   ) -> Answered:
-    """Answers every example.
+    """Answers every example of a batch; the results are in their order.
 
-    Args:
-      model: params, config and tokenizer.
-      examples: one batch; nothing but these decides the shapes of arrays.
-      progress: holds the last save of a killed run, and takes new ones.
-
-    Returns:
-      the results in the order of the examples.
+    Nothing but the examples decides the shapes of arrays. `progress` holds the
+    last save of a killed run, and takes new ones.
     """

@@ -21,13 +21,10 @@ class Progress:
     on_progress: Callable[[float, float], None] | None = None,
     every_seconds: float = 30.0,
   ):
-    """Starts a batch, or resumes it.
+    """Starts a batch, or resumes it from its file; without a path none is kept.
 
-    Args:
-      path: file of the batch; None keeps nothing.
-      on_progress: called at every save with the share that is done and the
-        seconds so far.
-      every_seconds: least time between two saves.
+    At every save, `every_seconds` or more after the last, `on_progress` gets
+    the share that is done and the seconds so far.
     """
     self._path = None if path is None else Path(path)
     self._on_progress, self._every_seconds = on_progress, every_seconds
@@ -46,11 +43,9 @@ class Progress:
     return time.perf_counter() - self._started_at
 
   def update(self, share: float, state: Callable[[], Any]) -> None:
-    """Saves where the batch is and reports it, unless the last save is recent.
+    """Saves what `state` gives, JSON-able, unless the last save is recent.
 
-    Args:
-      share: how much of the batch is done, in [0, 1].
-      state: returns what is saved, JSON-able.
+    The share of the batch that is done is in [0, 1].
     """
     now = time.perf_counter()
     if now - self._saved_at < self._every_seconds:

@@ -1,13 +1,13 @@
 """The same agent loop against any server with the OpenAI chat interface.
 
-    text -> DocumentStream -> one chat completion a turn -> memory as text -> answer
+    text -> DocumentReading -> one chat completion a turn -> memory as text -> answer
 
 Documents are read independently of each other, a bounded number at a time. What
 a server cannot answer after all retries is a failed record, not the end of the grid.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import re
@@ -80,10 +80,7 @@ class Remote(ChunkMethod):
       raise ValueError(
         "method Remote needs the package openai: pip install -e '.[remote]'."
       ) from e
-    results, seconds = asyncio.run(
-      self._answer_all(openai, model, examples, progress)
-    )
-    return Answered(results, seconds)
+    return asyncio.run(self._answer_all(openai, model, examples, progress))
 
   async def _answer_all(
     self,
@@ -91,10 +88,19 @@ class Remote(ChunkMethod):
     model: Model,
     examples: Sequence[Example],
     progress: Progress,
-  ) -> tuple[list[Result], list[float]]:
-    saved = _Saved(progress, examples)
+  ) -> Answered:
+    states: dict[str, dict[str, Any]] = progress.state or {}
+    chars_read: dict[str, float] = {}
+    all_chars = max(sum(len(example.document) for example in examples), 1)
     seconds: list[float] = []
     gate = asyncio.Semaphore(self.concurrency)
+
+    def save(document: '_Document') -> None:
+      name = document.example.id
+      states[name] = document.state()
+      chars_read[name] = document.reading.chars_read()
+      progress.update(sum(chars_read.values()) / all_chars, lambda: states)
+
     async with openai.AsyncOpenAI(
       base_url=self.base_url,
       # The package insists on a key; servers of one's own want none.
@@ -105,35 +111,24 @@ class Remote(ChunkMethod):
 
       async def one(example: Example) -> Result:
         async with gate:
-          document = _Document(self, client, model, example, saved, seconds)
+          state = states.get(example.id)
+          document = _Document(self, client, model, example, state)
           try:
-            return await document.read()
+            while (spent := await document.read_chunk()) is not None:
+              seconds.append(spent)
+              save(document)
+            return await document.answer()
           # ValueError: a body that is no JSON, or no text.
           except (openai.OpenAIError, ValueError, _NoAnswerError) as e:
-            return document.failed(f'{type(e).__name__}: {e}')
+            why = f'{type(e).__name__}: {e}'
+            return document.reading.result('', 'error', 0.0, error=why)
 
       results = await asyncio.gather(*map(one, examples))
-    return results, seconds
+    return Answered(results, seconds)
 
 
 class _NoAnswerError(Exception):
   """The server's reply is not what a chat completion is."""
-
-
-class _Saved:
-  """Where every document of a batch is."""
-
-  def __init__(self, progress: Progress, examples: Sequence[Example]):
-    self._progress = progress
-    self.documents: dict[str, dict[str, Any]] = progress.state or {}
-    self._chars_read: dict[str, float] = {}
-    self._all_chars = max(sum(len(e.document) for e in examples), 1)
-
-  def put(self, name: str, state: dict[str, Any], chars_read: float) -> None:
-    """Takes where a document is, after so many of its characters."""
-    self.documents[name], self._chars_read[name] = state, chars_read
-    share = sum(self._chars_read.values()) / self._all_chars
-    self._progress.update(share, lambda: self.documents)
 
 
 class _Document:
@@ -145,52 +140,42 @@ class _Document:
     client: Any,
     model: Model,
     example: Example,
-    saved: _Saved,
-    seconds: list[float],
+    state: Mapping[str, Any] | None,
   ) -> None:
     self._method, self._client, self._model = method, client, model
-    self._example, self._saved, self._seconds = example, saved, seconds
-    state = saved.documents.get(example.id)
+    self.example = example
     if state is None:
       self._memory = method.reading.template.empty_memory
       reading = ReadingState(model.tokenizer.encode(self._memory))
     else:
       self._memory = state['memory']
       reading = ReadingState.from_json(state['reading'])
-    self._reading = DocumentReading(
+    self.reading = DocumentReading(
       model.tokenizer, method.reading, example, reading
     )
 
-  async def read(self) -> Result:
-    """Reads what is left of the document, and answers."""
-    caps = self._method.reading
-    while chunks := self._reading.next_chunks(1):
-      begun = time.perf_counter()
-      (chunk,) = chunks
-      text = self._model.tokenizer.decode(chunk)
-      reply = await self._ask(
-        caps.template.memory_turn, caps.memory_tokens, chunk=text
-      )
-      self._seconds.append(time.perf_counter() - begun)
-      self._memory = reply.text
-      self._add(reply, text, chunk)
-      state = {
-        'memory': self._memory,
-        'reading': dataclasses.asdict(self._reading.state),
-      }
-      self._saved.put(self._example.id, state, self._reading.chars_read())
-    reply = await self._ask(caps.template.answer_turn, caps.answer_tokens)
-    return self._reading.result(reply.text, reply.finish, reply.flops)
+  def state(self) -> dict[str, Any]:
+    """Where it is; a document that starts from it goes on here."""
+    reading = dataclasses.asdict(self.reading.state)
+    return {'memory': self._memory, 'reading': reading}
 
-  def failed(self, why: str) -> Result:
-    """A record without an answer."""
-    return self._reading.result('', 'error', 0.0, error=why)
-
-  def _add(self, reply: '_Reply', text: str, chunk: list[int]) -> None:
-    memory_ids = self._model.tokenizer.encode(reply.text)
-    outcome = self._method.reading.rule.outcomes[0]
-    index = self._reading.turn_count
-    self._reading.add(
+  async def read_chunk(self) -> float | None:
+    """Takes the next turn; gives its seconds, None at the document's end."""
+    chunks = self.reading.next_chunks(1)
+    if not chunks:
+      return None
+    begun, (chunk,) = time.perf_counter(), chunks
+    tokenizer, caps = self._model.tokenizer, self._method.reading
+    text = tokenizer.decode(chunk)
+    reply = await self._ask(
+      caps.template.memory_turn, caps.memory_tokens, chunk=text
+    )
+    seconds = time.perf_counter() - begun
+    self._memory = reply.text
+    memory_ids = tokenizer.encode(reply.text)
+    outcome = caps.rule.outcomes[0]
+    index = self.reading.turn_count
+    self.reading.add(
       memory_ids=memory_ids,
       chunk_tokens=len(chunk),
       finish=reply.finish,
@@ -209,6 +194,13 @@ class _Document:
         outcome=outcome,
       ),
     )
+    return seconds
+
+  async def answer(self) -> Result:
+    """Asks at the end."""
+    caps = self._method.reading
+    reply = await self._ask(caps.template.answer_turn, caps.answer_tokens)
+    return self.reading.result(reply.text, reply.finish, reply.flops)
 
   async def _ask(self, turn: str, cap: int, **fields: str) -> '_Reply':
     """The reply of a chat completion.
@@ -216,7 +208,7 @@ class _Document:
     Raises:
       _NoAnswerError: what came is no chat completion.
     """
-    fields |= {'question': self._example.question, 'memory': self._memory}
+    fields |= {'question': self.example.question, 'memory': self._memory}
     # All at once: a field's text may look like another field.
     prompt = re.sub(r'\{(\w+)\}', lambda m: fields.get(m[1], m[0]), turn)
     reading = self._method.reading

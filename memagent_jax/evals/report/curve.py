@@ -26,12 +26,9 @@ _SECONDS = ('seconds/step', 'seconds/evaluate')
 def write(
   workdir: str | os.PathLike, out: str | os.PathLike, every: int
 ) -> None:
-  """Writes `curve.jsonl` and `curve.png` of a run into a folder.
+  """Writes `curve.jsonl` and `curve.png` of a run's workdir into a folder.
 
-  Args:
-    workdir: workdir of the run.
-    out: the folder, which need not exist.
-    every: steps that one record stands for.
+  The folder need not exist; one record stands for `every` steps.
 
   Raises:
     ValueError: a workdir without metrics, or `every` below 1.
@@ -52,11 +49,8 @@ def thin(metrics: Sequence[dict], every: int) -> list[dict]:
   """One record for every few steps, with the `hours` of work up to its end.
 
   Metrics of every step are means over the steps. A step that measures now and
-  then ends a record, so that its measurements are never averaged.
-
-  Args:
-    metrics: the lines of `metrics.jsonl`.
-    every: most steps in a record.
+  then ends a record, so that its measurements are never averaged. A record has
+  `every` lines of `metrics.jsonl` at most.
   """
   if every < 1:
     raise ValueError(f'every is {every}; expected 1 or more.')
@@ -74,23 +68,14 @@ def thin(metrics: Sequence[dict], every: int) -> list[dict]:
 
 
 def draw(records: Sequence[dict]) -> Figure:
-  """Draws measurements and the metrics of every step against hours.
-
-  Args:
-    records: what `thin` returns.
-  """
+  """Draws the measurements and every step's metrics of `thin` against hours."""
   measured = _names(records, _MEASURED)
   every_step = _names(records, _EVERY_STEP)
   figure, panels = plt.subplots(
-    2,
-    figsize=(8, 5.2),
-    sharex=True,
-    height_ratios=(3, 2),
-    layout='constrained',
+    2, figsize=(8, 5.2), sharex=True, height_ratios=(3, 2), layout='constrained'
   )
-  for axes, names, scale in (
-    (panels[0], measured, 100),
-    (panels[1], every_step, 1),
+  for axes, names, scale in zip(
+    panels, (measured, every_step), (100, 1), strict=True
   ):
     for name in names:
       line = [(r['hours'], r[name]) for r in records if r.get(name) is not None]
@@ -103,8 +88,7 @@ def draw(records: Sequence[dict]) -> Figure:
         label=name.removeprefix('accuracy/'),
       )
     axes.grid(alpha=0.25)
-    for side in ('top', 'right'):
-      axes.spines[side].set_visible(False)
+    axes.spines[['top', 'right']].set_visible(False)
     if names:
       axes.legend(frameon=False, fontsize=9)
   panels[0].set_ylabel('%')

@@ -2,7 +2,8 @@
 
     points, records, timings -> Figure
 
-Lengths are tokens of the axis' tokenizer, on a logarithmic axis.
+Lengths are tokens of the axis' tokenizer, on a logarithmic axis. `labels` names
+the series, and records are those of one sampling.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ matplotlib.use('Agg')
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 import numpy as np
 
 from memagent_jax.evals.report import series as series_lib
@@ -22,17 +23,9 @@ from memagent_jax.evals.report.series import Labels, Point, Series
 
 # The first eight are safe for colour-blind eyes (Okabe and Ito 2008).
 _COLOURS = (
-  *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'),
-  *(
-    '#555555',
-    '#000000',
-    '#7a5195',
-    '#8c510a',
-    '#a6761d',
-    '#66a61e',
-    '#e7298a',
-  ),
-)
+  '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #555555 '
+  '#000000 #7a5195 #8c510a #a6761d #66a61e #e7298a'
+).split()
 # Twelve marks for thirteen colours: a pair of both repeats after 156 series.
 _MARKS = 'os^DvP*Xhdp<'
 _DEPTHS = 10
@@ -181,15 +174,9 @@ def _by_length(points: Iterable[Point], series: Series) -> list[Point]:
 def depth_by_length(
   records: Iterable[Mapping], series: Series, label: str
 ) -> Figure | None:
-  """Draws right answers by depth of the evidence and length of the document.
+  """Draws a series' right answers by depth of the evidence and document length.
 
-  Args:
-    records: records of one sampling.
-    series: the series that is drawn.
-    label: title of the plot.
-
-  Returns:
-    None if no record has a depth.
+  None if no record has a depth.
   """
   with_depth = [
     record
@@ -255,11 +242,8 @@ def cost(
 ) -> Figure:
   """Draws seconds, tokens and FLOPs of a document against its length.
 
-  Args:
-    points: points over all tasks.
-    labels: names of the series.
-    seconds: seconds of a document, by series and size.
-    not_run: (series, tokens, FLOPs) of documents that were not run.
+  The points are those over all tasks; `seconds` and `not_run` are as in
+  `tables.cost_table`.
   """
   figure, grid = plt.subplots(1, 3, figsize=(10.5, 3.6), layout='constrained')
   order, priced = list(labels), list(not_run)
@@ -283,24 +267,18 @@ def cost(
         *zip(*beyond, strict=True),
         **style | {'linestyle': ':', 'markerfacecolor': 'white'},
       )
-  for axes, name, shown in zip(
-    grid,
-    (
-      'seconds a document',
-      'document tokens the model sees',
-      'FLOPs a document',
-    ),
-    ('{:g}'.format, _short, '{:.0e}'.format),
-    strict=True,
-  ):
+  titles = (
+    ('seconds a document', '{:g}'.format),
+    ('document tokens the model sees', _short),
+    ('FLOPs a document', '{:.0e}'.format),
+  )
+  for axes, (name, shown) in zip(grid, titles, strict=True):
     axes.set_yscale('log')
     least, most = axes.get_ylim()
     # Over many decades a locator with threes sets no ticks at all.
     subs = (1.0, 3.0) if most / least < 1e6 else (1.0,)
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter(
-      FuncFormatter(lambda value, _, shown=shown: shown(value))
-    )
+    axes.yaxis.set_major_formatter(lambda value, _, shown=shown: shown(value))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
     axes.set_title(name, loc='left', fontsize=10)
@@ -326,14 +304,8 @@ def cost(
 def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
   """Draws seconds of a chunk and peak memory against length.
 
-  The peak of a device is that of the whole process up to then.
-
-  Args:
-    timings: lines of `records.read_timings`.
-    labels: names of the series; timings of others are left out.
-
-  Returns:
-    None without any timing.
+  The peak of a device is that of the whole process up to then. Timings of other
+  series than `labels` has are left out; None without any timing.
   """
   panels: dict[str, tuple[Callable, Callable]] = {
     'milliseconds a chunk and document': (_chunk_milliseconds, np.median),

@@ -15,6 +15,8 @@ from pathlib import Path
 import statistics
 from typing import Any
 
+import jinja2
+
 from memagent_jax.agent import memory_health, trace
 from memagent_jax.evals import records
 from memagent_jax.evals.report import figures, tables
@@ -26,6 +28,7 @@ from memagent_jax.io import jsonl
 # Wrong answers that the page lists per series; records.jsonl has them all.
 _SHOWN_FAILURES = 10
 _SHOWN_CHARS = 120
+_TEMPLATE = Path(__file__).with_name('report.html.jinja')
 
 
 def write(
@@ -64,35 +67,45 @@ def write(
   folder.mkdir(exist_ok=True)
   timings = records.read_timings(workdir)
   not_run = records.read_not_run(workdir)
-  parts, lines = [], []
+  groups, marked = [], []
   for sampling, group in series_lib.by_sampling(all_records).items():
-    parts.append(f'<h2>{html.escape(sampling.capitalize())}</h2>')
-    lines.append(f'## {sampling.capitalize()}\n')
-    sections = _sections(
+    marked.append(f'## {sampling.capitalize()}\n')
+    parts = []
+    for stem, heading, note, content in _sections(
       group, timings, not_run, axis, trained_tokens, least_tokens, title, scorer
-    )
-    for name, heading, note, content in sections:
+    ):
       if isinstance(content, list):
-        part, marked = _table_part(3, heading, content, note)
-        lines.append(marked)
+        marked.append(f'### {heading}\n\n{tables.markdown(content)}')
       else:
-        stem = f'{name}_{_slug(sampling)}' if sampling != 'greedy' else name
-        figure = f'<figure>{_save(folder, stem, content)}</figure>'
-        part = _part(3, heading, figure, note)
-      parts.append(f'<section>{part}\n</section>')
-  for heading, note, table in _closing_tables(
-    workdir, all_records, compared, scorer
-  ):
-    part, marked = _table_part(2, heading, table, note)
-    parts.append(part)
-    lines.append(marked)
-  parts.append(_failures(workdir, folder, all_records))
-  (folder / 'tables.md').write_text('\n'.join(lines), encoding='utf-8')
+        stem += '' if sampling == 'greedy' else f'_{_slug(sampling)}'
+        content = _save(folder, stem, content)
+      parts.append((heading, note, content))
+    groups.append((sampling.capitalize(), parts))
+  closing = list(_closing_tables(workdir, all_records, compared, scorer))
+  for heading, _, table in closing:
+    marked.append(f'## {heading}\n\n{tables.markdown(table)}')
+  wrong = _wrong(all_records)
+  page = _template().render(
+    title=title,
+    groups=groups,
+    closing=closing,
+    counts=(len(wrong), len(all_records), _SHOWN_FAILURES),
+    wrong=list(_wrong_cells(workdir, folder, wrong)),
+  )
+  (folder / 'tables.md').write_text('\n'.join(marked), encoding='utf-8')
   _write_points(folder / 'points.csv', all_records)
   path = folder / 'report.html'
-  body = _HEAD.replace('@title@', html.escape(title)) + '\n'.join(parts)
-  path.write_text(f'{body}\n</main></body></html>\n', encoding='utf-8')
+  path.write_text(page, encoding='utf-8')
   return path
+
+
+def _template() -> jinja2.Template:
+  environment = jinja2.Environment(
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+  )
+  # Quotes as the standard library escapes them.
+  environment.filters['e'] = html.escape
+  return environment.from_string(_TEMPLATE.read_text(encoding='utf-8'))
 
 
 def _records(workdir: str | os.PathLike, scorer: str | None) -> list[dict]:
@@ -121,24 +134,6 @@ _LINEAR_ATTENTION_NOTE = (
 )
 
 
-def _part(level: int, heading: str, content: str, note: str) -> str:
-  """A heading, the HTML below it, and a note unless it is empty."""
-  lines = [f'<h{level}>{html.escape(heading)}</h{level}>', content]
-  if note:
-    lines.append(f'<p class="quiet">{html.escape(note)}</p>')
-  return '\n'.join(lines)
-
-
-def _table_part(
-  level: int, heading: str, table: Table, note: str
-) -> tuple[str, str]:
-  """A table below its heading, for the page and for tables.md."""
-  return (
-    _part(level, heading, _html_table(table), note),
-    f'{"#" * level} {heading}\n\n{tables.markdown(table)}',
-  )
-
-
 def _closing_tables(
   workdir: Path,
   all_records: Sequence[Mapping],
@@ -165,8 +160,8 @@ def _sections(
   least_tokens: int,
   title: str,
   scorer: str | None,
-) -> list[tuple[str, str, str, Any]]:
-  """(file name, heading, note, table or figure) for the records of one sampling."""
+) -> Iterator[tuple[str, str, str, Any]]:
+  """Yields (file name, heading, note, table or figure) of one sampling."""
   points = series_lib.points(group)
   by_task = series_lib.points(group, by_task=True)
   labels = series_lib.labels(series_lib.all_series(group))
@@ -190,44 +185,34 @@ def _sections(
   for fewer, lengths in series_lib.fewer_tasks(group).items():
     at = ', '.join(f'{length:,.0f}' for length in lengths)
     note += f' At {at} only {", ".join(fewer)}.'
-  sections = [
-    ('accuracy', 'Accuracy against length', note, plot),
-    (
-      '',
-      f'Accuracy, {ALL_TASKS}',
-      _LINEAR_ATTENTION_NOTE,
-      tables.accuracy_table(points, axis),
-    ),
-  ]
+  yield 'accuracy', 'Accuracy against length', note, plot
+  table = tables.accuracy_table(points, axis)
+  yield '', f'Accuracy, {ALL_TASKS}', _LINEAR_ATTENTION_NOTE, table
   drops = tables.drop_table(group, labels, least_tokens)
   if len(drops) > 1:
-    sections.append(('', 'From short to long', tables.DROP_NOTE, drops))
+    yield '', 'From short to long', tables.DROP_NOTE, drops
   if len(tasks) > 1:
     figure = figures.accuracy_by_task(by_task, labels)
-    sections.append(('accuracy_by_task', 'By task', '', figure))
+    yield 'accuracy_by_task', 'By task', '', figure
     for task in tasks:
       own_points = [p for p in by_task if p.task == task]
       table = tables.accuracy_table(own_points, axis)
-      sections.append(('', f'Accuracy, {task}', '', table))
-  for number, s in enumerate(labels):
-    depths = figures.depth_by_length(group, s, labels[s])
+      yield '', f'Accuracy, {task}', '', table
+  for number, (s, label) in enumerate(labels.items()):
+    depths = figures.depth_by_length(group, s, label)
     if depths is not None:
-      heading = f'Depth of the evidence: {labels[s]}'
-      sections.append((f'depth_{number}', heading, '', depths))
+      yield f'depth_{number}', f'Depth of the evidence: {label}', '', depths
   seconds = tables.document_seconds(timings)
   figure = figures.cost(points, labels, seconds, priced)
-  sections.append(('cost', 'What a document costs', '', figure))
-  table = tables.cost_table(points, labels, seconds, priced, axis)
-  sections.append(('', 'Cost', '', table))
+  yield 'cost', 'What a document costs', '', figure
+  yield '', 'Cost', '', tables.cost_table(points, labels, seconds, priced, axis)
   chunks = figures.chunk_cost(timings, labels)
   if chunks is not None:
-    heading = 'Cost of a chunk, and memory'
-    sections.append(('chunk_cost', heading, _CHUNK_COST_NOTE, chunks))
+    yield 'chunk_cost', 'Cost of a chunk, and memory', _CHUNK_COST_NOTE, chunks
   health = tables.health_table(group, labels, axis)
   if len(health) > 1:
     note = ' '.join([tables.HEALTH_NOTE, *_health_alarms(group, labels)])
-    sections.append(('', 'Memory health', note, health))
-  return sections
+    yield '', 'Memory health', note, health
 
 
 def _health_alarms(group: Sequence[Mapping], labels: Labels) -> list[str]:
@@ -247,42 +232,33 @@ def _health_alarms(group: Sequence[Mapping], labels: Labels) -> list[str]:
   return sentences
 
 
-def _failures(
-  workdir: Path, folder: Path, all_records: Sequence[Mapping]
-) -> str:
-  """Wrong answers of every series, longest first, with links to their traces."""
+def _series(record: Mapping) -> tuple[str, str, str]:
+  return record['model'], record['method'], record['sampling']
 
-  def series(record: Mapping) -> tuple[str, str, str]:
-    return record['model'], record['method'], record['sampling']
 
-  wrong = sorted(
+def _wrong(all_records: Sequence[Mapping]) -> list[Mapping]:
+  """The records of wrong answers, series by series, longest first."""
+  return sorted(
     (record for record in all_records if record['score'] < 1),
-    key=lambda record: (*series(record), -record['tokens'], record['id']),
+    key=lambda record: (*_series(record), -record['tokens'], record['id']),
   )
-  parts = [
-    f'<h2>Wrong answers</h2><p class="quiet">{len(wrong):,} of '
-    f'{len(all_records):,} records; the {_SHOWN_FAILURES} longest of every series '
-    'are shown.</p>'
-  ]
-  if not wrong:
-    return parts[0]
-  parts.append(
-    '<div class="wide"><table class="text"><thead><tr><th>example</th><th>model</th>'
-    '<th>method</th><th>tokens</th><th>answer</th><th>expected</th><th>finish</th>'
-    '<th>sampling</th><th>trace</th></tr></thead><tbody>'
-  )
-  listed = [
+
+
+def _wrong_cells(
+  workdir: Path, folder: Path, wrong: Sequence[Mapping]
+) -> Iterator[tuple[list[str], str]]:
+  """The first wrong answers of every series, and pages of their memories."""
+  listed = (
     record
-    for _, group in itertools.groupby(wrong, key=series)
+    for _, group in itertools.groupby(wrong, key=_series)
     for record in itertools.islice(group, _SHOWN_FAILURES)
-  ]
+  )
   for number, record in enumerate(listed):
-    link = '-'
+    memories = ''
     if record['trace'] and (workdir / record['trace']).exists():
-      target = f'memories_{number}.html'
+      memories = f'memories_{number}.html'
       lines = jsonl.read(workdir / record['trace'])
-      _memory_page(folder / target, record, lines)
-      link = f'<a href="{target}">memories</a>'
+      _memory_page(folder / memories, record, lines)
     cells = [
       record['id'],
       record['model'],
@@ -293,10 +269,7 @@ def _failures(
       record['finish_reason'],
       record['sampling'],
     ]
-    shown = ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
-    parts.append(f'<tr>{shown}<td>{link}</td></tr>')
-  parts.append('</tbody></table></div>')
-  return '\n'.join(parts)
+    yield cells, memories
 
 
 def _memory_page(path: Path, record: Mapping, lines: Iterator[dict]) -> None:
@@ -350,53 +323,3 @@ def _save(folder: Path, stem: str, figure: Any) -> str:
   for mark in ('id="', 'url(#', 'href="#'):
     svg = svg.replace(mark, f'{mark}{stem}-')
   return svg
-
-
-def _html_table(table: Table) -> str:
-  header, *body = ([html.escape(cell) for cell in line] for line in table)
-  head = ''.join(f'<th>{cell}</th>' for cell in header)
-  lines = ''.join(
-    '<tr>' + ''.join(f'<td>{cell}</td>' for cell in line) + '</tr>\n'
-    for line in body
-  )
-  return (
-    f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{lines}'
-    '</tbody></table></div>'
-  )
-
-
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>@title@</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c1e21; --soft: #636871;
-  --line: #dfe1e5; --page: #fbfbfa; --link: #0b5cad; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e5e7; --soft: #9ba1aa;
-  --line: #34373c; --page: #17181a; --link: #7db7f0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 2.5rem 1.25rem 5rem;
-  background: var(--page); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, 'Segoe UI', sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 1.5rem; }
-h2 { font-size: 1.2rem; margin: 3rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 2rem 0 .6rem; }
-.quiet { color: var(--soft); font-size: .85rem; max-width: 46rem; }
-figure { margin: 0; background: #fff; border: 1px solid var(--line);
-  border-radius: 8px; padding: .75rem; }
-figure svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-/* As wide as its table if the window is, over the margins of the text too. */
-.wide { overflow-x: auto; position: relative; left: 50%; min-width: 100%;
-  width: max-content; max-width: calc(100vw - 2.5rem); transform: translateX(-50%); }
-table { border-collapse: collapse; font-size: .85rem; }
-th, td { text-align: right; padding: .3rem .7rem; white-space: nowrap;
-  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
-th { color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
-table.text th, table.text td { text-align: left; vertical-align: top; }
-table.text td:nth-child(5), table.text td:nth-child(6) { white-space: normal;
-  overflow-wrap: anywhere; min-width: 12rem; }
-a { color: var(--link); }
-</style></head><body><main>
-<h1>@title@</h1>
-"""

@@ -86,12 +86,9 @@ def labels(series: Sequence[Series]) -> dict[Series, str]:
 
 
 def points(records: Iterable[Mapping], by_task: bool = False) -> list[Point]:
-  """The points of every series by size.
+  """The points of every series by size, over all tasks or those of every task.
 
-  Args:
-    records: records of one sampling.
-    by_task: whether every task has its own points; otherwise they are over all
-      tasks.
+  The records are those of one sampling.
   """
   groups: dict[tuple[Series, str, int], list[Mapping]] = {}
   for record in records:
@@ -192,13 +189,9 @@ def drop(
 def paired(
   records: Iterable[Mapping], others: Iterable[Mapping]
 ) -> list[tuple[Series, Series, int, tuple[float, float, float]]]:
-  """Compares the series of two runs on their common examples.
+  """Compares the series of two runs of one sampling on their common examples.
 
   Series of the same name are compared, or all with all if no name is common.
-
-  Args:
-    records: records of the first run, of one sampling.
-    others: records of the second run, of the same sampling.
 
   Returns:
     (series of the first, of the second, pairs, mean difference second - first

@@ -2,7 +2,9 @@
 
     records, points, timings, likelihood -> Table -> Markdown | columns
 
-This module needs no matplotlib.
+Records are those of one sampling and points those over all tasks, where nothing
+else is said; `labels` names the series, and `axis` the tokens that lengths are
+counted in. This module needs no matplotlib.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,9 +41,7 @@ BOOTSTRAP_NOTE = (
 def accuracy_table(points: Sequence[Point], axis: str = 'tokens') -> Table:
   """Scores with their intervals: a line for every length, a column for a series.
 
-  Args:
-    points: points of one task, or over all tasks.
-    axis: name of the tokens that lengths are counted in.
+  The points are those of one task, or over all tasks.
   """
   labels = series_lib.labels(series_lib.all_series_of(points))
   by_series_and_size = {(p.series, p.size): p for p in points}
@@ -90,13 +90,7 @@ def _score(point: Point | None) -> str:
 def drop_table(
   records: Sequence[Mapping], labels: Labels, least_tokens: int
 ) -> Table:
-  """The drop from short to long documents, a line for every series.
-
-  Args:
-    records: records of one sampling.
-    labels: names of the series.
-    least_tokens: least length that the drop is counted from.
-  """
+  """The drop from `least_tokens` or more to the longest, series by series."""
   lines = [['', 'tasks', 'from', 'to', 'difference in points']]
   every_task = {record['task'] for record in records}
   for s, label in labels.items():
@@ -130,12 +124,8 @@ def cost_table(
 ) -> Table:
   """What documents cost: a line for every point, and for lengths not run.
 
-  Args:
-    points: points over all tasks.
-    labels: names of the series.
-    seconds: seconds of a document, as `document_seconds` gives them.
-    not_run: (series, tokens, FLOPs) of documents that were not run.
-    axis: name of the tokens that lengths are counted in.
+  The seconds of a document are as `document_seconds` gives them; `not_run` has
+  (series, tokens, FLOPs) of documents that were not run.
   """
   lines = [['', axis, 'tokens seen', 'TFLOPs', 'seconds']]
   for s, label in labels.items():
@@ -175,13 +165,7 @@ def document_seconds(
 def health_table(
   records: Iterable[Mapping], labels: Labels, axis: str
 ) -> Table:
-  """Memory health, a line for every series and size; see HEALTH_NOTE.
-
-  Args:
-    records: records of one sampling.
-    labels: names of the series.
-    axis: name of the tokens that lengths are counted in.
-  """
+  """Memory health, a line for every series and size; see HEALTH_NOTE."""
   lines = [
     [
       *('', axis, 'memory tokens', 'cut', 'unchanged'),
@@ -216,12 +200,7 @@ def health_table(
 def records_with_memory(
   records: Iterable[Mapping], labels: Labels
 ) -> list[tuple[Series, list[Mapping]]]:
-  """Groups the records of methods with a memory by series and size.
-
-  Args:
-    records: records of one sampling.
-    labels: names of the series, in the order of the groups.
-  """
+  """Records of methods with a memory by series, in their order, and size."""
   groups: dict[tuple[Series, int], list[Mapping]] = {}
   for record in records:
     if record['health']:
@@ -239,9 +218,9 @@ def _turn(turns: Iterable[int | None]) -> str:
 
 def likelihood_table(lines: Iterable[Mapping]) -> Table:
   """A line for every model that `records.read_likelihood` returns."""
-  table = [['model', 'chunks', 'with memory', 'without', 'difference']]
-  for line in lines:
-    table.append(
+  return [
+    ['model', 'chunks', 'with memory', 'without', 'difference'],
+    *(
       [
         line['model'],
         f'{line["chunks"]:,}',
@@ -249,18 +228,15 @@ def likelihood_table(lines: Iterable[Mapping]) -> Table:
         f'{line["without_memory"]:.4f}',
         '{:+.4f} [{:+.4f}, {:+.4f}]'.format(*line['difference']),
       ]
-    )
-  return table
+      for line in lines
+    ),
+  ]
 
 
 def comparison_table(
   records: Iterable[Mapping], others: Iterable[Mapping]
 ) -> Table:
   """Two runs on their common examples, a line for every pair of series.
-
-  Args:
-    records: records of the first run.
-    others: records of the second run.
 
   Raises:
     ValueError: the runs have no example in common.

@@ -45,3 +45,17 @@ def test_no_room_names_what_takes_it():
 def test_units_that_are_too_coarse_are_an_error_not_a_loop():
   with pytest.raises(ValueError, match=r'nearest: \[10, 510\]'):
     fit(drafts('x' * 500), ByteEncoder(), 300, 0)
+
+
+@pytest.mark.parametrize(('unit', 'most'), [('x' * 500, 1 << 40), ('x', 50)])
+def test_the_search_ends(unit, most):
+  """Units are too coarse, or there are not enough of them."""
+  sizes = []
+
+  def render(size):
+    assert len(sizes) < 100, 'no end'
+    sizes.append(size)
+    return drafts(unit)(min(size, most))
+
+  with pytest.raises(ValueError, match='no filler gives'):
+    fit(render, ByteEncoder(), 300, 0)

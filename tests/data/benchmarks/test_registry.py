@@ -56,6 +56,12 @@ def test_needles_have_tokens(tmp_path):
   example = benchmark.example(3, 1500, seed=7, answer_tokens=10, **BYTES)
   assert example.id == 'niah_single_2/1500/7/3'
   assert 1470 <= example.tokens <= 1500
+  # Room for the template is taken from the document, not added to it.
+  roomy = benchmark.example(
+    3, 1500, seed=7, answer_tokens=10, template_tokens=400, **BYTES
+  )
+  texts = len(roomy.document) + len(roomy.question)
+  assert roomy.tokens == texts + 400 + 10 <= 1500
 
 
 @pytest.mark.parametrize(

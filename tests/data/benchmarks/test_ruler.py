@@ -79,6 +79,22 @@ def test_every_answer_is_in_the_document_and_the_length_is_met(task, corpus):
 
 
 @pytest.mark.parametrize('task', ruler.TASKS)
+def test_the_length_is_that_of_document_question_template_and_answer(
+  task, corpus
+):
+  """With a budget of its own, and with the one that is published."""
+  published = {'vt': 30, 'cwe': 120, 'fwe': 50, 'qa_1': 32, 'qa_2': 32}
+  for answer_tokens in (77, None):
+    example = make(
+      task, 0, corpus, template_tokens=300, answer_tokens=answer_tokens
+    )
+    texts = len(example.document.encode()) + len(example.question.encode())
+    answer = answer_tokens or published.get(task, 128)
+    assert example.tokens == texts + 300 + answer
+    assert 0.98 * 2048 <= texts + 300 + answer <= 2048
+
+
+@pytest.mark.parametrize('task', ruler.TASKS)
 def test_samples_are_pure_functions_of_seed_and_index(task, corpus):
   first, again = make(task, 3, corpus), make(task, 3, corpus)
   assert first == again

@@ -18,9 +18,9 @@ def _answers(tmp_path, *records):
   return path
 
 
-def _kept(examples, path, **kwargs):
+def _kept(examples, path):
   counts = Counts()
-  kept = [e.id for e in drop_answerable(examples, path, counts, **kwargs)]
+  kept = [e.id for e in drop_answerable(examples, path, counts)]
   assert counts.kept == len(kept)
   assert counts.kept + counts.dropped == len(examples)
   return kept, counts
@@ -40,28 +40,10 @@ def test_any_right_sample_drops(tmp_path):
   assert counts == Counts(kept=2, dropped=2, without_answers=1)
 
 
-def test_all_samples_must_be_right_if_asked_so(tmp_path):
-  kept, counts = _kept(_EXAMPLES, _answers(tmp_path, *_RECORDS), rule='all')
-  assert kept == ['none', 'one', 'unasked']
-  assert counts == Counts(kept=3, dropped=1, without_answers=1)
-
-
 def test_a_second_line_adds_samples(tmp_path):
   more = {'id': 'none', 'answers': ['Skye']}
   path = _answers(tmp_path, *_RECORDS, more)
   assert _kept(_EXAMPLES, path)[0] == ['unasked']
-  assert _kept(_EXAMPLES, path, rule='all')[0] == ['none', 'one', 'unasked']
-
-
-def test_the_metric_decides_and_partly_right_is_not_right(tmp_path):
-  record = {'id': 'a', 'answers': ['It is Skye, I think.']}
-  path = _answers(tmp_path, record)
-  examples = [_example('a')]
-  assert _kept(examples, path, metric='em')[0] == ['a']
-  assert _kept(examples, path, metric='f1')[0] == ['a']
-  assert _kept(examples, path, metric='ruler_part')[0] == []
-  both = [_example('a', 'Skye', 'Mull')]
-  assert _kept(both, path, metric='ruler_all')[0] == ['a']
 
 
 def test_examples_stream(tmp_path):
@@ -96,10 +78,6 @@ def test_a_wrong_line_is_named(tmp_path, record, got):
 
 def test_other_mistakes_are_named(tmp_path):
   path = _answers(tmp_path, *_RECORDS)
-  with pytest.raises(ValueError, match="rule is 'most'; expected one of any"):
-    _kept(_EXAMPLES, path, rule='most')
-  with pytest.raises(ValueError, match="'best'"):
-    _kept(_EXAMPLES, path, metric='best')
   with pytest.raises(ValueError, match='no such file'):
     _kept(_EXAMPLES, tmp_path / 'none.jsonl')
   (tmp_path / 'answers.jsonl').write_text('{}\n{"id": \n')

@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from memagent_jax.data.examples import Example, from_json
@@ -78,17 +77,6 @@ def test_both_kinds_give_the_same_example(tmp_path, record, ending):
   examples = list(upstream.read(path))
   assert examples == [_expected('eval_200', name, n) for n in (1, 2, 3)]
   assert from_json(examples[0].to_json()) == examples[0]
-
-
-def test_records_as_pandas_gives_them():
-  record = _TRAINING | {
-    'prompt': np.array(_TRAINING['prompt'], dtype=object),
-    'reward_model': {
-      'ground_truth': np.array(['Skye', 'Isle of Skye'], dtype=object)
-    },
-  }
-  example = upstream.from_record(record, 7, 'hotpotqa_dev.parquet')
-  assert example == _expected('hotpotqa_dev', 'hotpotqa_dev.parquet', 7)
 
 
 def test_plain_prompt_one_answer_and_no_extra_info():

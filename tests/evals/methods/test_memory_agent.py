@@ -1,12 +1,16 @@
 """The agent as a method: the same readings as the Reader's, and resuming."""
 
 import dataclasses
+import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memagent_jax import tokens as tokens_lib
 from memagent_jax.agent.config import make_agent
 from memagent_jax.agent.reader import Reader
+from memagent_jax.agent.session import Session
 from memagent_jax.agent.turns import Turn
 from memagent_jax.evals.methods.chunked import DocumentReading, ReadingState
 from memagent_jax.evals.methods.memory_agent import MemAgent
@@ -97,6 +101,61 @@ def test_a_killed_reading_goes_on_where_it_was_saved(model, tmp_path):
   assert method.answer(model, examples(), progress).results == expected
   # Chunks 0 to 3 were not read again.
   assert calls[:3] == [0, 2, 4] and calls[3] == 4
+
+
+class WatchedSession(Session):
+  """Keeps the memories that every window finds, and those that it leaves."""
+
+  def __init__(self, *args, windows, **kwargs):
+    super().__init__(*args, **kwargs)
+    self._windows_seen = windows
+
+  def read(self, chunks):
+    found = tokens_lib.lists(self.memory)
+    turns = super().read(chunks)
+    self._windows_seen.append((found, tokens_lib.lists(self.memory)))
+    return turns
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedWindows:
+  """An engine whose sessions are watched."""
+
+  windows: list = dataclasses.field(default_factory=list, compare=False)
+
+  def open(self, *args, **kwargs):
+    return WatchedSession(*args, windows=self.windows, **kwargs)
+
+
+def test_memories_go_from_window_to_window_as_ids(model, tmp_path):
+  """The model writes `h`, `e`, `l`, `l`, which the tokenizer would merge.
+
+  So do those of a progress that was saved.
+  """
+  encode, decode = model.tokenizer.encode, model.tokenizer.decode
+  letters = [encode(c)[0] for c in 'hel']
+  embedding = np.array(model.params['embedding'])
+  embedding[np.setdiff1d(np.arange(len(embedding)), letters)] *= 0.1
+  embedding[letters] *= 3.0
+  writer = dataclasses.replace(
+    model, params={**model.params, 'embedding': jnp.asarray(embedding)}
+  )
+  engine = WatchedWindows()
+  method = dataclasses.replace(
+    METHOD,
+    reading=dataclasses.replace(METHOD.reading, temperature=1.0),
+    engine=engine,
+    window_chunks=1,
+  )
+  path = tmp_path / 'progress.json'
+  method.answer(writer, examples()[:3], Progress(path, every_seconds=0.0))
+  windows = engine.windows
+  assert len(windows) >= max(CHUNKS)
+  for (_, left), (found, _) in itertools.pairwise(windows):
+    assert found == left
+  written = [ids for _, left in windows for ids in left]
+  assert sum(encode(decode(ids)) != ids for ids in written) > 4
+  assert Progress(path).state['session']['memory_ids'] == windows[-1][1]
 
 
 def test_health_says_what_the_memories_did(model):
