@@ -297,8 +297,8 @@ _ADVANTAGES = (
   Edit(
     'the standard deviation is taken over turns',
     'memagent_jax/rl/turns.py',
-    '  weight_TxN = np.array(weight_TxN)\n',
-    '  weight_TxN = np.array(weight_TxN)\n'
+    '  weight_TxN = np.array(weight)\n',
+    '  weight_TxN = np.array(weight)\n'
     '  if objective.normalise_std:\n'
     '    _turns = weight_TxN.sum(axis=0).astype(int).reshape(score_BxG.shape)\n'
     '    _std = [\n'
@@ -705,8 +705,8 @@ _UPDATES = (
   Edit(
     'a run ends where one measurement is good enough',
     'memagent_jax/train/trainer.py',
-    'return bool(stop_when) and all(',
-    'return bool(stop_when) and any(',
+    '  return all(\n    measured.get(name',
+    '  return any(\n    measured.get(name',
     _TRAINER('a_run_ends_where_it_is_good_enough'),
   ),
   Edit(
