@@ -7,11 +7,12 @@ INSTALLED := $(VENV)/.installed
 OUT := demo_output
 # The TPU compiler: not beside jax, which would look for a TPU at every start.
 TPU_AOT := $(VENV)/tpu_aot
+DOCS := $(VENV)/.docs
 TWO_DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count=2
 # Tests compile more than they compute.
 QUICK_COMPILES := XLA_FLAGS=--xla_backend_optimization_level=0
 
-.PHONY: demo test test-slow mutants lint
+.PHONY: demo test test-slow mutants lint docs
 
 demo: $(INSTALLED)
 	@rm -rf $(OUT)
@@ -49,6 +50,11 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Without network, and with warnings as errors; broken links are warnings.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo '== the site: site/index.html'
+
 $(INSTALLED): setup.py
 	@echo '== installing into $(VENV); the first time takes a few minutes'
 	$(PYTHON) -m venv $(VENV)
@@ -59,4 +65,9 @@ $(INSTALLED): setup.py
 $(TPU_AOT): $(INSTALLED)
 	@echo '== installing the TPU compiler into $@'
 	$(PY) -m pip install --quiet --no-deps --upgrade --target $@ libtpu
+	@touch $@
+
+$(DOCS): $(INSTALLED)
+	@echo '== installing what builds the site'
+	$(PY) -m pip install --quiet --editable '.[docs]'
 	@touch $@

@@ -75,6 +75,13 @@ setup(
     'parquet': ['pyarrow>=17'],
     'pdf': ['pypdf>=5'],
     'remote': ['openai>=2'],
+    # The site: `make docs`.
+    'docs': [
+      'mkdocs>=1.6,<2',
+      'mkdocs-material>=9.7,<10',
+      'mkdocstrings[python]>=1',
+      'ruff>=0.9',
+    ],
     'dev': [
       *TRAIN,
       'hypothesis>=6.100',

@@ -21,7 +21,7 @@ libtpu.
 Hardware: two CPU cores, about 15, 5, 45 (with --repeats=3) and 15 minutes. Goals:
 prefill at least 1.0x and decode at least 2.0x of PyTorch's rate; seconds a chunk
 within 10 %, memory within 64 MB; update at least 1.0x of PyTorch's rate with no more
-memory; on TPU no more memory and bytes than tunix. The README has the measured tables.
+memory; on TPU no more memory and bytes than tunix. docs/results.md has the measured tables.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,7 +4,7 @@
 
 Hardware: any; about 15 minutes a wording on two CPU cores with the default
 model. Resumes by repeating the command: wordings already in --out are kept.
-Expected numbers: the README's table of wordings.
+Expected numbers: the table of wordings in docs/results.md.
 """
 
 from collections.abc import Sequence

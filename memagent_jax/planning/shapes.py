@@ -33,8 +33,11 @@ def _shape(
   )
 
 
-_QWEN = {'norm_epsilon': 1e-6, 'rope': RopeConfig(rope_theta=1e6)}
-_QWEN2 = {
+_QWEN: dict[str, Any] = {
+  'norm_epsilon': 1e-6,
+  'rope': RopeConfig(rope_theta=1e6),
+}
+_QWEN2: dict[str, Any] = {
   **_QWEN,
   'architecture': 'qwen2',
   'vocab_size': 152_064,
@@ -42,14 +45,14 @@ _QWEN2 = {
   'attention_bias': True,
   'tie_embeddings': False,
 }
-_QWEN3 = {
+_QWEN3: dict[str, Any] = {
   **_QWEN,
   'architecture': 'qwen3',
   'vocab_size': 151_936,
   'max_positions': 40_960,
   'qk_norm': True,
 }
-_SMOLLM2 = {
+_SMOLLM2: dict[str, Any] = {
   'architecture': 'llama',
   'vocab_size': 49_152,
   'max_positions': 8192,

@@ -81,6 +81,8 @@ def test_state_goes_on_exactly(model):
   done = first.feed(TEXT[:500])
   state = json.loads(json.dumps(first.state()))
   second = Reader.from_state(model, state)
+  assert json.loads(json.dumps(second.state())) == state
+  assert first.memories != [prompts.DEFAULT_TEMPLATE.empty_memory]
   rest = _turns(second, [TEXT[500:]])
   assert rest == expected[len(done) :]
   assert second.tokens_read == whole.tokens_read

@@ -12,6 +12,7 @@ from memagent_jax.agent import prompts, trajectories
 from memagent_jax.agent.engine import Lockstep
 from memagent_jax.agent.memory_rules import Overwrite
 from memagent_jax.agent.reader import Reader
+from memagent_jax.agent.turns import without_control_id
 from memagent_jax.data.batch import Batch
 from memagent_jax.rl import turns as turns_lib
 from memagent_jax.rl import validation as validation_lib
@@ -170,6 +171,13 @@ def answers_of(tokenizer, texts, finish) -> Response:
     length_N=np.asarray(tokens.length_N),
     finish_N=np.asarray(finish, np.int32),
   )
+
+
+def test_the_control_id_of_an_answer_is_not_of_its_text(tiny_tokenizer):
+  response = answers_of(tiny_tokenizer, ['a', 'a'], [EOS, LENGTH])
+  assert response.length_N.tolist() == [2, 1]
+  text = without_control_id(response)
+  assert tokens_lib.lists(text) == [tiny_tokenizer.encode('a')] * 2
 
 
 def test_verdicts_are_of_the_documents_own_scorers(

@@ -115,8 +115,8 @@ _SCAN = (
   Edit(
     'all rollouts of a document are number 0',
     'memagent_jax/agent/session.py',
-    'np.asarray([0] * len(names) if rollouts is None else rollouts, np.int32)',
-    'np.asarray([0] * len(names), np.int32)',
+    '    if rollouts is None:\n',
+    '    if True:\n',
     _TRAJECTORIES('turns_are_those_of_the_documents'),
   ),
   Edit(
@@ -705,8 +705,8 @@ _UPDATES = (
   Edit(
     'a run ends where one measurement is good enough',
     'memagent_jax/train/trainer.py',
-    '  return all(\n    measured.get(name',
-    '  return any(\n    measured.get(name',
+    '  return all(\n    measured.get',
+    '  return any(\n    measured.get',
     _TRAINER('a_run_ends_where_it_is_good_enough'),
   ),
   Edit(
@@ -945,7 +945,7 @@ _SCORERS = (
     'memagent_jax/agent/turns.py',
     'return Tokens(response.ids_NxR, response.length_N - ended_N)',
     'return Tokens(response.ids_NxR, response.length_N)',
-    _TRAJECTORIES('verdicts_are_of_the_documents_own_scorers'),
+    _TRAJECTORIES('the_control_id_of_an_answer_is_not_of_its_text'),
   ),
 )
 
@@ -1115,13 +1115,6 @@ _RESUME = (
     'for place in range(epoch * quota, (epoch + 1) * quota):',
     'for place in range(quota):',
     _BATCHES('rates_share_out_an_epoch_and_leave_no_example_out'),
-  ),
-  Edit(
-    'every process reads the rows of the first',
-    'memagent_jax/data/batches.py',
-    '    first = self._process_index * share\n',
-    '    first = 0 * share\n',
-    _BATCHES('processes_share_each_batch'),
   ),
   Edit(
     "a source's place in the data is not restored",
