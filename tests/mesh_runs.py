@@ -2,8 +2,8 @@
 
   python -m tests.mesh_runs OUT DATAxFSDPxTENSOR|none [PROCESSES INDEX PORT]
 
-Writes OUT.npz: what two steps sampled, the gradient of the first, losses, what was
-measured, and the params at the end. Devices are virtual ones, as XLA_FLAGS says.
+Writes OUT.npz: what two steps sampled, the gradient of the first, losses, and the
+params at the end. Devices are virtual ones, as XLA_FLAGS says.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ from memagent_jax.models.configs import ModelConfig, RopeConfig
 from memagent_jax.models.model import Model
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.models.weights import pretrained
-from memagent_jax.rl.validation import Validation
 from memagent_jax.sharding import MeshConfig
 from memagent_jax.train import trainer, update
 from memagent_jax.train.metric_log import read_metrics
@@ -52,21 +51,6 @@ def source(model: Model, seen: list):
     rollouts=ROLLOUTS,
     micro_tokens=1024,
     engine=tiny_runs.Watched(seen, engine),
-    reward=tiny_runs.length_reward,
-  )
-
-
-def validation(model: Model, workdir: Path) -> Validation:
-  # All processes read; if one did not, the others would wait for it.
-  return Validation(
-    model,
-    workdir,
-    documents=tiny_runs.documents((2, 1)),
-    template=tiny_runs.TEMPLATE,
-    reading=dataclasses.replace(tiny_runs.READING, temperature=0.0),
-    count=DOCUMENTS,
-    batch_size=DOCUMENTS,
-    traced=2,
     reward=tiny_runs.length_reward,
   )
 
@@ -114,7 +98,6 @@ def main(out: str, shape: str, processes='1', index='0', port='0'):
     workdir=workdir,
     model=new_model(),
     source=functools.partial(source, seen=seen),
-    evaluators=[validation],
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0),
     num_steps=2,
     mesh=mesh,
@@ -129,7 +112,7 @@ def main(out: str, shape: str, processes='1', index='0', port='0'):
     result[f'answers_{i}'] = one.answer.ids_NxR
     result[f'memories_{i}'] = one.turns.memory.length_N
   rows = read_metrics(workdir / 'metrics.jsonl')
-  for name in ('loss', 'grad_norm', 'validation/reward'):
+  for name in ('loss', 'grad_norm'):
     result[name] = np.asarray([row[name] for row in rows if name in row])
   params = pretrained.load_model(workdir / 'model').params
   for i, leaf in enumerate(jax.tree.leaves(params)):
