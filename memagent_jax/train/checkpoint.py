@@ -63,7 +63,7 @@ class Checkpoints:
     if max_to_keep < 2:
       raise ValueError(
         f'max_to_keep is {max_to_keep}; expected at least 2, so that a damaged '
-        'checkpoint leaves one to go on from.'
+        'checkpoint leaves one to resume from.'
       )
     self._directory = _absolute(directory)
     self._manager = ocp.CheckpointManager(
@@ -209,7 +209,7 @@ class Checkpoints:
     if changes:
       logging.warning(
         'checkpoint %d was saved under other conditions, so the run does not '
-        'go on bit for bit: %s',
+        'resume bit for bit: %s',
         step,
         '; '.join(changes),
       )
