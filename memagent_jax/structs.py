@@ -69,7 +69,7 @@ class MemoryState(struct.PyTreeNode):
 
 
 class Turns(struct.PyTreeNode):
-  """The memory turns of a window of C chunk slots; C leads every array's axes."""
+  """The memory turns of a window of C chunk slots, which lead every array."""
 
   response: Response
   state: MemoryState  # what each turn left behind
