@@ -181,7 +181,7 @@ def gather_kernel(kernel: jax.Array, *axes: str) -> jax.Array:
 
 
 def num_shards(axis: str, mesh: AnyMesh | None = None) -> int:
-  """The number of shards of an ACTIVATIONS axis; None: on the current mesh."""
+  """Shards of an ACTIVATIONS axis on a mesh; None: the current mesh."""
   mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
   target = ACTIVATIONS[axis]
   if mesh.empty or target is None:

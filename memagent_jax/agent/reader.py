@@ -172,8 +172,8 @@ class Reader:
   def answer(self) -> list[Answer]:
     """Answers as if the document ended here; the reading itself is unchanged.
 
-    The unread tail is read into a copy of the memories, so later chunks have the
-    same boundaries as in a document without the interruption.
+    The unread tail is read into a copy of the memories, so later chunks have
+    the same boundaries as without the interruption.
     """
     start = time.perf_counter()
     rest = self._stream.rest()
