@@ -61,7 +61,7 @@ class GrpoConfig:
   # Whose turns get no weight: `off`; `answer`: trajectories whose answer was cut
   # at its cap; `any_turn`: those with any turn cut.
   overlong_filter: str = 'off'
-  # Tokens below the answer's cap over which the score falls by 0 to 1; 0 is off.
+  # Tokens below the answer's cap over which the score loses 0 to 1; 0 is off.
   overlong_buffer_tokens: int = 0
   # The same for the trajectory's longest memory; 0 is off.
   overlong_memory_buffer_tokens: int = 0

@@ -140,12 +140,12 @@ def by_group(
 
 
 def merge_equal(sequences: PolicySequences) -> PolicySequences:
-  """Merges equal turns into one sequence, on the host; the loss is the same.
+  """Merges equal turns into one sequence each, on the host, keeping the loss.
 
   Rollouts of a document mostly write the same turn until one of them errs. Among
   advantages of one sign, every term of `grpo.policy_loss` is linear in advantage
-  and weight, so one sequence of total weight and mean advantage stands for all
-  of them. Its log-probs are those of the first.
+  and weight, so one sequence with their total weight and mean advantage stands
+  for all of them. Its log-probs are those of the first.
 
   Args:
     sequences: N sequences of NumPy arrays; those of weight 0 are dropped.
