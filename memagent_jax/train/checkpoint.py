@@ -176,8 +176,8 @@ class Checkpoints:
 
     Newer steps are renamed, with a warning: damaged ones to `damaged.STEP`,
     those whose save was interrupted to `unfinished.STEP`. An environment that
-    differs from the checkpoint's also gives a warning: only in the same one does
-    a run continue bit for bit.
+    differs from the checkpoint's also gives a warning: only in the same one
+    does a run continue bit for bit.
 
     Args:
       state_like: arrays, or ShapeDtypeStructs with shardings. The result has
@@ -323,7 +323,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _environment() -> dict[str, Any]:
-  """What, besides its config, a run needs equal to continue bit for bit."""
+  """The conditions, besides its config, for a run to continue bit for bit."""
   device = jax.devices()[0]
   environment: dict[str, Any] = {
     package: metadata.version(package) for package in _PACKAGES
