@@ -214,7 +214,7 @@ def _sub_em_strict(prediction: str, answers: Sequence[str]) -> Score:
 
 
 def _sub_em_reference(prediction: str, answers: Sequence[str]) -> Score:
-  """MemAgent's sub-EM with its bugs, for comparing with published numbers only.
+  """MemAgent's sub-EM with its bugs, only to compare with published numbers.
 
   1 if the first answer is a substring of the prediction or vice versa, both in
   SQuAD's normal form without NFKC: 'the' and '.' normalise to nothing, which is

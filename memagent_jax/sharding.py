@@ -75,7 +75,7 @@ class MeshConfig:
     """The size of each mesh axis on this number of devices.
 
     Raises:
-      ValueError: they do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices.
     """
     sizes = [self.data, self.fsdp, self.tensor]
     known = math.prod(size for size in sizes if size != -1)
@@ -111,7 +111,7 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
 
 
 def under_mesh(function: Callable) -> Callable:
-  """Runs `function` under the mesh of its `mesh`, a MeshConfig or None."""
+  """Runs `function` under the mesh of its argument `mesh`, if not None."""
 
   @functools.wraps(function)
   def entered(*args: Any, mesh: MeshConfig | None = None, **kwargs: Any) -> Any:

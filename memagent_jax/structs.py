@@ -69,7 +69,7 @@ class MemoryState(struct.PyTreeNode):
 
 
 class Turns(struct.PyTreeNode):
-  """The memory turns of a window of C chunk slots, which lead every array."""
+  """Memory turns of a window of C chunk slots; C is each array's first axis."""
 
   response: Response
   state: MemoryState  # what each turn left behind

@@ -65,7 +65,7 @@ def lists(tokens: Tokens) -> list[list[int]]:
 
 
 def equal(x: Tokens, y: Tokens) -> jax.Array:
-  """bool [N]: whether x and y, equally wide, hold the same tokens in a row."""
+  """bool [N]: whether x and y, of the same width, hold the same tokens."""
   real_NxW = jnp.arange(x.ids_NxW.shape[1]) < x.length_N[:, None]
   differs_NxW = real_NxW & (x.ids_NxW != y.ids_NxW)
   return (x.length_N == y.length_N) & ~differs_NxW.any(axis=1)

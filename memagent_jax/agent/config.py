@@ -79,13 +79,13 @@ class AgentConfig:
 class ReadingConfig:
   """How a document is read. The paper's caps: 5000, 1024, 1024, 1024 tokens."""
 
-  # Budget of a chunk.
+  # Budget of a chunk, in tokens.
   chunk_tokens: int = 1024
-  # Cap on the memory.
+  # Cap on the memory, in tokens.
   memory_tokens: int = 256
-  # Cap on the answer.
+  # Cap on the answer, in tokens.
   answer_tokens: int = 128
-  # Longest question that is accepted.
+  # Longest accepted question, in tokens.
   question_tokens: int = 1024
   # Sampling temperature; 0 is greedy.
   temperature: float = 0.0

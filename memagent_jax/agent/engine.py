@@ -1,4 +1,4 @@
-"""Engines turn documents into trajectories: the interface, and today's one.
+"""Engines turn documents into trajectories: the interface, and the default.
 
     Batch x G rollouts -> Engine.sample -> Trajectories
     Start              -> Engine.open   -> Session, fed as text comes

@@ -70,7 +70,7 @@ class OneTurnTemplate:
 def _check_turn(
   turn: str, text: str, fields: Sequence[str] | None = None
 ) -> None:
-  """Raises ValueError unless a turn has exactly `fields`, or its kind's."""
+  """Raises ValueError unless a turn has exactly `fields`; None: its kind's."""
   fields = TURNS[turn] if fields is None else fields
   _check_once(turn, text, fields)
   unknown = sorted(set(_FIELD.findall(text)) - set(fields))
@@ -94,8 +94,8 @@ def read_template(path: str | os.PathLike) -> Template:
   """Reads a template from a JSON file with exactly the fields of `Template`.
 
   Raises:
-    ValueError: an unreadable file, no JSON, or a missing, unknown or non-text
-      field.
+    ValueError: an unreadable file, invalid JSON, or a missing, unknown or
+      non-text field.
   """
   try:
     spec = json.loads(Path(path).read_text(encoding='utf-8'))

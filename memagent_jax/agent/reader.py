@@ -64,8 +64,8 @@ class Reader:
       questions: one or several; all are answered from one pass.
       config: caps, sampling, wording and memory rule; default `ReadingConfig()`.
       on_turn: called after every memory turn, in document order.
-      engine: what takes the turns; default `Lockstep`, on the devices of this
-        process.
+      engine: engine that takes the turns; default `Lockstep`, on the devices
+        of this process.
 
     Raises:
       ValueError: no question, a blank one, one over its cap, or caps that do

@@ -29,7 +29,7 @@ WINDOW_CHUNKS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """How N trajectories begin: their questions, and what determines samples.
+  """How N trajectories begin: their questions, and what fixes their samples.
 
   Like all arrays here, these hold the whole batch, on the host or, without a
   mesh, on the device.
@@ -121,7 +121,7 @@ class Session:
 
     Args:
       tail: the document's last chunk slots, as for `read`; they are read into a
-        copy of the memories. None: it ends here.
+        copy of the memories. None: the document ends here.
     """
     state, turn = self._state, self.turns_read
     for window in () if tail is None else self._windows(tail):

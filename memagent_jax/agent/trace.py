@@ -1,6 +1,6 @@
 """What a reading leaves behind: a JSONL of turns, a JSON, and an HTML page.
 
-    Reader.on_turn -> TurnLog (JSONL, one line a turn, as it happens)
+    Reader.on_turn -> TurnLog (JSONL, one line per turn, as it happens)
                         |-> write_json   answers and turns in one document
                         `-> write_page   the life of the memory, for people
 
@@ -24,7 +24,7 @@ from memagent_jax.io import jsonl
 # The fields of `turns.Turn`; seconds and thought_tokens may be left out.
 Turn = Mapping[str, Any]
 
-# Turns always shown at each end, and most turns with changes in between.
+# Turns always shown at each end; maximum number of changed ones in between.
 _END_TURNS = 200
 _MIDDLE_TURNS = 2000
 # Maximum number of bars in a strip of memory lengths.

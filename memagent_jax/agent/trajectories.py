@@ -34,7 +34,7 @@ from memagent_jax.structs import (
 
 @dataclasses.dataclass(frozen=True)
 class Trajectories:
-  """What N = B * G readings of a batch did; arrays are NumPy's."""
+  """What N = B * G readings of a batch did, as NumPy arrays."""
 
   documents: Documents  # repeated: one per trajectory
   first: MemoryState  # the state before the first turn

@@ -107,7 +107,7 @@ class Rollouts:
 
   Attributes:
     config: documents and rollouts of a step.
-    objective: what is learned from them.
+    objective: settings of the policy loss.
   """
 
   num_steps = None
@@ -133,11 +133,11 @@ class Rollouts:
         `stages.Documents`.
       reading: caps, sampling, wording and memory rule; holds the seed of all
         sampling.
-      config: how many rollouts, and how they become sequences.
-      objective: what is learned from them.
+      config: number of rollouts, and how they become sequences.
+      objective: settings of the policy loss.
       stages: parts of the run, one after another.
-      engine: what samples; None: `Lockstep()`.
-      reward: what a trajectory is worth.
+      engine: engine that samples; None: `Lockstep()`.
+      reward: function that says what a trajectory is worth.
 
     Raises:
       ValueError: greedy or truncated sampling, caps beyond the window, an

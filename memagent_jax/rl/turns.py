@@ -1,4 +1,4 @@
-"""Trajectories as training sequences: one per turn, all with one advantage.
+"""Trajectories as training sequences: one per turn, with a common advantage.
 
 (question, memory, chunk) -- the prompt that sampling used, assembled again
   + response -> one sequence;  C memory turns and the answer -> (C+1) of them
@@ -94,7 +94,7 @@ def policy_sequences(
 
   Args:
     agent: the configuration used for the rollout.
-    objective: settings of advantages and of the turns that have a weight.
+    objective: decides the advantages, and which turns have a weight.
     trajectories: trajectories of B documents.
     score_BxG: score of each trajectory.
     learn_memory_turns: False: only the answer turns have a weight.
@@ -129,7 +129,7 @@ def policy_sequences(
 def by_group(
   sequences: PolicySequences, documents: int, rollouts: int
 ) -> list[PolicySequences]:
-  """Splits sequences ordered turn by turn into each document's group."""
+  """Splits sequences, ordered turn by turn, into one group per document."""
   by_turn = jax.tree.map(
     lambda x: x.reshape(-1, documents, rollouts, *x.shape[1:]), sequences
   )

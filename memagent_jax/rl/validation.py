@@ -27,7 +27,7 @@ from memagent_jax.rl.stages import Documents
 
 
 class Validation:
-  """Reads documents greedily: reward, metric and health, and some traces."""
+  """Measures reward, metric and health of greedy readings; keeps traces."""
 
   def __init__(
     self,
@@ -55,8 +55,8 @@ class Validation:
       batch_size: number of documents read at once.
       traced: number of trajectories to keep, turn by turn.
       name: prefix of the metrics and the trace files.
-      engine: what reads; None: `Lockstep()`.
-      reward: what a trajectory is worth, as in training.
+      engine: engine that reads; None: `Lockstep()`.
+      reward: function that says what a trajectory is worth, as in training.
 
     Raises:
       ValueError: a count that is not a multiple of the batch size.

@@ -43,7 +43,7 @@ class SamplingConfig:
   temperature: float = 0.0
   # Number of most likely tokens to keep; 0 keeps all.
   top_k: int = 0
-  # Probability that the most likely tokens to keep hold; 1 keeps all.
+  # Total probability of the most likely tokens to keep; 1 keeps all.
   top_p: float = 1.0
 
   def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ def _read_once(prompt: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
   n, w = prompt.ids_NxW.shape
   used_NxW = jnp.arange(w) < prompt.length_N[:, None]
   ids_NxW = jnp.where(used_NxW, prompt.ids_NxW, -1)
-  # Randomly weighted sums almost always differ where ids do; ids decide.
+  # Randomly weighted sums almost always differ where ids do; the ids decide.
   factor_W = jax.random.bits(jax.random.key(0), (w,), jnp.uint32)
   sum_N = (ids_NxW.astype(jnp.uint32) * factor_W).sum(axis=1)
   first_N = jnp.argmax(sum_N[:, None] == sum_N, axis=1)

@@ -96,7 +96,7 @@ def response_log_probs(
     x_NxR = jnp.where(slot_1xR < response_length_N[:, None], x_NxR, 0.0)
     return x_NxR[:, :response_tokens]
 
-  # Gathered over the mesh here; otherwise every block would do it again.
+  # Gathered over the mesh here; otherwise every block would repeat it.
   name = 'embedding' if config.tie_embeddings else 'head'
   whole = params | {name: constrain(params[name], 'vocab', 'embed')}
   # The scan keeps the two passes over a block apart by itself.

@@ -46,7 +46,7 @@ class EchoConfig:
   The first period is given; everything after it is learned.
   """
 
-  # Number of different ids, out of all but the control ids, or all of these.
+  # Number of distinct ids, at most all but the control ids.
   symbols: int = 32
   # Whether every sequence draws its own ids instead of sharing one set.
   fresh: bool = False

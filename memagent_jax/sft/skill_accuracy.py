@@ -49,7 +49,7 @@ class SkillAccuracy:
       workdir: not used.
       template: wording of the turns.
       skills: skills to measure, by name.
-      essays: files or folders of filler text, not the text trained on.
+      essays: files or folders of filler text, other than in training.
       count: demonstrations per skill, the same ones at every call.
       batch_size: turns per device call.
       response_tokens: longest response.

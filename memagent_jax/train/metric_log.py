@@ -72,7 +72,8 @@ class MetricLog:
 
     Args:
       directory: directory of the files, created if necessary.
-      first_step: step from which on rows left by a killed run are dropped.
+      first_step: first step to write; rows of it and later, left by a killed
+        run, are dropped.
       shown: metrics to show on the terminal, in this order, where present; if
         empty, nothing is printed.
       shown_every_seconds: minimum time between two steps on the terminal; the

@@ -71,9 +71,9 @@ def micro_batches(
   Args:
     sequences: N sequences of NumPy arrays.
     widths: widths in slots, rising; the last is that of the given sequences.
-    micro_tokens: token slots: a micro-batch of width w has micro_tokens // w
-      sequences, but at least 1 and at most `capacity`; on a mesh, rounded up to
-      a multiple of its row shards.
+    micro_tokens: budget in slots: a micro-batch of width w has
+      micro_tokens // w sequences, but at least 1 and at most `capacity`; on a
+      mesh, rounded up to a multiple of its row shards.
     capacity: maximum number of sequences that can ever be given.
 
   Returns:

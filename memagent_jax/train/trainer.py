@@ -93,7 +93,7 @@ def train(
     mesh: devices that share the work; None: the default device alone.
     evaluate_every_steps: steps between measurements.
     checkpoint_every_steps: steps between checkpoints; the last is kept too.
-    stop_at_step: step to end before, so that a later call resumes there.
+    stop_at_step: step before which to end, for a later call to resume there.
     stop_when: lower bounds of metrics; the run ends early once a measurement
       reaches them all.
     config_text: config of the run; resuming with another one is refused.
@@ -318,7 +318,7 @@ def _stop_if_broken(skipped: int, step: int) -> None:
 
 
 def _warn_once(warned: set[str], step: int, warning: str) -> None:
-  # Numbers differ from step to step; what is wrong does not.
+  # Numbers differ from step to step; the problem does not.
   kind = ''.join(c for c in warning if not c.isdigit())
   if kind not in warned:
     warned.add(kind)

@@ -83,7 +83,7 @@ def gradient_sums(
 
   Args:
     objective: as in `_update`.
-    params: params to differentiate by.
+    params: params to differentiate with respect to.
     batches: as in `_update`.
     frozen: the model's other params, if there are any.
   """
