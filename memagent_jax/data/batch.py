@@ -1,4 +1,4 @@
-"""A batch of documents and its settings: what readings take, light to import.
+"""A batch of documents and its settings, in a module that is light to import.
 
 BatchIterator(BatchConfig) -> Batch -> engine -> trajectories
 """
@@ -12,15 +12,15 @@ from memagent_jax.structs import Documents
 class BatchConfig:
   """Shapes of a batch, and the order of the examples."""
 
-  # Documents of one batch.
+  # Documents per batch.
   batch_size: int
-  # Budget of a chunk, and width of its slot.
+  # Budget of a chunk and width of its slot, in tokens.
   chunk_tokens: int
-  # Width of a question; a longer one is an error.
+  # Width of a question in tokens; a longer question is an error.
   question_tokens: int
-  # Where chunks end, as in `data.chunks`.
+  # Where chunks end: one of `chunks.CUTS`.
   chunk_cut: str = 'sentence'
-  # Seed of the order.
+  # Seed of the examples' order.
   seed: int = 0
 
   def __post_init__(self) -> None:
@@ -41,5 +41,5 @@ class Batch:
   answers: tuple[tuple[str, ...], ...]
   rewards: tuple[str, ...]
   metrics: tuple[str, ...]
-  # Number of this reading of the document, from 0: samples of every one differ.
+  # Which reading of each document this is, from 0: every one samples afresh.
   readings: tuple[int, ...]

@@ -1,10 +1,10 @@
 """Batches of documents in an order that three integers determine.
 
-    Mixture or Task -> Schedule(seed) -> examples by number -> DocumentConverter
+    Mixture or Task -> Schedule(seed) -> examples by index -> DocumentConverter
       -> Batch(Documents, ids, answers);  state() = {seed, epoch, index}
 
-tf.data iterators over Python cannot be saved, so none is: an iterator that
-continues at (seed, epoch, index) is a new one, at no cost but building it.
+tf.data iterators over Python functions cannot be saved. To continue at (seed,
+epoch, index), a new iterator is built there, which costs nothing else.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,8 +29,8 @@ class BatchIterator:
   """Endless batches, the same ones in every process of a run.
 
   Examples are taken epoch by epoch: an epoch has as many positions as the
-  mixture has examples, shared out by its rates, in an order drawn from
-  (seed, epoch). Over all epochs a task's own examples come equally often.
+  mixture has examples, divided among tasks by rate, in an order drawn from
+  (seed, epoch). Over all epochs the examples of a task come equally often.
   """
 
   def __init__(
@@ -67,8 +67,8 @@ class BatchIterator:
     """The next batch.
 
     Raises:
-      ValueError: an example that cannot be generated, or with a question over
-        its cap.
+      ValueError: an example cannot be generated, or its question is over the
+        cap.
     """
     if self._rows is None:
       self._rows = self._dataset(self._position).as_numpy_iterator()
@@ -93,7 +93,7 @@ class BatchIterator:
     """Continues where `state` was taken.
 
     Raises:
-      ValueError: the state is of another seed, or not a state.
+      ValueError: the state is not one, or has another seed.
     """
     if sorted(state) != ['epoch', 'index', 'seed']:
       raise ValueError(
@@ -114,7 +114,7 @@ class BatchIterator:
     def entry(number: np.ndarray) -> np.ndarray:
       return np.asarray(self._schedule.at(start + int(number)), np.int64)
 
-    # tf.data's counter ends at 2^63: never.
+    # tf.data's counter ends at 2^63, which is never reached.
     entries = tf.data.Dataset.counter().map(
       lambda number: tf.ensure_shape(
         tf.numpy_function(entry, [number], tf.int64), (2,)
@@ -133,12 +133,12 @@ class BatchIterator:
 
 
 class Schedule:
-  """Which example of which task stands at a position; a pure function."""
+  """Which example of which task is at a position, as a pure function."""
 
   def __init__(
     self, sizes: tuple[int, ...], rates: tuple[float, ...], seed: int
   ):
-    """Makes the order of tasks of `sizes` examples that come at `rates`."""
+    """Makes the order for tasks with `sizes` examples, mixed at `rates`."""
     self._sizes, self._seed = sizes, seed
     self.epoch_size = sum(sizes)
     self._quotas = _shares(self.epoch_size, rates)
@@ -146,11 +146,11 @@ class Schedule:
     self._pass = functools.lru_cache(maxsize=2 * len(sizes))(self._make_pass)
 
   def at(self, position: int) -> tuple[int, int]:
-    """(task number, example number) at a position of all epochs together."""
+    """(task index, example index) at a position counted over all epochs."""
     return self._entry(position)[:2]
 
   def reading(self, position: int) -> int:
-    """The number of a position among all readings of its example, from 0."""
+    """Which reading of its example a position is, from 0."""
     return self._entry(position)[2]
 
   def _entry(self, position: int) -> tuple[int, int, int]:
@@ -162,7 +162,7 @@ class Schedule:
     for task, (size, quota) in enumerate(
       zip(self._sizes, self._quotas, strict=True)
     ):
-      # Continues where the epoch before stopped: nothing is left out.
+      # Continues where the previous epoch stopped: nothing is left out.
       for place in range(epoch * quota, (epoch + 1) * quota):
         turn, index = divmod(place, size)
         entries.append((task, self._pass(task, turn)[index], turn))
@@ -203,7 +203,7 @@ def _tasks_of(
 
 
 def _batch(rows: list[Mapping[str, Any]], readings: tuple[int, ...]) -> Batch:
-  """Rows padded to the most chunk slots among them."""
+  """The rows as a batch, padded to the most chunk slots among them."""
   slots = max(len(row['chunk_length']) for row in rows)
   width = rows[0]['chunk'].shape[1]
   chunk_CxBxK = np.zeros((slots, len(rows), width), np.int32)

@@ -1,4 +1,4 @@
-"""Text to chunks of token ids: streaming encoding, and where a chunk ends.
+"""Text to chunks of token ids: streaming encoding, and where chunks end.
 
     text pieces -> StreamEncoder -> ids -> ChunkCutter -> chunks
     `----------------- ChunkStream does all of it ------------'
@@ -14,42 +14,42 @@ from memagent_jax.models.tokenizer import Tokenizer
 CUTS = ('sentence', 'token')
 _CLOSERS = '"\')]}\u201d\u2019\u00bb*_'
 _ENDERS = ('.', '!', '?', '\u2026', '\u3002', '\uff01', '\uff1f')
-# Characters around a candidate cut that are encoded to prove it safe.
+# Characters on each side of a candidate cut, encoded to prove it safe.
 _PROBE_CHARS = 64
 # Characters that `feed` holds back: the next piece may continue the last word.
 _HOLD_CHARS = 256
 
 
 class StreamEncoder:
-  """Encodes a text that arrives in pieces, to the ids of the whole.
+  """Encodes a text that arrives in pieces, to the same ids as the whole text.
 
   Text is cut only between words or lines, and only where encoding both sides
-  apart gives the ids of encoding them together. A tokenizer without such places
-  (one that adds a prefix space) is given the whole text at the end.
+  separately gives the same ids as encoding them together. A tokenizer without
+  such places (one that adds a prefix space) gets the whole text at the end.
   """
 
   def __init__(self, tokenizer: Tokenizer, tail: str = ''):
-    """Makes an encoder that continues a text whose last part is `tail`."""
+    """Makes an encoder that continues a text whose unencoded end is `tail`."""
     self._tokenizer = tokenizer
-    # Text that was fed and is not yet encoded, in pieces.
+    # Text fed but not yet encoded, in pieces.
     self._parts = [tail]
     self._characters = len(tail)
-    # Where nothing can be cut, the search waits until the text has doubled: all
-    # searches together stay linear.
+    # After a search without a cut, the next one waits until the text has
+    # doubled, so that all searches together take linear time.
     self._search_at = 0
 
   @property
   def tail(self) -> str:
-    """Text that was fed and not yet encoded."""
+    """Text fed but not yet encoded."""
     return ''.join(self._parts)
 
   @property
   def tail_characters(self) -> int:
-    """Length of the tail."""
+    """Length of the tail in characters."""
     return self._characters
 
   def feed(self, text: str) -> list[int]:
-    """Ids that the text so far has settled; [] where it settled none."""
+    """Takes the next piece of text; returns the ids that it settles, or []."""
     self._parts.append(text)
     self._characters += len(text)
     if self._characters < self._search_at:
@@ -67,7 +67,7 @@ class StreamEncoder:
     return self._tokenizer.encode(self.tail) if self._characters else []
 
   def finish(self) -> list[int]:
-    """Ids of the rest; the encoder is empty afterwards."""
+    """Ids of the remaining text; the encoder is empty afterwards."""
     ids = self.peek()
     self._keep('')
     return ids
@@ -76,7 +76,7 @@ class StreamEncoder:
     self._parts, self._characters, self._search_at = [tail], len(tail), 0
 
   def _safe_cut(self, text: str, limit: int) -> int | None:
-    """The last safe cut at or before `limit`; None where there is none."""
+    """The last safe cut at or before `limit`; None if there is none."""
     tries = 0
     for cut in range(limit, 0, -1):
       if not self._may_cut(text, cut):
@@ -93,7 +93,7 @@ class StreamEncoder:
 
   @staticmethod
   def _may_cut(text: str, cut: int) -> bool:
-    """Between a letter and " letter", or a single line break and a letter."""
+    """True between a letter and " letter", or one line break and a letter."""
     if text[cut] == ' ':
       return text[cut - 1].isalpha() and text[cut + 1].isalpha()
     # For scripts without spaces.
@@ -136,7 +136,11 @@ class ChunkCutter:
     self._text = functools.lru_cache(maxsize=65536)(tokenizer.token_text)
 
   def length(self, ids: Sequence[int]) -> int:
-    """Tokens of the first chunk of `ids`, which continue past the budget."""
+    """Tokens in the first chunk of `ids`.
+
+    Args:
+      ids: the rest of a text, or at least one token more than the budget.
+    """
     budget = min(self._chunk_tokens, len(ids))
     if self._cut == 'token' or budget == len(ids):
       return budget
@@ -150,7 +154,7 @@ class ChunkCutter:
     return word_end or budget
 
   def split(self, ids: Sequence[int]) -> list[list[int]]:
-    """All chunks of a document; joined they are `ids`."""
+    """All chunks of a document; joined, they are `ids`."""
     chunks = []
     start = 0
     while start < len(ids):
@@ -192,9 +196,9 @@ class ChunkStream:
     pending: Sequence[int] = (),
     tail: str = '',
   ):
-    """Makes a stream; `pending` and `tail` are those of one that it continues.
+    """Makes a stream; `pending` and `tail` are those of a stream it continues.
 
-    The other arguments, and errors, are those of `ChunkCutter`.
+    The other arguments and the errors are those of `ChunkCutter`.
     """
     self._cutter = ChunkCutter(tokenizer, chunk_tokens, cut)
     self._encoder = StreamEncoder(tokenizer, tail)
@@ -209,7 +213,7 @@ class ChunkStream:
 
   @property
   def tail(self) -> str:
-    """Text behind `pending` whose ids are not settled."""
+    """Text after `pending` whose ids are not settled yet."""
     return self._encoder.tail
 
   def feed(self, text: str) -> None:
@@ -221,7 +225,7 @@ class ChunkStream:
     """Takes the next piece as ids of the same tokenizer.
 
     Raises:
-      ValueError: text was fed before whose ids are not settled yet.
+      ValueError: ids of text that was fed earlier are not settled yet.
     """
     if self._encoder.tail_characters:
       raise ValueError(
@@ -232,21 +236,21 @@ class ChunkStream:
     self._pending += [int(i) for i in ids]
 
   def end(self) -> None:
-    """Ends the text, for now: the rest of it becomes chunks."""
+    """Ends the text for now, so that the rest of it becomes chunks."""
     self._pending += self._encoder.finish()
     self._ended = True
 
   def chunk(self) -> list[int]:
-    """The next chunk; [] where none is whole yet. Stays until it is taken."""
+    """The next chunk, or [] if none is whole yet; it stays until `take`."""
     if len(self._pending) <= self._chunk_tokens and not self._ended:
       return []
     window = self._pending[: self._chunk_tokens + 1]
     return window[: self._cutter.length(window)] if window else []
 
   def take(self, chunk: Sequence[int]) -> None:
-    """Removes the chunk that `chunk` has just returned."""
+    """Removes the chunk that `chunk` just returned."""
     self._pending = self._pending[len(chunk) :]
 
   def rest(self) -> list[list[int]]:
-    """Chunks of the rest as if the text ended here; the stream is unchanged."""
+    """The remaining chunks if the text ended here; the stream is unchanged."""
     return self._cutter.split(self._pending + self._encoder.peek())

@@ -1,7 +1,7 @@
-"""From task features to one document, padded: question ids and chunk slots.
+"""Task features to one padded document: question ids and chunk slots.
 
 question ids, document ids -> DocumentConverter -> question [Q], chunk [C, K]
-  -> batches.py, which pads documents to one number of chunk slots
+  -> batches.py, which pads all documents to the same number of chunk slots
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from memagent_jax.models.tokenizer import Tokenizer
 
 
 class DocumentConverter(seqio.FeatureConverter):
-  """Task features to one padded document: its question and its chunks.
+  """Converts task features to one padded document: its question and chunks.
 
   Chunk slots are rounded up to a power of two, so that few shapes occur.
   """
@@ -42,7 +42,8 @@ class DocumentConverter(seqio.FeatureConverter):
     text = seqio.FeatureConverter.FeatureSpec(tf.string, rank=0)
     passed = dict.fromkeys(TEXT_FEATURES, text)
     passed['answers'] = seqio.FeatureConverter.FeatureSpec(tf.string)
-    # Chunk slots differ between documents: lengths are checked by `_convert`.
+    # Chunk slots differ between documents; only the question has a length to
+    # check, which `_convert_features` does.
     super().__init__(
       pack=False, apply_length_check=False, passthrough_features=passed
     )

@@ -1,17 +1,17 @@
-"""What counts the tokens of a text: any `Encoder`, such as `ByteEncoder`."""
+"""`Encoder`: anything that counts a text's tokens, such as `ByteEncoder`."""
 
 from typing import Protocol
 
 
 class Encoder(Protocol):
-  """What counting tokens needs of a tokenizer."""
+  """The part of a tokenizer that counting tokens needs."""
 
   def encode(self, text: str) -> list[int]:
     """Token ids of the text, without control tokens."""
 
 
 class ByteEncoder:
-  """One token per byte of UTF-8: for byte-level models, and without a model."""
+  """One token per UTF-8 byte: for byte-level models, or without a model."""
 
   def encode(self, text: str) -> list[int]:
     """The bytes of the text."""

@@ -1,4 +1,4 @@
-"""Examples by number as a seqio source, in any order that is asked for.
+"""Examples by index as a seqio source, in any order.
 
 JsonlExamples | TFRecordExamples | GeneratedExamples
   -> ExampleSource -> tasks.py, batches.py
@@ -20,7 +20,7 @@ TEXT_FEATURES = ('id', 'task', 'reward', 'metric')
 
 
 class Examples(Protocol):
-  """Examples by number, in any order, from a file or generated."""
+  """Examples by index, from a file or generated."""
 
   def __len__(self) -> int:
     """The number of examples."""
@@ -33,7 +33,7 @@ class JsonlExamples:
   """The examples of a JSONL file; only their offsets are held in memory."""
 
   def __init__(self, path: str | os.PathLike):
-    """Reads the file once, to know where each line begins."""
+    """Reads the file once to find where each line begins."""
     self._path = Path(path)
     self._offsets = []
     with self._path.open('rb') as file:
@@ -53,14 +53,14 @@ class JsonlExamples:
 
 
 class GeneratedExamples:
-  """Examples that a function of their number generates when they are read."""
+  """Examples that a function of their index generates when they are read."""
 
   def __init__(self, make: Callable[[int], Example], num_examples: int):
     """Generates nothing yet.
 
     Args:
-      make: a pure function from a number to its example.
-      num_examples: how many numbers there are, from 0.
+      make: a pure function from an index to its example.
+      num_examples: number of examples; indices start at 0.
     """
     self._make, self._num_examples = make, num_examples
 
@@ -72,7 +72,7 @@ class GeneratedExamples:
 
 
 class ExampleSource(seqio.DataSource):
-  """A seqio source over examples that also gives them in a prescribed order."""
+  """A seqio source of examples that also reads them in a prescribed order."""
 
   def __init__(self, examples: Mapping[str, Examples]):
     """Makes a source of the examples of each split.
@@ -89,11 +89,11 @@ class ExampleSource(seqio.DataSource):
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """Any number of shards: an example is read by its number."""
+    """True: examples are read by index, so any number of shards will do."""
     return True
 
   def list_shards(self, split: str) -> Sequence[str]:
-    """The split itself, one shard."""
+    """The split itself, as the only shard."""
     return [split]
 
   def get_dataset(
@@ -104,7 +104,7 @@ class ExampleSource(seqio.DataSource):
     shard_info: seqio.ShardInfo | None = None,
     **unused: object,
   ) -> tf.data.Dataset:
-    """One pass over the split, shuffled by `seed` alone where it is given."""
+    """One pass over the split; `seed` (None: 0) alone decides a shuffle."""
     order = list(range(len(self._examples[split])))
     if shuffle:
       seeded('rows', split, 0 if seed is None else int(seed)).shuffle(order)
@@ -114,7 +114,7 @@ class ExampleSource(seqio.DataSource):
     return self.in_order(split, numbers)
 
   def in_order(self, split: str, numbers: tf.data.Dataset) -> tf.data.Dataset:
-    """The examples whose int64 numbers the dataset `numbers` gives."""
+    """The examples at the int64 indices that the dataset `numbers` yields."""
     examples = self._examples[split]
     scalars = ('document', 'question', *TEXT_FEATURES)
 
@@ -127,7 +127,7 @@ class ExampleSource(seqio.DataSource):
       ]
 
     def load_tf(number: tf.Tensor) -> dict[str, tf.Tensor]:
-      # A function, not a generator: nothing runs on when the process ends.
+      # A function, not a generator: none is left running at the process's end.
       values = tf.numpy_function(
         load, [number], [tf.string] * (len(scalars) + 1)
       )

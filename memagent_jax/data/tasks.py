@@ -4,8 +4,8 @@
     Examples -> example_task: seqio.Task (ids of question and document)
       -> seqio.Mixture -> batches.py, converter.py
 
-Tasks have everything as an argument and need no registration, so one process
-can hold the same task at many lengths.
+Tasks take everything as arguments and need no registration, so one process can
+hold the same task at many lengths.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   @property
   def eos_id(self) -> int | None:
-    """None: texts of examples do not end a turn."""
+    """None: an example's texts do not end a turn."""
     return None
 
   @property
@@ -77,7 +77,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
 def example_task(
   name: str, examples: Mapping[str, Examples], vocabulary: seqio.Vocabulary
 ) -> seqio.Task:
-  """A task with features `question` and `document`, token ids.
+  """A task with the features `question` and `document` as token ids.
 
   Args:
     name: letters, digits and underscores.
@@ -100,15 +100,15 @@ def example_task(
 def file_task(
   tokenizer: Tokenizer, sizes: BatchConfig, *, path: str
 ) -> seqio.Task:
-  """A task over a file of `memagent make-data`, as its split `train`.
+  """A task whose split `train` is a file that `memagent make-data` wrote.
 
   Args:
     tokenizer: the tokenizer of the model that reads.
-    sizes: not used: the documents are as long as they are.
-    path: TFRecords where it ends with `.tfrecord`, else JSONL.
+    sizes: unused; the documents keep their lengths.
+    path: TFRecords if it ends with `.tfrecord`, else JSONL.
 
   Raises:
-    ValueError: a file that is not there, is empty, or is no such file.
+    ValueError: the file is missing, empty, or of another kind.
   """
   del sizes
   if not Path(path).is_file():

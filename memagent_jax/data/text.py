@@ -15,16 +15,16 @@ def read_pieces(
 ) -> Iterator[str]:
   """The text of a file or a binary stream, in pieces of at most 64 KB.
 
-  A byte-order mark is dropped. A `.gz` file is decompressed, a `.pdf` file
-  gives the text of its pages.
+  A byte-order mark is dropped. A `.gz` file is decompressed; a `.pdf` file
+  yields the text of its pages.
 
   Args:
     source: a path, or a stream that is read to its end.
     encoding: encoding of the bytes, as Python names it.
 
   Raises:
-    ValueError: no such file, an unknown encoding, bytes that are not of this
-      encoding (with their position), or a PDF without the extra [pdf].
+    ValueError: no such file, an unknown encoding, bytes that are invalid in it
+      (with their position), or a PDF without the extra [pdf].
   """
   try:
     decoder = codecs.getincrementaldecoder(encoding)()
@@ -59,7 +59,7 @@ def head(pieces: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def text_bytes(path: str | os.PathLike) -> int:
-  """Bytes of the file's text; in a `.gz` file those inside (modulo 4 GiB)."""
+  """Bytes of a file's text; for a `.gz` file, uncompressed (modulo 4 GiB)."""
   path = Path(path)
   if path.suffix.lower() != '.gz':
     return path.stat().st_size
@@ -77,7 +77,7 @@ def _decoded(
 ) -> Iterator[str]:
   start, first = 0, True
   while True:
-    # read1 hands over what a pipe has; read would wait for the whole piece.
+    # read1 returns what a pipe has so far; read would wait for a whole piece.
     piece = getattr(stream, 'read1', stream.read)(_PIECE_BYTES)
     pending = len(decoder.getstate()[0])
     try:

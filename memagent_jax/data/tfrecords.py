@@ -1,8 +1,8 @@
-"""Examples as TFRecords: written one after another, read by number.
+"""Examples as TFRecords: written one after another, read by index.
 
     examples -> write -> FILE.tfrecord -> TFRecordExamples -> example_source.py
 
-They hold what a task needs: texts, answers and the names of reward and metric.
+Records hold what a task needs: texts, answers, names of reward and metric.
 """
 
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from memagent_jax.data.example_source import TEXT_FEATURES
 from memagent_jax.data.examples import Example
 
 _SCALARS = ('document', 'question', *TEXT_FEATURES)
-# Bytes before the data of a record (its length and a checksum of it), and after
-# them (their checksum).
+# Bytes before a record's data (its length and the length's checksum) and after
+# it (the data's checksum).
 _HEAD_BYTES, _TAIL_BYTES = 12, 4
 
 
 def write(path: str | os.PathLike, examples: Iterable[Example]) -> int:
-  """Writes the examples, equal ones as equal bytes; returns their number."""
+  """Writes the examples, equal ones as equal bytes; returns how many."""
   count = 0
   with tf.io.TFRecordWriter(os.fspath(path)) as writer:
     for example in examples:
@@ -43,17 +43,17 @@ def write(path: str | os.PathLike, examples: Iterable[Example]) -> int:
 
 
 class TFRecordExamples:
-  """The examples of a file of `write`; only their offsets are held in memory.
+  """The examples in a file that `write` made; memory holds only their offsets.
 
-  Fields that a task does not need (tokens, gold spans, source) have their
+  Fields that a task does not need (tokens, gold spans, source) keep their
   defaults.
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Reads the file once, which checks every checksum.
+    """Reads the file once, which verifies every checksum.
 
     Raises:
-      ValueError: not TFRecords, or damaged ones.
+      ValueError: the file holds no TFRecords, or damaged ones.
     """
     self._path = Path(path)
     self._places = []

@@ -42,9 +42,9 @@ _CODECS = (
   },
   {'name': 'crc32c'},
 )
-# Windows are smaller than blocks: without it each would fetch its block again.
+# Windows are smaller than blocks: without a cache each would refetch its block.
 _READ_CACHE_BYTES = 1 << 24
-# Tokenizers take about a quarter less time for such parts than for 64 KB.
+# Tokenizers take about a quarter less time on parts of this size than on 64 KB.
 _FEED_CHARACTERS = 1 << 13
 _WARN_CHARACTERS = 100_000_000
 
@@ -54,17 +54,17 @@ class TokenStore:
   """A tokenised document that is read in parts; `open_store` opens one."""
 
   location: str  # path or URL of the store
-  num_tokens: int  # ids of the document
-  num_characters: int  # of its text
-  fingerprint: str  # of the tokenizer, `Tokenizer.fingerprint`
+  num_tokens: int  # ids in the document
+  num_characters: int  # characters in its text
+  fingerprint: str  # `Tokenizer.fingerprint` of the tokenizer
   source: str  # file name of the document
   _array: ts.TensorStore = dataclasses.field(repr=False)
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """The ids from `start` to before `stop`: an int32 array.
+    """The ids in [start, stop) as an int32 array.
 
     Raises:
-      ValueError: outside of the document, or the stored data are damaged.
+      ValueError: the range is outside the document, or stored data are damaged.
     """
     if not 0 <= start <= stop <= self.num_tokens:
       raise ValueError(
@@ -74,10 +74,10 @@ class TokenStore:
     return self._array[start:stop].read().result()
 
   def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-    """Refuses another tokenizer than the one that the ids are of.
+    """Refuses any tokenizer but the one that made the ids.
 
     Raises:
-      ValueError: another tokenizer; the message names both.
+      ValueError: the tokenizer is another one; the message names both.
     """
     _check_tokenizer(self.location, self.fingerprint, tokenizer)
 
@@ -85,7 +85,7 @@ class TokenStore:
     """The document in windows of `size_tokens`; the last one may be shorter.
 
     Raises:
-      ValueError: a window below one token.
+      ValueError: the window is below one token.
     """
     if size_tokens < 1:
       raise ValueError(f'size_tokens is {size_tokens}; expected at least 1.')
@@ -97,7 +97,7 @@ class TokenStore:
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-  """What tokens.json says: how far the text is stored, and which text it is."""
+  """The content of tokens.json: which text is stored, and how far."""
 
   source: str  # file name
   source_bytes: int
@@ -105,8 +105,8 @@ class _Record:
   encoding: str
   tokenizer: str  # fingerprint
   block_tokens: int
-  characters: int = 0  # whose ids are stored
-  text_sha256: str = hashlib.sha256().hexdigest()  # of these characters, UTF-8
+  characters: int = 0  # characters whose ids are stored
+  text_sha256: str = hashlib.sha256().hexdigest()  # SHA-256 of them in UTF-8
   tokens: int = 0
   finished: bool = False
 
@@ -118,7 +118,7 @@ def store_spec(location: str | os.PathLike) -> dict:
     location: a local path, file:///path, gs://bucket/path or s3://bucket/path.
 
   Raises:
-    ValueError: another scheme, or a URL without bucket or path.
+    ValueError: an unknown scheme, or a URL without bucket or path.
   """
   location = os.fspath(location)
   scheme, is_url, rest = location.partition('://')
@@ -154,10 +154,10 @@ def open_store(
 
   Args:
     location: as in `store_spec`.
-    tokenizer: the tokenizer that the ids must be of; None: any.
+    tokenizer: the tokenizer that must have made the ids; None: any.
 
   Raises:
-    ValueError: no store there, an unfinished one, or another tokenizer's.
+    ValueError: the store is missing, unfinished, or another tokenizer's.
   """
   location = os.fspath(location)
   record = _read_record(location)
@@ -204,22 +204,22 @@ def tokenize_to_store(
   block_tokens: int = 1 << 16,
   commit_tokens: int = 1 << 20,
 ) -> TokenStore:
-  """A store of the document's ids, those of its whole text encoded at once.
+  """A store of the document's ids, the same as encoding its whole text at once.
 
-  Repeated after a kill, it reads the text up to the last commit, which must be
-  unchanged, and encodes the rest. Repeated on a finished store of a document
-  with the same size and date it returns at once; with another date it compares
+  Repeated after a kill, it rereads the text up to the last commit, which must
+  be unchanged, and encodes the rest. On a finished store it returns at once if
+  the document has the same size and date; if only the date differs, it compares
   the text.
 
   Args:
-    source: path of a document as `text.read_pieces` takes it. A pipe could not
-      be read again.
+    source: path of a document that `text.read_pieces` accepts; no pipe, which
+      could not be read again.
     location: as in `store_spec`.
     tokenizer: the tokenizer of the model that reads.
     encoding: encoding of the document's bytes.
-    block_tokens: ids in one stored object. A store keeps the size it began
+    block_tokens: ids per stored object; a store keeps the size it was created
       with.
-    commit_tokens: ids after which progress becomes durable.
+    commit_tokens: ids between two commits, which make progress durable.
 
   Raises:
     ValueError: an unreadable document, something else at the location, a store
@@ -233,7 +233,7 @@ def tokenize_to_store(
   fresh = _first_record(Path(source), encoding, tokenizer, block_tokens)
   stored = _read_record(location)
   if stored is None:
-    # A store's record is older than its array: an array alone is not ours.
+    # A store's record is written before its array: an array alone is not ours.
     if _has_array(location):
       raise ValueError(
         f'{location}: holds an array that is no token store; choose another '
@@ -263,7 +263,7 @@ def tokenize_to_store(
 def _first_record(
   source: Path, encoding: str, tokenizer: Tokenizer, block_tokens: int
 ) -> _Record:
-  """The record of a document of which nothing is stored."""
+  """The record of a document with nothing stored yet."""
   if not source.is_file():
     raise ValueError(f'document {source}: no such file.')
   stat = source.stat()
@@ -280,7 +280,7 @@ def _first_record(
 def _resumed(
   location: str, stored: _Record, fresh: _Record, tokenizer: Tokenizer
 ) -> _Record:
-  """The stored progress, with the source as it is named and dated now."""
+  """The stored progress, with the source's current name, date and encoding."""
   _check_tokenizer(location, stored.tokenizer, tokenizer)
   if stored.source_bytes != fresh.source_bytes:
     raise _changed(location, stored, f'{fresh.source_bytes:,} bytes')
@@ -295,9 +295,9 @@ def _resumed(
 def _skip(
   pieces: Iterator[str], characters: int, digest: 'hashlib._Hash'
 ) -> str:
-  """The rest of the piece in which the first `characters` end.
+  """Skips the first `characters`; returns the rest of the piece they end in.
 
-  Those characters go into `digest`.
+  The skipped characters are added to `digest`.
   """
   rest = ''
   while characters and (piece := next(pieces, '')):
@@ -310,7 +310,7 @@ def _skip(
 def _encoded(
   pieces: Iterable[str], tokenizer: Tokenizer
 ) -> Iterator[tuple[str, list[int]]]:
-  """The text in stretches, each with its ids; joined they are the whole's."""
+  """Stretches of the text with their ids, which join to those of the whole."""
   encoder = chunks.StreamEncoder(tokenizer)
   waiting, warned = [], False
   for piece in pieces:
@@ -337,7 +337,7 @@ def _encoded(
 def _batches(
   stretches: Iterable[tuple[str, list[int]]], batch_tokens: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Stretches joined to `batch_tokens` ids or more; the last may have fewer."""
+  """Joins stretches to at least `batch_tokens` ids; the last may have fewer."""
   texts, parts, tokens = [], [], 0
   for stretch, ids in stretches:
     texts.append(stretch)
@@ -356,7 +356,7 @@ def _append(
   batches: Iterable[tuple[str, np.ndarray]],
   digest: 'hashlib._Hash',
 ) -> None:
-  """Writes what follows `record`, whose digest is `digest`, to the end."""
+  """Writes all that follows `record`; `digest` is that of its text so far."""
   array = _open_for_writing(location, record)
   for stretch, ids in batches:
     stop = record.tokens + len(ids)
@@ -383,15 +383,15 @@ def _append(
 
 
 def _open_for_writing(location: str, record: _Record) -> ts.TensorStore:
-  """The array as far as it is; a new one where nothing was written yet."""
+  """The array as written so far; a new one if nothing was written yet."""
   spec = store_spec(location)
-  # Ids that are counted but gone are an error, not a reason for a new array.
+  # Ids that are recorded but gone are an error, not a reason for a new array.
   if record.tokens or _has_array(location):
     return ts.open(spec).result()
   metadata = {
     'shape': [0],
     'data_type': 'int32',
-    # No id: a block is stored whatever its ids, and a missing one is seen.
+    # Never an id: so every block is stored, and a missing one is noticed.
     'fill_value': -1,
     'codecs': list(_CODECS),
     'chunk_grid': {

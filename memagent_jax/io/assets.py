@@ -2,14 +2,14 @@
 
     name | path -> model, text, template -> path
 
-A path that exists wins over a name.
+A path that exists takes precedence over a name.
 """
 
 import os
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[1] / 'assets'
-# Their extensions are left out of names.
+# Extensions, which names leave out.
 _TEXTS = ('.txt', '.txt.gz', '.jsonl')
 _TEMPLATES = ('.json',)
 
@@ -30,7 +30,7 @@ def templates() -> tuple[str, ...]:
 
 
 def model(name_or_path: str | os.PathLike) -> Path | None:
-  """The path of a model; None where it is neither a path nor a shipped name."""
+  """The path of a model; None if it is neither a path nor a shipped name."""
   if Path(name_or_path).exists():
     return Path(name_or_path)
   if str(name_or_path) in models():
@@ -48,7 +48,7 @@ def text(name_or_path: str | os.PathLike) -> Path:
 
 
 def template(name_or_path: str | os.PathLike) -> Path:
-  """The path of a wording, as `text`."""
+  """The path of a wording of the prompts; see `text`."""
   return _file('template', name_or_path, _files('templates', _TEMPLATES))
 
 

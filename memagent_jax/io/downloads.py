@@ -83,14 +83,14 @@ def obtain(
   Args:
     name: one of SOURCES.
     path: the user's own file; None: the cache or the network.
-    cache: folder for downloads; each source has a folder of its name in it.
+    cache: folder for downloads, with a subfolder named after each source.
 
   Returns:
     paths of the files, in the order of the source.
 
   Raises:
-    ValueError: an unknown source, a missing path, a wrong hash, or no network;
-      the last says where to put which file.
+    ValueError: an unknown source, a missing path, a wrong hash, or no network,
+      in which case it says where to put which file.
   """
   if path is not None:
     if not Path(path).is_file():

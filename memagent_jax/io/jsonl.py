@@ -1,4 +1,4 @@
-"""Append-only logs of JSON objects, one a line.
+"""Append-only logs of JSON objects, one per line.
 
 A killed process loses at most the line it was writing.
 """

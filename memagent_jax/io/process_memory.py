@@ -8,7 +8,7 @@ import resource
 class Peak:
   """Measures a `with` block: afterwards `host_bytes` is its peak in RAM.
 
-  On Linux the earlier peak is cleared first; elsewhere the peak is the process's.
+  On Linux the earlier peak is cleared first; elsewhere it is included.
   """
 
   host_bytes: int = 0

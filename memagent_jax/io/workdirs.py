@@ -51,7 +51,7 @@ def claim(workdir: str | os.PathLike, config_text: str) -> None:
 def exclusive(path: str | os.PathLike) -> Iterator[None]:
   """Holds a lock file while the `with` block runs.
 
-  The lock ends with the process, however that ends.
+  The lock is released with the process, however that ends.
 
   Args:
     path: the lock file, which need not exist.

@@ -1,7 +1,7 @@
 """The one attention of training, prefill and decode, on every platform.
 
-Where a platform has a kernel of its own (see `kernels`), it is used; what follows is
-computed elsewhere, and defines what a kernel has to compute.
+A platform that has a kernel of its own uses it (see `kernels`); the others use
+what follows, which defines what a kernel has to compute.
 
 A query sees one or more segments of keys. Training and prefill have one causal
 segment (the row itself); decode has two, the prompt's cache and the response's.
@@ -28,9 +28,9 @@ from memagent_jax import sharding
 from memagent_jax.models import kernels
 from memagent_jax.models.kernels import recompute
 
-# Queries of one block. 128 rows of scores over 1K keys stay in a core's cache.
+# Queries per block. 128 rows of scores over 1K keys stay in a core's cache.
 BLOCK_QUERIES = 128
-# Distinct key prefixes of one program, each of them a shape to compile.
+# Most distinct key prefixes in one program; each of them is a shape to compile.
 MAX_PREFIXES = 12
 # Score of a hidden slot: exp() of it is exactly 0 next to any real score.
 _HIDDEN = -1e30
@@ -40,8 +40,8 @@ class Segment(NamedTuple):
   """Keys and values, and how much of them each query sees.
 
   visible_NxT: query t of row n sees slots < visible_NxT[n, t]; None means
-  causal: the segment holds the queries' own positions, slots <= t are seen.
-  first_NxT: slots before it are not seen; None means that all are.
+  causal: the segment holds the queries' own positions, and slots <= t are seen.
+  first_NxT: slots before it are not seen; None means that all of them are.
   """
 
   k_NxJxDxS: jax.Array
@@ -78,7 +78,7 @@ def attention(q_NxTxHxD: jax.Array, segments: Sequence[Segment]) -> jax.Array:
 def _attend_live(
   q: jax.Array, segments: Sequence[Segment], live: Callable
 ) -> jax.Array:
-  """`attend` for one query a row, reading only the slots that it sees."""
+  """`attend` for one query per row, reading only the slots that it sees."""
   parts = [
     live(
       q[:, :, :, 0],
@@ -108,7 +108,7 @@ def merged(
 
 
 def grouped(q_NxTxHxD: jax.Array, kv_heads: int) -> jax.Array:
-  """Queries by the kv head they share, scaled: [N, J, G, T, D]."""
+  """Scaled queries, grouped by the kv head they share: [N, J, G, T, D]."""
   n, t, h, d = q_NxTxHxD.shape
   q = q_NxTxHxD * (d**-0.5)
   return q.reshape(n, t, kv_heads, h // kv_heads, d).transpose(0, 2, 3, 1, 4)
@@ -124,10 +124,10 @@ def ungrouped(out: jax.Array) -> jax.Array:
 def _causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """Causal attention by blocks of queries over their own prefix of the keys.
 
-  Scores are computed again for the gradients: saved, they would add up to all
-  of T x T. With `jax.checkpoint` XLA:CPU saves them all the same in rows of up
-  to MAX_PREFIXES blocks (see `kernels.recompute`); and the saved normaliser spares
-  the second pass a maximum and a sum.
+  Scores are recomputed for the gradients: saved, they would add up to all of
+  T x T. With `jax.checkpoint`, XLA:CPU would still save them for rows of up to
+  MAX_PREFIXES blocks (see `kernels.recompute`). The saved normaliser spares the
+  second pass a maximum and a sum.
   """
   return _causal_forward(q, k, v)[0]
 
@@ -213,9 +213,9 @@ _causal.defvjp(_causal_forward, _causal_backward)
 def pieces(t: int) -> list[tuple[int, int, int, int]]:
   """(first, last, block size, prefix) of runs of blocks that share a prefix.
 
-  A prefix serves several blocks of a long row: fewer shapes to compile, for
-  scores that are at most 1/(2 MAX_PREFIXES) larger than needed. What is left
-  behind the last whole block of a row is a piece of its own.
+  In a long row several blocks share a prefix: fewer shapes to compile, for at
+  most T x T / (2 MAX_PREFIXES) more scores than needed. What is left after the
+  last whole block of a row is a piece of its own.
   """
   blocks = -(-t // BLOCK_QUERIES)
   span = -(-blocks // MAX_PREFIXES) * BLOCK_QUERIES
@@ -233,7 +233,7 @@ def pieces(t: int) -> list[tuple[int, int, int, int]]:
 def split(
   first: int, last: int, size: int, *xs: jax.Array
 ) -> tuple[jax.Array, ...]:
-  """First query of every block [B], and queries of x as [B,N,J,G,size,D]."""
+  """First query of every block [B], and each x as blocks [B,N,J,G,size,D]."""
   blocks = (last - first) // size
 
   def split(x: jax.Array) -> jax.Array:
@@ -253,7 +253,7 @@ def join(x: jax.Array) -> jax.Array:
 def _seen_from(
   start: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> Segment:
-  """Keys and values as queries [N,J,G,T,D] from slot `start` on see them."""
+  """Keys and values as seen by queries [N,J,G,T,D] from slot `start` on."""
   n, t = q.shape[0], q.shape[3]
   return Segment(k, v, jnp.broadcast_to(start + 1 + jnp.arange(t), (n, t)))
 
@@ -261,14 +261,14 @@ def _seen_from(
 def attend(
   parts: Sequence[tuple[jax.Array, Segment]],
 ) -> tuple[jax.Array, jax.Array]:
-  """Attention of queries over segments; one softmax across them all.
+  """Attention of queries over segments, with one softmax across them all.
 
   Args:
-    parts: q [N,J,G,T,D], from `grouped`, and the segment it looks at. The same
-      queries in every part, which may be rotated differently.
+    parts: pairs of q [N,J,G,T,D], from `grouped`, and the segment it sees. The
+      queries are the same in every part, but may be rotated differently.
 
   Returns:
-    [N,J,G,T,D], and the log of the softmax' denominators, float32 [N,J,G,T,1].
+    [N,J,G,T,D], and the log of the softmax's denominators, float32 [N,J,G,T,1].
   """
   n, j, g, t, d = parts[0][0].shape
   scores = [_scores(q, segment) for q, segment in parts]

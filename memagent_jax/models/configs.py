@@ -1,8 +1,9 @@
 """Architecture configs of the supported decoders, and their Hugging Face form.
 
-A `ModelConfig` says everything the decoder needs; nothing else in the package
-looks at a `config.json`. Llama (SmolLM2), Qwen2/Qwen2.5 and Qwen3 differ in four
-flags only: attention bias, output bias, q/k norm, and an explicit head_dim.
+A `ModelConfig` holds everything the decoder needs; nothing else in the package
+reads a `config.json`, except that `tokenizer` takes the eos ids. Llama
+(SmolLM2), Qwen2/Qwen2.5 and Qwen3 differ in four flags only: attention bias,
+output bias, q/k norm, and an explicit head_dim.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ DTYPES = ('float32', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-  """Rotary embedding: base and the scaling that stretches it beyond training.
+  """Rotary embedding: base, and the scaling that stretches it past training.
 
   Field names follow Hugging Face's `rope_parameters`, so that a config read
   from disk and one written in gin look alike.
@@ -71,12 +72,12 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DualChunkAttention:
-  """DCA: no distance exceeds the window, whatever the length of the text.
+  """DCA: no distance exceeds the window, however long the text is.
 
   Source: arXiv 2402.17463.
   """
 
-  # Chunks of the text; at least half the window, three quarters in the paper.
+  # Tokens per chunk: at least half the window, three quarters in the paper.
   chunk_tokens: int
 
 
@@ -87,7 +88,7 @@ class SinkAttention:
   Source: StreamingLLM, arXiv 2309.17453.
   """
 
-  # First tokens that stay visible; four in the paper.
+  # Number of first tokens that stay visible; four in the paper.
   sinks: int = 4
 
 
@@ -118,7 +119,7 @@ class LoraConfig:
 
   @property
   def scale(self) -> float:
-    """Factor of A B."""
+    """The factor on A B."""
     return self.alpha / self.rank
 
 
@@ -149,14 +150,14 @@ class ModelConfig:
   tie_embeddings: bool = True
   # Activations' dtype; params keep their own, softmax and log-probs are float32.
   dtype: str = 'float32'
-  # Keep only what stands between layers for the gradient, and compute the rest of
-  # each layer again: one more forward pass for far less memory.
+  # Keep only the activations between layers for the gradient, and recompute
+  # those within a layer: one more forward pass for far less memory.
   remat: bool = False
-  # What queries see of texts beyond max_positions, a baseline without training;
-  # None: all of it, as it is. Not part of an exported model.
+  # What queries see of texts beyond max_positions, a training-free baseline;
+  # None: plain attention to all of it. Not part of an exported model.
   long_attention: DualChunkAttention | SinkAttention | None = None
-  # Adapters of frozen kernels, see `lora`. Not part of an exported model, into
-  # whose kernels they are merged.
+  # Adapters of frozen kernels, see `lora`. An exported model has them merged
+  # into its kernels.
   lora: LoraConfig | None = None
 
   def __post_init__(self) -> None:
@@ -175,7 +176,7 @@ class ModelConfig:
         f'{self.num_kv_heads}.'
       )
     if isinstance(self.long_attention, DualChunkAttention):
-      # Else chunks that are no neighbours would be within one window.
+      # Otherwise chunks that are not adjacent could share a window.
       self._check_part('chunk_tokens', -(-self.max_positions // 2))
     elif isinstance(self.long_attention, SinkAttention):
       self._check_part('sinks', 1)
@@ -192,7 +193,7 @@ class ModelConfig:
 
 
 def from_hf_config(hf: Mapping[str, Any], source: str) -> ModelConfig:
-  """ModelConfig of a parsed Hugging Face `config.json`.
+  """The ModelConfig of a parsed Hugging Face `config.json`.
 
   Reads transformers 4's `rope_theta` + `rope_scaling` and transformers 5's
   `rope_parameters`.
@@ -247,7 +248,7 @@ def from_hf_config(hf: Mapping[str, Any], source: str) -> ModelConfig:
 
 
 def _refuse_unsupported(hf: Mapping[str, Any], source: str) -> None:
-  """Raises ValueError where the checkpoint needs what the decoder lacks."""
+  """Raises ValueError if the checkpoint needs what the decoder lacks."""
   if hf.get('hidden_act', 'silu') != 'silu':
     raise ValueError(
       f'{source}: hidden_act is {hf["hidden_act"]!r}; supported: silu.'

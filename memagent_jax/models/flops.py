@@ -1,8 +1,8 @@
 """What a model costs, by arithmetic: FLOPs of a turn, a text, an update.
 
-A multiplication and an addition are two; norms, rotations and the softmax, which
-are a few in a thousand, are left out. So is whatever an implementation computes and
-then masks.
+A multiplication and an addition count as two. Norms, rotations and the softmax,
+a few in a thousand, are left out, and so is whatever an implementation computes
+and then masks.
 """
 
 from memagent_jax.models.configs import (
@@ -20,7 +20,7 @@ def turn_flops(
   Args:
     config: the model; sliding windows cost less, dual chunks do not.
     prompt_tokens: length of the prompt.
-    response_tokens: tokens sampled, of which the last is never read.
+    response_tokens: number of sampled tokens; the last one is never read.
   """
   read = prompt_tokens + max(response_tokens - 1, 0)
   return forward_flops(config, read, max(response_tokens, 1))
@@ -32,7 +32,7 @@ def forward_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
   Args:
     config: as in `turn_flops`.
     tokens: length of the text.
-    head_tokens: tokens that get scores over the vocabulary.
+    head_tokens: number of tokens that get scores over the vocabulary.
   """
   c = config
   heads = c.head_dim * (
@@ -46,14 +46,14 @@ def forward_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
 
 
 def update_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
-  """FLOPs of a forward pass and the gradient of it.
+  """FLOPs of a forward pass and its gradient.
 
-  Backward takes twice a forward pass: half of it for what came in, half for the
-  kernels, which is left out where adapters learn (and so are these, a hundredth).
-  Layers that are computed again take one more.
+  The backward pass costs two forward passes: one for the gradients of the
+  activations, one for those of the kernels, which is left out where adapters
+  learn (as are the adapters' own, a hundredth). Recomputed layers add another.
 
   Args:
-    config: the model; `remat` and `lora` count.
+    config: the model; `remat` and `lora` matter.
     tokens: length of the text.
     head_tokens: as in `forward_flops`.
   """
@@ -65,17 +65,17 @@ def update_flops(config: ModelConfig, tokens: int, head_tokens: int) -> float:
 
 
 def _attention_flops(c: ModelConfig, tokens: int) -> float:
-  """Scores and the sum of the values: 2 products of head_dim a head and pair."""
+  """FLOPs of scores and value sums, 2 head_dim products per head and pair."""
   return 4 * c.num_heads * c.head_dim * _pairs(c, tokens)
 
 
 def _pairs(config: ModelConfig, tokens: int) -> float:
-  """Query and key pairs of a causal text."""
+  """The number of (query, key) pairs in a causal text."""
   all_pairs = tokens * (tokens + 1) / 2
   if isinstance(config.long_attention, SinkAttention):
     window = config.max_positions
     beyond = max(tokens - window, 0)
-    # A triangle up to the window, then `window` keys a query.
+    # A triangle up to the window, then `window` keys per query.
     return min(all_pairs, window * (window + 1) / 2 + beyond * window)
   assert config.long_attention is None or isinstance(
     config.long_attention, DualChunkAttention

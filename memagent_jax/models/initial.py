@@ -2,9 +2,9 @@
 
     ModelConfig -> init_for_copying: random, small branches, local heads -> Model
 
-Two things keep a small decoder from learning to copy for thousands of steps: at
-the usual scale its branches drown the embedding of the current token, and no head
-looks at the previous ones. Both are set here; everything else is learned.
+For thousands of steps two things keep a small decoder from learning to copy: at
+the usual scale its branches drown out the embedding of the current token, and
+no head looks at previous tokens. Both are remedied here; all else is learned.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from memagent_jax.structs import Params
 
 # Factor on the output projections of attention and MLP.
 _BRANCH_SCALE = 0.1
-# Norm of a local head's query and key bias, and factor on their kernels.
+# Norm of a local head's query and key bias, and factor on its query kernel.
 _BIAS_NORM = 7.0
 _CONTENT_SCALE = 0.1
 
@@ -30,7 +30,7 @@ _CONTENT_SCALE = 0.1
 def new_model(
   config: ModelConfig, tokenizer_directory: str | os.PathLike, seed: int = 0
 ) -> Model:
-  """A model to train from scratch with the tokenizer of a name or directory."""
+  """A model to train from scratch, with a tokenizer by name or directory."""
   directory = assets.model(tokenizer_directory) or tokenizer_directory
   return Model(
     'new',
@@ -43,10 +43,10 @@ def new_model(
 def init_for_copying(config: ModelConfig, key: jax.Array) -> Params:
   """Random float32 params with small branches and, given biases, local heads.
 
-  Head h of the first layer starts out attending to the token h + 1 places back, in
-  the first half of the second layer 2 h + 2 back: its query and key biases are one
-  vector, rotated apart by that distance. Configs without `attention_bias` get the
-  small branches alone.
+  Head h of the first layer starts out attending to the token h + 1 places back,
+  head h in the first half of the second layer to the one 2 h + 2 places back:
+  its query and key biases are the same vector, rotated apart by that distance.
+  Configs without `attention_bias` get only the small branches.
 
   Args:
     config: the model.
@@ -69,10 +69,10 @@ def init_for_copying(config: ModelConfig, key: jax.Array) -> Params:
 def _make_heads_local(
   config: ModelConfig, attention: Params, distances: Sequence[int]
 ) -> None:
-  """Makes the first heads look that many tokens back."""
+  """Makes the first heads look back by the given distances in tokens."""
   heads, dim = len(distances), config.head_dim
   bias_D = jnp.full((dim,), _BIAS_NORM * dim**-0.5)
-  # A query rotated back by a distance meets the key of that many places before.
+  # A query rotated back by a distance matches the key that many places before.
   position_1xH = -jnp.asarray(distances)[None]
   frequency = rope.frequencies(config, jnp.ones((1,), jnp.int32))
   cos, sin = rope.tables(config, frequency, position_1xH)

@@ -1,14 +1,14 @@
 """Attention variants that stretch a model beyond its window, without training.
 
 Each is a set of views: a view rotates the queries to positions of its own and
-sees one range of the keys; one softmax goes over all views of a query.
+sees one range of the keys; one softmax spans all views of a query.
 
-    dual chunk    own chunk | chunk before | all earlier ones
-    sinks         first keys | the latest ones
+    dual chunk    own chunk | previous chunk | all earlier ones
+    sinks         first keys | latest keys
 
     positions -> queries of every view -> blocks of queries over their ranges
 
-While the text fits the window every view has the plain distances, so that the
+As long as the text fits the window, every view has the plain distances, and the
 variant is plain attention. Sources: DCA, arXiv 2402.17463; StreamingLLM, arXiv
 2309.17453.
 """
@@ -30,11 +30,11 @@ from memagent_jax.models.configs import (
 
 
 class View(NamedTuple):
-  """Where a query at a position stands, and the positions of keys it sees."""
+  """The rotary position of each query, and the range of the keys it sees."""
 
-  query_NxT: jax.Array  # its rotary position
-  first_NxT: jax.Array  # keys from here ...
-  end_NxT: jax.Array  # ... up to here are seen
+  query_NxT: jax.Array  # rotary position
+  first_NxT: jax.Array  # position of the first key seen
+  end_NxT: jax.Array  # position after the last key seen
 
 
 def key_positions(config: ModelConfig, position_NxT: jax.Array) -> jax.Array:
@@ -130,7 +130,7 @@ def decode(
   Args:
     config: its `long_attention` is not None.
     q_views: q_NxTxHxD of every view, rotated.
-    segments: what plain attention would see.
+    segments: the segments that plain attention would see.
     position_NxT: positions of the queries in the text.
     origins_N: for each segment, the position of its first slot in every row.
   """
@@ -150,9 +150,9 @@ def decode(
 def _ranges(
   config: ModelConfig, start: jax.Array, queries: int, end: int
 ) -> list[tuple[jax.Array | int, int]]:
-  """For each view, the (first slot, slots) that hold all a block of queries sees.
+  """For each view, (first slot, number of slots) of all that a block sees.
 
-  The slots are 0 where no block up to `end` sees anything of the view.
+  The number is 0 if no block up to `end` sees anything in the view.
 
   Args:
     config: its `long_attention` is not None.
@@ -172,7 +172,7 @@ def _ranges(
   size = variant.chunk_tokens
   # Where the chunks of the block's first query and of the last slot begin.
   own, last_own = start - start % size, (end - 1) // size * size
-  # A block lies within one chunk, or it may end in a later one.
+  # Whether a block lies within one chunk; else it may end in a later one.
   whole = size % attention.BLOCK_QUERIES == 0
   own_width = min(size if whole else size + queries, end)
   before_width = min(size if whole else 2 * size + queries, last_own)

@@ -1,4 +1,4 @@
-"""Adapters of low rank: added to a model, taken apart from it, merged into it.
+"""Low-rank adapters: added to a model, split from it, merged into it.
 
     Model -> add -> params with `lora_a`, `lora_b` next to the kernels they adapt
     params -> split -> (adapters, which learn; the rest, which is frozen) -> join
@@ -26,12 +26,12 @@ def add(model: Model, config: LoraConfig, seed: int = 0) -> Model:
   """The model with adapters that change nothing yet, in float32.
 
   Args:
-    model: one without adapters.
+    model: a model without adapters.
     config: rank, scale and targets.
     seed: seed of the first factors.
 
   Raises:
-    ValueError: a model that has adapters.
+    ValueError: the model already has adapters.
   """
   if model.config.lora is not None:
     raise ValueError(f'model {model.name} has adapters already.')
@@ -52,7 +52,7 @@ def add(model: Model, config: LoraConfig, seed: int = 0) -> Model:
 
 
 def split(params: Params) -> tuple[Params, Params]:
-  """What learns and what is frozen: all and nothing, where there is no adapter.
+  """Params that learn, and frozen ones; without adapters all learn.
 
   Args:
     params: a params tree of arrays, boxes or shardings.

@@ -1,4 +1,4 @@
-"""A network with everything it takes to read: the value that every wing passes on."""
+"""`Model`: a network together with all that reading with it needs."""
 
 import dataclasses
 

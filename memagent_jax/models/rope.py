@@ -14,7 +14,7 @@ from memagent_jax.structs import Array
 
 
 def frequencies(config: ModelConfig, prompt_length_N: Array) -> jax.Array:
-  """Angles per position, float32 [N, D2 = D/2]; [1, D2] where rows do not differ.
+  """Angles per position, float32 [N, D2 = D/2]; [1, D2] if rows do not differ.
 
   Dynamic NTK stretches the base to the row's *prompt* length. The caller keeps
   the result through decoding: re-deriving it as the row grows would leave the
@@ -51,7 +51,7 @@ def _window(config: ModelConfig) -> int:
 
 
 def _llama3(config: ModelConfig, plain: jax.Array) -> jax.Array:
-  """Long wavelengths interpolated, short ones kept, a linear blend between."""
+  """Interpolates long wavelengths, keeps short ones, blends those between."""
   rope = config.rope
   rotations = _window(config) * plain / (2 * math.pi)
   keep = (rotations - rope.low_freq_factor) / (

@@ -3,7 +3,7 @@
 Two encoders share one vocabulary. `encode` is for text that somebody wrote
 (documents, questions): it knows no added token, so `<|im_end|>` in a document
 is ten characters of text and never ends a turn. `encode_template` is for our
-own prompt pieces, where control tokens mean what they say.
+own prompt pieces, where control tokens take effect.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
   import transformers
 
 # Contractions, words with one leading mark, digits, punctuation, white space.
-# The two models differ in how many digits make one piece.
+# Qwen2 and Llama 3 differ in how many digits make one piece.
 _WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|"
   r'\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 GGUF_PRE_TOKENIZERS = ('smollm', 'qwen2', 'llama-bpe')
-# `tokenizer.ggml.token_type`.
+# Values of `tokenizer.ggml.token_type`.
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 
 
@@ -35,9 +35,9 @@ class Tokenizer:
 
   Attributes:
     chat_template: the Jinja source of the model's chat format, or None.
-    eos_ids: ids that end a turn by the model's own configs, sorted.
+    eos_ids: ids that end a turn according to the model's own configs, sorted.
     control_ids: `eos_ids` and every special added token, sorted.
-    think_ids: ids of `<think>` and `</think>` where both are added tokens.
+    think_ids: ids of `<think>` and `</think>`; None unless both are added.
     bos_id, pad_id: int, or None where the model has none.
     vocab_size: largest id + 1; the model's embedding may have more rows.
   """
@@ -51,8 +51,8 @@ class Tokenizer:
     """Wraps a tokenizer.
 
     Args:
-      backend: encodes with added tokens.
-      hf: has the names of the special tokens and renders the chat template.
+      backend: the encoder that knows the added tokens.
+      hf: knows the names of the special tokens and renders the chat template.
       eos_ids: ids that end a turn, in addition to the tokenizer's own.
     """
     self._backend = backend
@@ -78,7 +78,7 @@ class Tokenizer:
 
   @classmethod
   def from_directory(cls, directory: str | os.PathLike) -> 'Tokenizer':
-    """Tokenizer of a Hugging Face model directory.
+    """The tokenizer of a Hugging Face model directory.
 
     Raises:
       ValueError: the directory has no tokenizer that transformers can read.
@@ -96,8 +96,8 @@ class Tokenizer:
         f'{directory}: no readable tokenizer; expected tokenizer.json and '
         f'tokenizer_config.json. transformers says: {e}'
       ) from e
-    # transformers may rebuild the pre-tokenizer from the class's name; what the
-    # model was trained with is the file.
+    # transformers may rebuild the pre-tokenizer from the class's name, but the
+    # file is what the model was trained with.
     file = directory / 'tokenizer.json'
     if file.is_file():
       backend = tokenizers.Tokenizer.from_file(str(file))
@@ -107,7 +107,7 @@ class Tokenizer:
 
   @classmethod
   def from_gguf(cls, metadata: Mapping[str, Any], source: str) -> 'Tokenizer':
-    """Tokenizer built from a GGUF file's metadata.
+    """The tokenizer that a GGUF file's metadata describe.
 
     Args:
       metadata: `gguf.GGUFModel.metadata`.
@@ -135,7 +135,7 @@ class Tokenizer:
     return cls(backend, hf, () if end_of_turn is None else (end_of_turn,))
 
   def encode(self, text: str) -> list[int]:
-    """Ids of text as text: never a control or other added token, no BOS.
+    """Ids of plain text: never a control or other added token, no BOS.
 
     Characters whose bytes the vocabulary lacks (SmolLM2: a few control
     characters and unassigned planes) have no ids, as in llama.cpp.
@@ -147,29 +147,29 @@ class Tokenizer:
     return self._backend.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of the ids, white space as it is; control ids are skipped."""
+    """The text of the ids, white space unchanged; control ids are skipped."""
     ids = [int(i) for i in ids if int(i) not in self._control]
     return self._backend.decode(ids, skip_special_tokens=False)
 
   def token_text(self, token_id: int) -> str:
     """The text of one token, its leading white space included.
 
-    Bytes that are no whole character come out as replacement characters. A
-    control token is its own name.
+    Bytes that make no whole character come out as replacement characters. A
+    control token comes out as its name.
     """
     token = self._backend.id_to_token(int(token_id))
     if token is None:
       return ''
     # Sentencepiece vocabularies write a space as this mark; their decoder
-    # drops it where it leads.
+    # drops a leading one.
     if token.startswith('\u2581'):
       return token.replace('\u2581', ' ')
     return self._backend.decode([int(token_id)], skip_special_tokens=False)
 
   def render(self, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
-    """The chat as a prompt that the model's answer follows; thinking is off.
+    """The chat as a prompt for the model's answer, with thinking off.
 
-    Without a chat template: the contents, a line each.
+    Without a chat template it is the contents, one per line.
 
     Args:
       messages: dicts with `role` and `content`.
@@ -240,7 +240,7 @@ def _import_transformers() -> ModuleType:
 
 
 def _eos_of_configs(directory: Path) -> list[int]:
-  """eos ids of generation_config.json and config.json, where they are."""
+  """The eos ids in generation_config.json and config.json, if there are any."""
   ids = []
   for name in ('generation_config.json', 'config.json'):
     path = directory / name
@@ -256,7 +256,7 @@ def _without_added_tokens(
   """A copy that knows no added token and adds nothing around a text.
 
   Added tokens that the vocabulary repeats are dropped from it, so that no
-  sequence of merges can arrive at one; only the unknown token stays.
+  sequence of merges can produce one; only the unknown token stays.
   """
   import tokenizers
 
@@ -282,14 +282,14 @@ def _without_added_tokens(
 
 
 def _product(merge: str | list[str]) -> str:
-  """The token that a merge makes; files write it as a pair or as 'a b'."""
+  """The token that a merge makes; files write merges as pairs or as 'a b'."""
   return ''.join(merge.split(' ', 1) if isinstance(merge, str) else merge)
 
 
 def _backend_of_gguf(
   metadata: Mapping[str, Any], source: str
 ) -> 'tokenizers.Tokenizer':
-  """The `tokenizers` object of GGUF metadata."""
+  """The `tokenizers` object that GGUF metadata describe."""
   import tokenizers
   from tokenizers import decoders, models, normalizers
 
@@ -310,7 +310,7 @@ def _backend_of_gguf(
   }
   merges = [tuple(m.split(' ')) for m in metadata['tokenizer.ggml.merges']]
   backend = tokenizers.Tokenizer(
-    # Llama 3 takes a word that is a token whole, whatever the merges say.
+    # Llama 3 keeps a word that is itself a token, whatever the merges say.
     models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == 'llama-bpe')
   )
   if pre == 'qwen2':
@@ -328,7 +328,7 @@ def _backend_of_gguf(
 
 
 def _pre_tokenizer(pre: str) -> 'tokenizers.pre_tokenizers.PreTokenizer':
-  """How words are cut before BPE, by llama.cpp's name for it."""
+  """The split into words before BPE, by its name in llama.cpp."""
   from tokenizers import Regex, pre_tokenizers
 
   if pre == 'smollm':

@@ -49,10 +49,10 @@ class Past(struct.PyTreeNode):
 
 
 class Positions(NamedTuple):
-  """Where the tokens of a forward pass stand, and the rotary tables for that."""
+  """Positions of the tokens of a forward pass, and their rotary tables."""
 
   position_NxT: jax.Array
-  # cos and sin [N, T, D]: of the keys, and of the queries in every view.
+  # cos and sin [N, T, D]: for the keys, and for the queries of every view.
   keys: tuple[jax.Array, jax.Array]
   queries: tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -81,7 +81,7 @@ def _param(
   axes: tuple[str, ...],
   shape: tuple[int, ...],
 ) -> jax.Array:
-  """A parameter of the module, out of the box that names its axes."""
+  """A parameter of the module, unboxed; the box names its axes."""
   boxed: Any = nn.with_logical_partitioning(init, axes)
   return module.param(name, boxed, shape)
 
@@ -105,9 +105,9 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-  """x @ kernel (+ bias) with a kernel whose axes are named and may be several.
+  """x @ kernel (+ bias), where the kernel has any number of named axes.
 
-  The first `inputs` axes of `shape` are contracted with the last of x.
+  The first `inputs` axes of `shape` are contracted with the last ones of x.
   """
 
   shape: tuple[int, ...]
@@ -231,7 +231,10 @@ class Attention(nn.Module):
 def _extend(
   cache: tuple[LayerKV, LayerKV], k: jax.Array, v: jax.Array, past: Past
 ) -> tuple[list[Segment], LayerKV]:
-  """Writes k, v [N,J,D,T] at slot `step` of the response; what queries see."""
+  """The segments that queries see, and the response cache after the write.
+
+  k, v [N,J,D,T] are written at slot `step` of the response.
+  """
   (prompt_k, prompt_v), (response_k, response_v) = cache
   n, t = k.shape[0], k.shape[3]
   at = (0, 0, 0, past.step)
@@ -268,7 +271,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """One pre-norm layer: attention, then the MLP, each added to the stream."""
+  """One pre-norm layer: attention, then the MLP, each added to the residual."""
 
   config: ModelConfig
 
@@ -336,7 +339,7 @@ class Decoder(nn.Module):
     Args:
       ids_NxT: int32 token ids, right-padded.
       position_NxT: int32 positions; arange(T) for a row that starts at 0.
-      frequency_NxD2: from `rope.frequencies`, of the row's prompt length.
+      frequency_NxD2: from `rope.frequencies`, for the row's prompt length.
       past: None for training and prefill (causal over the T tokens); in decode,
         the cache before these tokens.
 
@@ -371,7 +374,7 @@ class Decoder(nn.Module):
 def hidden_states(
   config: ModelConfig, params: Params, *inputs: Any
 ) -> tuple[jax.Array, tuple[LayerKV, ...]]:
-  """What `Decoder` with these params makes of its inputs."""
+  """The result of `Decoder` with these params."""
   result: Any = Decoder(config).apply({'params': params}, *inputs)
   return result
 
@@ -403,7 +406,7 @@ def abstract_params(config: ModelConfig) -> Params:
     return nn.init(everything, model)(key)['params']
 
   with _without_mesh():
-    # The key is abstract too: the devices of a mesh may not be here.
+    # The key is abstract, too: the devices of a mesh may not be present.
     return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
@@ -418,5 +421,5 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def _without_mesh() -> contextlib.AbstractContextManager:
-  """The one row of an init is not split, whatever mesh is set."""
+  """A context that hides any mesh: the single row of an init is not split."""
   return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))

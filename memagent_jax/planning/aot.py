@@ -1,6 +1,6 @@
-"""Compiles ahead of time, for devices that are described and not here.
+"""Compiles ahead of time, for devices that are described but not present.
 
-Knows nothing of this project: programs of others compile as well.
+It knows nothing of this project and compiles any program.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """A program, and what the compiler says of it."""
+  """A program, and what the compiler says about it."""
 
   # Optimised HLO: what a device runs.
   hlo: str
-  # Bytes on a device: arguments, results that take no argument's place, and what
-  # is there in between.
+  # Bytes on a device: arguments, results that reuse no argument's memory, and
+  # temporaries.
   argument_bytes: int
   output_bytes: int
   temporary_bytes: int
@@ -28,7 +28,7 @@ class Compiled:
 def compile_program(
   mesh: Mesh, program: jax.stages.Wrapped, *arguments: Any
 ) -> Compiled:
-  """A jitted function, compiled for abstract arguments on a mesh.
+  """Compiles a jitted function for abstract arguments on a mesh.
 
   Args:
     mesh: a mesh of devices, or of their descriptions.
@@ -38,7 +38,7 @@ def compile_program(
   with jax.set_mesh(mesh):
     lowered = program.lower(*arguments)
     with tempfile.TemporaryDirectory() as folder:
-      # The text of the executable itself cannot be read back from every backend.
+      # Not every backend can give the text of the executable itself.
       executable = lowered.compile(
         compiler_options={
           'xla_dump_to': folder,

@@ -1,4 +1,4 @@
-"""Accelerators by name: what a chip does and holds, and slices of them.
+"""Accelerators by name: speed, memory and price of a chip, and slices of them.
 
 Source of the figures: Google Cloud's documentation of each generation (peak
 bfloat16 FLOPs, HBM, bandwidths) and its on-demand price per chip-hour in the
@@ -28,7 +28,7 @@ class Chip:
 
 _FLAT = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8')
-# Rates are FLOPs, bytes of HBM and bytes over all links, one way, in a second.
+# Rates per second: FLOPs, bytes of HBM, and bytes over all links, one way.
 CHIPS = {
   'v4': Chip(Rates(275e12, 1228e9, 300e9), 32 * GIB, 3.22, _CUBES),
   'v5e': Chip(Rates(197e12, 819e9, 200e9), 16 * GIB, 1.20, _FLAT),
@@ -62,17 +62,17 @@ def devices(topology: str) -> Sequence[jax.Device]:
   """Descriptions of the devices of a topology, for the compiler.
 
   Raises:
-    ValueError: an unknown topology, or no compiler for it here.
+    ValueError: an unknown topology, or no compiler for it is installed.
   """
   chip(topology)
-  # Known to JAX, but slow to import and not needed elsewhere.
+  # Part of JAX, but slow to import and not needed elsewhere.
   from jax.experimental import topologies
 
   try:
     description = topologies.get_topology_desc(
       platform='tpu', topology_name=topology
     )
-  except Exception as e:  # of many types, by what is missing
+  except Exception as e:  # its type depends on what is missing
     raise ValueError(
       f'topology {topology!r}: the TPU compiler is not here or does not know it '
       f'({" ".join(str(e).split())[:200]}); install the extra [tpu_aot] and set '

@@ -2,13 +2,13 @@
 
     text -> computations -> instructions -> Cost, loop bodies times their trips
 
-The compiler's own count takes the body of a loop once, and a Pallas kernel for
-nothing. Here a loop counts as often as it runs, and kernels have costs of their
-own: those that a kernel declares, or those in `_KERNELS`.
+The compiler's own count includes the body of a loop once and a Pallas kernel
+not at all. Here a loop counts as often as it runs, and a kernel costs what it
+declares or what `_KERNELS` says.
 
-FLOPs are those of matrix products. Bytes are what instructions move from and to
-HBM; operands that stay on the chip, and parts of an operand that are not read, do
-not count.
+FLOPs are those of matrix products. Bytes are what instructions move to and from
+HBM; operands that stay on the chip, and parts of an operand that are not read,
+do not count.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _REFERENCE = re.compile(r'%([\w.-]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _INDEX = re.compile(r'\bindex=(\d+)')
 _ESTIMATE = re.compile(r'"cost_estimate":(\{[^}]*\})')
-# Space 1 of a layout is the chip's own memory; no space, or 0, is HBM.
+# Memory space 1 in a layout is the chip's own memory; no space, or 0, is HBM.
 _ON_CHIP = re.compile(r'S\((?!0\))\d+\)')
 _FREE = frozenset(
   'parameter constant tuple get-tuple-element bitcast after-all partition-id '
@@ -54,7 +54,7 @@ class Array(NamedTuple):
 
   @property
   def bytes(self) -> int:
-    """Size of its elements; what tiles add is not counted."""
+    """Size of its elements, without the padding of tiles."""
     return math.prod(self.shape) * _ITEM_BYTES.get(self.dtype, 4)
 
 
@@ -65,7 +65,7 @@ class Instruction(NamedTuple):
   arrays: tuple[Array, ...]  # the result
   opcode: str
   operands: tuple[str, ...]
-  rest: str  # attributes; of a parameter its number, of a constant its value
+  rest: str  # attributes; a parameter's number; a constant's value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +79,16 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What instructions cost one device; sums over them."""
+  """What instructions cost one device, summed over them."""
 
   flops: float = 0.0
   hbm_bytes: float = 0.0
   link_bytes: float = 0.0
-  # Each instruction at the slowest of the three rates.
+  # Time with each instruction at the slowest of its three rates.
   seconds: float = 0.0
-  # Largest result of an all-gather.
+  # Bytes of the largest result of an all-gather.
   largest_gather: int = 0
-  # Loops whose trips the compiler does not know; counted once.
+  # Number of loops whose trip count is unknown; their bodies are counted once.
   unknown_loops: int = 0
 
   def __add__(self, other: 'Cost') -> 'Cost':
@@ -140,7 +140,7 @@ def _parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
 
 
 def _pieces(begin: re.Pattern, text: str) -> Iterator[tuple[re.Match, str]]:
-  """Every match, and the text from there to the next."""
+  """Every match, with the text between it and the next."""
   matches = list(begin.finditer(text))
   ends = [*(match.start() for match in matches), len(text)][1:]
   for match, end in zip(matches, ends, strict=True):
@@ -169,7 +169,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """Behind the parenthesis that closes the one at `start`."""
+  """The index just past the parenthesis that closes the one at `start`."""
   depth = 0
   for place in range(start, len(text)):
     depth += {'(': 1, ')': -1}.get(text[place], 0)
@@ -223,10 +223,10 @@ class _Walk:
     if opcode == 'custom-call':
       kernel = _kernel(one, operands)
       moved += sum(map(_hbm_bytes, operands))
-      # A kernel that skips parts of its operands says how much it moves.
+      # A kernel that skips parts of its operands declares how much it moves.
       return self._cost(kernel.flops, kernel.hbm_bytes or moved)
     if opcode == 'copy':
-      # Between memories: once, on the side of HBM.
+      # A copy between memories counts once, on the side of HBM.
       moved = max(moved, sum(map(_hbm_bytes, operands)))
       return self._cost(0.0, moved)
     if opcode == 'fusion':
@@ -239,7 +239,7 @@ class _Walk:
     return self._cost(_product_flops(one, operands), moved + read)
 
   def _trips(self, loop: Instruction) -> int | None:
-    """How often a loop runs, where it counts up from 0 to a constant."""
+    """How often a loop runs, annotated or by its counter's limit, or None."""
     known = _TRIPS.search(loop.rest)
     if known:
       return int(known[1])
@@ -253,7 +253,7 @@ class _Walk:
     return None
 
   def _stride(self, loop: Instruction) -> int:
-    """What a round adds to the counter: 2 where two rounds were merged."""
+    """What an iteration adds to the counter: 2 if two were merged into one."""
     body = _called(loop, 'body')
     named = self._by_name[body]
     *_, carried = [
@@ -273,7 +273,7 @@ class _Walk:
   def _fusion(
     self, name: str, operands: Sequence[Instruction], written: float
   ) -> Cost:
-    """Products and collectives in one: the compiler overlaps them."""
+    """The cost of a fusion, whose products and collectives overlap."""
     read, written = _fused_bytes(self._computations[name], operands, written)
     cost = self._cost(self._fused_flops(name), read + written)
     for one in self._computations[name]:
@@ -300,7 +300,7 @@ class _Walk:
   def _collective(
     self, opcode: str, one: Instruction, operands: Sequence[Instruction]
   ) -> Cost:
-    """Over the links goes the larger side; all-reduce sends everything twice."""
+    """The larger side goes over the links; an all-reduce sends it twice."""
     read = sum(a.bytes for x in operands for a in x.arrays)
     written = [a.bytes for a in _result(one)]
     largest = max(read, sum(written))
@@ -317,7 +317,7 @@ class _Walk:
 
 
 def _found(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
-  """The first match; the compiler always writes what is looked for."""
+  """The first match of a pattern that the compiler always writes."""
   match = re.search(pattern, text)
   if match is None:
     raise ValueError(f'no {pattern} in {text[:80]!r}.')
@@ -352,7 +352,7 @@ def _hbm_bytes(one: Instruction) -> int:
 def _fused_bytes(
   inner: Sequence[Instruction], operands: Sequence[Instruction], written: float
 ) -> tuple[float, float]:
-  """What a fusion reads and writes, where it slices operands or updates a part."""
+  """Bytes read and written by a fusion, of slices and updates just the part."""
   uses: dict[str, list[Instruction]] = {}
   for one in inner:
     for operand in one.operands:
@@ -381,7 +381,7 @@ def _fused_bytes(
 
 
 def _product_flops(one: Instruction, operands: Sequence[Instruction]) -> float:
-  """2 * B * M * N * K of a matrix product; 0 of anything else."""
+  """2 * B * M * N * K for a matrix product; 0 for anything else."""
   if one.opcode == 'dot':
     contracted = _found(r'lhs_contracting_dims=\{([\d,]*)\}', one.rest)[1]
     left = operands[0].arrays[0].shape
@@ -417,7 +417,7 @@ def _convolution_products(
 
 
 def _kernel(one: Instruction, operands: Sequence[Instruction]) -> Cost:
-  """FLOPs of a custom call, and its bytes where they are fewer than operands."""
+  """FLOPs of a custom call, and its bytes of HBM if it declares them."""
   if 'custom_call_target="tpu_custom_call"' not in one.rest:
     return Cost()
   declared = _ESTIMATE.search(one.rest)
@@ -436,21 +436,22 @@ def _kernel(one: Instruction, operands: Sequence[Instruction]) -> Cost:
 def _splash_flops(
   products: int,
 ) -> Callable[[Sequence[Array], Sequence[Array]], float]:
-  """FLOPs of splash attention by how many products of a block it takes.
+  """A function for the FLOPs of splash attention, by its products per block.
 
-  The first operands say which blocks exist, [heads or 1, block rows, columns], in
-  integers; the queries are [N, heads, tokens, dimensions], N left out where it is 1.
+  The first operands are integers that say which blocks exist, [heads or 1,
+  block rows, columns]; the queries are [N, heads, tokens, dimensions], without
+  N if it is 1.
   """
 
   def flops(operands: Sequence[Array], results: Sequence[Array]) -> float:
     queries = next(
       a.shape for a in operands if len(a.shape) > 2 and 'f' in a.dtype
     )
-    # The gradient of the queries comes along, a part a block of keys.
+    # A fused kernel also returns the queries' gradient, a part per key block.
     fused = any(len(a.shape) > len(queries) for a in results)
     *n, heads, tokens, dim = queries
     rows = operands[0].shape[-2]
-    # A causal mask: the diagonal and what is below.
+    # A causal mask: the diagonal and what is below it.
     pairs = (rows + 1) / (2 * rows) * tokens**2
     return 2.0 * (products + fused) * math.prod(n) * heads * pairs * dim
 
@@ -458,7 +459,7 @@ def _splash_flops(
 
 
 # Forward: scores and values. Backward: scores again, the gradient of the
-# probabilities, and those of what the kernel is for.
+# probabilities, and the gradients that the kernel is for.
 _KERNELS = {
   'splash_mha_fwd': _splash_flops(2),
   'splash_mha_dkv': _splash_flops(4),

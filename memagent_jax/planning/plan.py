@@ -1,14 +1,15 @@
-"""What a run needs and takes on a slice, before the slice is rented.
+"""Memory, time and price of a run on a slice, before the slice is rented.
 
     Workload + topology -> compiled phases -> memory by kind, FLOPs against
       arithmetic, roofline seconds -> seconds of a step, chip-hours, dollars
 
-All layers of a decoder are alike, so a deep model is compiled at two small depths
-and every figure is extrapolated along the line through them. FLOPs are exact that way,
-and from two layers on seconds are within 2 %: in a model of one layer the compiler
-moves transfers out of loops, which it does not do in deeper ones. Memory was within 1 %
-at 28 layers of Qwen2.5-7B and 15 % too low at six of a small model, whose transfers
-overlap more: whether a run barely fits shows when all of its layers are compiled.
+All layers of a decoder are alike, so a deep model is compiled at two small
+depths and every figure is extrapolated along the line through them. FLOPs are
+exact that way, and from two layers on seconds are within 2 %; in a one-layer
+model the compiler moves transfers out of loops, which it does not do in deeper
+ones. Memory was within 1 % at the 28 layers of Qwen2.5-7B, and 15 % too low at
+six layers of a small model, whose transfers overlap more: to see whether a run
+barely fits, compile all of its layers.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from memagent_jax.planning.hlo import Cost
 from memagent_jax.planning.programs import Workload
 from memagent_jax.sharding import MeshConfig
 
-# Numbers of layers whose plans are compiled, to extrapolate from.
+# Numbers of layers to compile and to extrapolate from.
 DEPTHS = (2, 3)
 # What a compiler says when a program does not fit.
 _TOO_LARGE = ('RESOURCE_EXHAUSTED', 'Ran out of memory')
@@ -42,12 +43,12 @@ class Phase:
 
   @property
   def waste(self) -> float:
-    """FLOPs of the program for each that the model needs."""
+    """FLOPs of the program for each FLOP that the model needs."""
     return self.cost.flops / self.model_flops
 
   @property
   def seconds(self) -> float:
-    """Seconds of all calls of a step, each instruction at the chip's peak."""
+    """Seconds of all calls in a step, each instruction at the chip's peak."""
     return self.calls * self.cost.seconds
 
   @property
@@ -58,7 +59,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A workload on a topology."""
+  """What a workload takes on a topology."""
 
   topology: str
   mesh: tuple[int, int, int]
@@ -67,7 +68,7 @@ class Plan:
 
   @property
   def devices(self) -> int:
-    """Chips of the slice."""
+    """Number of chips in the slice."""
     data, fsdp, tensor = self.mesh
     return data * fsdp * tensor
 
@@ -78,7 +79,7 @@ class Plan:
 
   @property
   def fits(self) -> bool:
-    """Whether every phase is within the HBM of a device."""
+    """Whether every phase fits in the HBM of a device."""
     return self.bytes <= chips.chip(self.topology).hbm_bytes
 
   @property
@@ -87,11 +88,11 @@ class Plan:
     return max(phase.bytes for phase in self.phases)
 
   def chip_hours(self, steps: int) -> float:
-    """Chip-hours of a number of steps."""
+    """Chip-hours that the given number of steps takes."""
     return steps * self.step_seconds * self.devices / 3600
 
   def dollars(self, steps: int) -> float:
-    """On-demand price of a number of steps."""
+    """On-demand price of the given number of steps, in US dollars."""
     price = chips.chip(self.topology).dollars_per_hour
     return self.chip_hours(steps) * price
 
@@ -102,7 +103,7 @@ def plan(
   mesh: MeshConfig,
   depths: Sequence[int] | None = None,
 ) -> Plan | None:
-  """Compiles a workload for a topology; None where a phase does not fit in HBM.
+  """The plan of a workload on a topology; None if a phase does not fit in HBM.
 
   Args:
     workload: what the run does.
@@ -111,7 +112,8 @@ def plan(
     depths: two numbers of layers to compile; None: all layers of the model.
 
   Raises:
-    ValueError: a topology or a mesh that cannot be; see `chips`, `sharding`.
+    ValueError: an impossible topology or mesh (see `chips`, `sharding`), or
+      depths that do not rise.
   """
   if depths is not None and (len(depths) != 2 or not 0 < depths[0] < depths[1]):
     raise ValueError(f'depths are {depths}; expected two rising numbers.')
@@ -148,10 +150,10 @@ def smallest(
   mesh: MeshConfig,
   depths: Sequence[int] = DEPTHS,
 ) -> Plan | None:
-  """The first slice of a generation that fits, from small to large.
+  """The plan on the smallest slice of a generation that fits, or None.
 
-  Slices where the mesh, or weights and optimizer alone, do not fit are passed over
-  without compiling.
+  Slices that do not fit the mesh, or whose HBM does not hold even the resident
+  bytes, are skipped without compiling.
   """
   limit = chips.chip(topology).hbm_bytes
   for other in chips.slices(topology):
@@ -193,8 +195,8 @@ def _extrapolated(two: Sequence[Phase], share: float) -> Phase:
       seconds=line(a.cost.seconds, b.cost.seconds),
     ),
     model_flops=line(a.model_flops, b.model_flops),
-    # The schedule of a shallow program may need less for one layer more; a deep one
-    # never needs less.
+    # A shallow program may be scheduled to need less with one more layer; a
+    # deep one never needs less.
     memory={
       kind: int(max(line(size, b.memory[kind]), size, b.memory[kind]))
       for kind, size in a.memory.items()
@@ -208,7 +210,7 @@ def _phase(name: str, workload: Workload, mesh: Mesh, topology: str) -> Phase:
   compiled_bytes = (
     compiled.argument_bytes + compiled.output_bytes + compiled.temporary_bytes
   )
-  # Resident in every phase, and the part of it among the program's arguments.
+  # Resident in every phase; `arguments` is the part that the program is given.
   optimizer = resident['optimizer']
   weights = resident['params'] + resident['reference']
   arguments, cache = 0, 0
@@ -236,7 +238,7 @@ def _phase(name: str, workload: Workload, mesh: Mesh, topology: str) -> Phase:
 
 
 def _calls(name: str, workload: Workload) -> float:
-  """Calls of a program in a step: memory turns and answers, all caps reached."""
+  """Calls of a program per step, memory turns and answers at all caps."""
   parts = workload.trajectories / workload.sample_rows
   if name == 'prefill':
     answers = workload.answer_prompt_tokens / workload.memory_prompt_tokens
@@ -248,13 +250,13 @@ def _calls(name: str, workload: Workload) -> float:
 
 
 def _model_flops(name: str, workload: Workload) -> float:
-  """FLOPs of a call by arithmetic, which no program can undercut."""
+  """FLOPs of a call by arithmetic, a lower bound for any program."""
   model, rows = workload.model, workload.sample_rows
   prompt = workload.memory_prompt_tokens
   if name == 'prefill':
     return rows * flops_lib.forward_flops(model, prompt, head_tokens=1)
   if name == 'decode':
-    # One token more, after a prompt and half of its response.
+    # One more token after a prompt and half of its response.
     seen = prompt + workload.memory_tokens // 2
     more = flops_lib.forward_flops(model, seen + 1, head_tokens=1)
     return rows * (more - flops_lib.forward_flops(model, seen, head_tokens=0))

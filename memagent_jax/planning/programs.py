@@ -1,9 +1,9 @@
-"""The programs of a run, lowered for devices that are not here.
+"""The programs of a run, compiled for devices that are not present.
 
     Workload + mesh -> prefill, decode, update -> compiled by the chip's compiler
 
-Arguments are abstract, and laid out as `trainer` lays them out; what is compiled
-are the functions that training calls.
+Arguments are abstract, and laid out as `trainer` lays them out; the functions
+are those that training calls.
 """
 
 from collections.abc import Callable
@@ -45,25 +45,25 @@ class Workload:
   model: ModelConfig  # with the dtype and remat of training
   objective: GrpoConfig
   optimizer: OptimizerConfig
-  # Tokens of a memory turn's prompt and of an answer turn's, all caps reached.
+  # Tokens in the prompt of a memory turn and of an answer turn, at all caps.
   memory_prompt_tokens: int
   answer_prompt_tokens: int
   # Caps on a memory and on an answer.
   memory_tokens: int
   answer_tokens: int
-  # Chunks of a document.
+  # Chunks per document.
   chunks: int
-  # Documents of a step (B), and rollouts of each (G).
+  # Documents per step (B), and rollouts per document (G).
   documents: int
   rollouts: int
   # Trajectories that are sampled at once.
   sample_rows: int
-  # Slots of a micro-batch.
+  # Slots per micro-batch.
   micro_tokens: int
-  # Prompts among those that are read at once; 0: all.
+  # How many of `sample_rows` prompts are prefilled at once; 0: all.
   prefill_prompts: int = 0
   temperature: float = 1.0
-  # Dtype of the params that adapters leave frozen, as they are loaded.
+  # Dtype in which the params that adapters leave frozen are loaded.
   frozen_dtype: str = 'float32'
 
   @property
@@ -86,18 +86,18 @@ class Workload:
 
   @property
   def turns(self) -> int:
-    """Training rows of a step."""
+    """Number of training rows in a step."""
     return self.trajectories * (self.chunks + 1)
 
   @property
   def phases(self) -> tuple[str, ...]:
-    """Those of PHASES that a step has."""
+    """The members of PHASES that a step has."""
     if grpo.needs_reference(self.objective):
       return PHASES
     return tuple(phase for phase in PHASES if phase != 'reference')
 
   def micro_rows(self, row_shards: int) -> int:
-    """Rows of a micro-batch, as `sequences.micro_batches` has them."""
+    """Rows per micro-batch, as `sequences.micro_batches` makes them."""
     size = max(1, self.micro_tokens // self.row_tokens)
     return -(-size // row_shards) * row_shards
 
@@ -105,8 +105,8 @@ class Workload:
 def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> aot.Compiled:
   """Compiles one phase of a workload for the devices of a mesh.
 
-  `update` is a whole step: all turns of all trajectories, each as wide as it can
-  be, in micro-batches.
+  `update` is a whole step: all turns of all trajectories, each at full width,
+  in micro-batches.
 
   Args:
     phase: one of PHASES.
@@ -116,7 +116,7 @@ def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> aot.Compiled:
   Raises:
     ValueError: sizes that the mesh does not divide; see `sharding`.
   """
-  # Built without the mesh: what JAX computes on the way needs devices that are here.
+  # Built without the mesh: what JAX computes on the way needs real devices.
   program, *arguments = _PROGRAMS[phase](workload, mesh)
   return aot.compile_program(mesh, program, *arguments)
 
@@ -124,9 +124,9 @@ def compile_phase(phase: str, workload: Workload, mesh: Mesh) -> aot.Compiled:
 def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
   """Bytes on a device that outlive a phase, by kind.
 
-  `params` as training has them, `optimizer`, `reference` params (none with
-  adapters: without these the model is its own reference), and `rollout weights`:
-  the copy in the dtype and layout of rollouts.
+  The kinds are `params` as training has them, `optimizer`, `reference` params
+  (none with adapters: the model without them is the reference), and `rollout
+  weights`, the copy in the dtype and layout of rollouts.
   """
   state, shardings = _state(workload, mesh)
   params = _device_bytes(state.all_params, shardings.all_params)
@@ -144,7 +144,7 @@ def resident_bytes(workload: Workload, mesh: Mesh) -> dict[str, int]:
 def cache_bytes(
   workload: Workload, mesh: Mesh, *, responses: bool = True
 ) -> int:
-  """Bytes on a device for the keys and values of prompts, and of responses."""
+  """Bytes on a device for the KV cache of prompts and, if asked, responses."""
   slots = [workload.memory_prompt_tokens]
   if responses:
     slots.append(workload.memory_tokens)
@@ -202,7 +202,7 @@ def _kv(workload: Workload, mesh: Mesh, slots: int) -> Any:
 
 
 def _rollout_params(workload: Workload, mesh: Mesh) -> tuple[Params, Any]:
-  """Abstract params as `make_reshard` leaves them, and where they are."""
+  """Abstract params as `make_reshard` leaves them, and their shardings."""
   boxes = transformer.abstract_params(workload.model)
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -243,7 +243,7 @@ def _update(workload: Workload, mesh: Mesh) -> tuple:
 
 
 def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
-  """Abstract rows [micro-batch, row, ...], and how many micro-batches."""
+  """Abstract rows [micro-batch, row, ...], and the number of micro-batches."""
   size = workload.micro_rows(sharding.num_shards('rows', mesh))
   s, r = workload.row_tokens, workload.response_tokens
   count = -(-workload.turns // size)
@@ -268,7 +268,7 @@ def _policy_rows(workload: Workload, mesh: Mesh) -> tuple[PolicySequences, int]:
 
 
 def _state(workload: Workload, mesh: Mesh) -> tuple[Any, Any]:
-  """The abstract train state, and where its leaves are."""
+  """The abstract train state, and the shardings of its leaves."""
   boxes = transformer.abstract_params(workload.model)
   shardings = train_state.state_shardings(workload.optimizer, boxes, mesh)
   learned, frozen = lora.split(nn.meta.unbox(boxes))
@@ -301,7 +301,7 @@ def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: Any) -> Array:
   return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
 
 
-# Each gives a jitted function and its arguments.
+# Each returns a jitted function and its arguments.
 _PROGRAMS: dict[str, Callable] = {
   'prefill': _prefill,
   'decode': _decode,

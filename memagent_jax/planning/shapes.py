@@ -1,4 +1,4 @@
-"""Shapes of published models, for plans that are made without their files.
+"""Shapes of published models, for planning without their files.
 
 Source: `config.json` of each repository on the Hugging Face hub.
 """
@@ -59,7 +59,7 @@ _SMOLLM2: dict[str, Any] = {
   'norm_epsilon': 1e-5,
   'rope': RopeConfig(rope_theta=1e5),
 }
-# By the name of the repository, without its owner.
+# Configs by repository name, without the owner.
 CONFIGS: Mapping[str, ModelConfig] = {
   'Qwen2.5-7B-Instruct': _shape(3584, 28, 28, 4, 128, 18_944, **_QWEN2),
   'Qwen2.5-14B-Instruct': _shape(5120, 48, 40, 8, 128, 13_824, **_QWEN2),
@@ -73,7 +73,7 @@ CONFIGS: Mapping[str, ModelConfig] = {
 
 
 def config(name_or_dir: str | os.PathLike) -> ModelConfig:
-  """The shape of a model directory, which need not be there if it is published.
+  """The shape of a model; a published one needs no directory.
 
   Raises:
     ValueError: neither a model directory nor a published name.

@@ -1,4 +1,4 @@
-"""Plans as Markdown, and as JSON."""
+"""Plans as Markdown and as JSON."""
 
 from typing import Any
 
@@ -78,7 +78,7 @@ def smallest(result: Plan | None, topology: str, steps: int) -> str:
 
 
 def sweep_head(topology: str) -> str:
-  """Head of a table of plans side by side."""
+  """The head of a table with one plan per row."""
   return (
     f'\n| mesh on {topology} | micro-batch tokens | rows at once | GiB a chip | '
     'prefill s | decode s | update s | step s |\n|---|---|---|---|---|---|---|---|'
@@ -86,7 +86,7 @@ def sweep_head(topology: str) -> str:
 
 
 def sweep_row(work: Workload, mesh: MeshConfig, result: Plan | None) -> str:
-  """One plan as a row of that table; None: out of memory."""
+  """One plan as a row of that table; `result` None means out of memory."""
   place = f'data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}'
   row = f'| {place} | {work.micro_tokens:,} | {work.sample_rows:,} | '
   if result is None:

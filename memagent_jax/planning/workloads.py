@@ -12,7 +12,7 @@ from memagent_jax.planning import shapes
 from memagent_jax.planning.programs import Workload
 from memagent_jax.sharding import MeshConfig
 
-# Characters a token stands for, taken low: a plan may ask for too much.
+# Characters per token, a low estimate: a plan may ask for too much.
 _TOKEN_CHARACTERS = 3
 # Control tokens of a chat format around a turn.
 _CHAT_TOKENS = 32
@@ -21,10 +21,10 @@ _CHAT_TOKENS = 32
 def of_run(
   bound: Callable, document_tokens: int
 ) -> tuple[Workload, MeshConfig, int]:
-  """The work of a run of `trainer.train` on `rollouts.Rollouts`.
+  """The workload of a run of `trainer.train` on `rollouts.Rollouts`.
 
   Args:
-    bound: as `commands.runs.bound`.
+    bound: a function like `commands.runs.bound`.
     document_tokens: length of a document.
 
   Returns:
@@ -82,7 +82,7 @@ def of_run(
 def variants(
   workload: Workload, mesh: MeshConfig
 ) -> list[tuple[Workload, MeshConfig]]:
-  """The same run with other splits, micro-batches, and rows at once."""
+  """The same run with other meshes, micro-batches, and rows at once."""
   return [
     (
       dataclasses.replace(
@@ -99,6 +99,6 @@ def variants(
 
 
 def _template_tokens(template: Template, turn: str) -> int:
-  """Tokens of a turn's wording at most, estimated without the tokenizer."""
+  """An upper estimate, without the tokenizer, of a turn's wording in tokens."""
   text = getattr(template, turn)
   return math.ceil(len(text) / _TOKEN_CHARACTERS) + _CHAT_TOKENS

@@ -1,4 +1,4 @@
-"""Documents of an exact length: the size of the filler is searched for.
+"""Documents of an exact length, by a search for the size of the filler.
 
 size -> render -> Draft -> tokens;  until 98 % <= tokens / target <= 100 %
 """
@@ -11,20 +11,20 @@ from memagent_jax.data.examples import Example
 
 # A sample is at least this share of its target, and never above the target.
 LEAST_SHARE = 0.98
-# Share that the search aims at, so that small errors stay inside.
+# Share that the search aims at, so that small errors stay in range.
 _AIM_SHARE = 0.992
-# Size of the first draft, which shows how many tokens a unit of size has.
+# Size of the first draft, which shows how many tokens a unit of size takes.
 _FIRST_SIZE = 2_000
-# One step at most: the rate of a short draft is not yet that of a long one.
+# Largest growth per step: the rate of a short draft is not that of a long one.
 _MAX_GROWTH = 16
 _MAX_DRAFTS = 40
 
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-  """A document with its question, before anybody decided that it fits.
+  """A document with its question, which may not fit yet.
 
-  Its fields are those of the same names of an `Example`.
+  Its fields are those of the same name in `Example`.
   """
 
   document: str
@@ -45,22 +45,22 @@ def fit(
   target_tokens: int,
   reserved_tokens: int,
 ) -> tuple[Draft, int]:
-  """A draft of 98 to 100 % of the target, and its tokens.
+  """A draft of 98 to 100 % of the target, and its number of tokens.
 
-  The search keeps a bracket and interpolates in it, so a draft of 4M tokens is
-  usually encoded twice. Tokens are those of document and question, plus what is
-  reserved.
+  The search keeps a bracket and interpolates within it, so a draft of 4M tokens
+  is usually encoded twice. Tokens are those of document and question, plus the
+  reserved ones.
 
   Args:
-    render: makes the draft with about `size` units of filler: more units, more
-      tokens, up to small irregularities.
+    render: makes a draft with about that many units of filler; more units give
+      more tokens, up to small irregularities.
     encoder: the model's own tokenizer.
-    target_tokens: upper bound of the sample.
+    target_tokens: upper bound on the sample's tokens.
     reserved_tokens: tokens of the template and of the answer.
 
   Raises:
-    ValueError: without any filler the sample is over the target already, or no
-      size fits.
+    ValueError: the sample is over the target even without filler, or no size
+      fits.
   """
 
   def measure(size: int) -> tuple[Draft, int]:
@@ -101,7 +101,7 @@ def _next_size(
   high: tuple[int, int] | None,
   aim: float,
 ) -> int:
-  """Where the aim lies on the line through two known sizes."""
+  """The size at which the line through two known sizes meets the aim."""
   if high is None:
     rate = max(low[1] - base, 1) / max(low[0], 1)
     size = int((aim - base) / rate)

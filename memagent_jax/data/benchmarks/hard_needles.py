@@ -1,11 +1,11 @@
-"""Needle documents that are harder than RULER's, to learn from, not to measure.
+"""Needle documents harder than RULER's, for training, not for evaluation.
 
     ruler.example + few_symbols_share, echoes -> example -> needle_documents.py
 
-Values of few symbols are hard to copy: what has been copied so far stands in
-them several times. Echoes are pieces of the needle in the filler, and needles
-whose key has one of its words: a reader that stops at the first sign of the
-needle is wrong.
+Values of few symbols are hard to copy: the last characters copied occur in them
+several times. Echoes are pieces of the needle within the filler, and needles
+whose key shares a word with the right one: a reader that stops at the first
+sign of the needle is wrong.
 """
 
 import functools
@@ -17,9 +17,9 @@ from memagent_jax.data.benchmarks.haystack import Filler
 from memagent_jax.data.benchmarks.ruler import NeedleDraws
 from memagent_jax.data.examples import Example, seeded
 
-# Share of the echoes that are whole needles with a similar key.
+# Share of echoes that are whole needles with a similar key.
 _NEAR_MISS_SHARE = 0.2
-# Fewest and most characters of the other echoes.
+# Least and greatest length of the other echoes, in characters.
 _ECHO_CHARACTERS = (2, 14)
 
 
@@ -35,14 +35,14 @@ def example(
 ) -> Example:
   """Sample number `index` of a RULER task, harder where it is a needle task.
 
-  The key asked for, and without few symbols its value, are those of the
-  benchmark's sample of the same arguments; with neither knob it is that sample.
+  The key asked for, and its value unless it has few symbols, are those of the
+  benchmark's sample with the same arguments; with neither knob it is that one.
 
-  Arguments and errors are those of `ruler.example`, and these.
+  Other arguments and the errors are those of `ruler.example`.
 
   Args:
-    few_symbols_share: share of the samples whose values are of few symbols.
-    echoes: echoes in 1,000 tokens, where the filler is text.
+    few_symbols_share: share of samples whose values have few symbols.
+    echoes: echoes per 1,000 tokens, where the filler is text.
   """
   drawn = seeded('few symbols', task, seed, index).random()
   draws = NeedleDraws(

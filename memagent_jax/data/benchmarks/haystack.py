@@ -1,4 +1,4 @@
-"""Filler text that is cut to any size, and evidence put between its sentences.
+"""Filler text cut to any size, and evidence placed between its sentences.
 
 Filler.cut(size) -> one long string
 hide(filler text, statements at depths) -> document, spans of the statements
@@ -20,7 +20,7 @@ NOISE = (
   'There and back again.'
 )
 _SENTENCE_END = re.compile(r'[.!?]["\')\u201d\u2019]?(?= )')
-# How far from a depth a sentence end is looked for; then a word end does.
+# Distance from a depth to search for a sentence end, failing which a word end.
 _REACH_CHARS = 2_000
 
 
@@ -39,11 +39,11 @@ class Filler:
   def cut(self, size: int, rng: random.Random) -> tuple[str, str]:
     """About `size` characters of whole words, and the name of their source.
 
-    They begin behind a sentence end that `rng` draws; where the text ends, they
-    continue at its front.
+    They begin after a sentence end that `rng` picks; where the text ends, they
+    continue from its beginning.
     """
     start = self._sentence_start(rng.randrange(len(self.text)))
-    # One character more shows whether a word ends at the cut.
+    # One more character shows whether a word ends at the cut.
     pieces = [self.text[start : start + size + 1]]
     length = len(pieces[0])
     while length <= size:
@@ -64,12 +64,12 @@ def noise() -> Filler:
 
 
 def essays(*paths: str | os.PathLike) -> Filler:
-  """The text of files, and of all .txt, .md and .gz files of folders, by name.
+  """The text of files, and of .txt, .md and .txt.gz files in folders, by name.
 
   A path may be the name of a shipped text, see `io.assets`.
 
   Raises:
-    ValueError: no such path, or no such files in a folder.
+    ValueError: a path does not exist, or a folder has no such files.
   """
   files: list[Path] = []
   sources = [assets.text(path) for path in paths]
@@ -115,12 +115,12 @@ def join(
 def hide(
   filler: str, statements: Sequence[tuple[float, str, bool]]
 ) -> tuple[str, tuple[tuple[int, int], ...]]:
-  """The filler with statements between its sentences, and spans of the gold.
+  """The filler with statements between its sentences, and the gold ones' spans.
 
   Args:
     filler: single-spaced text.
-    statements: (depth in 0 ... 1, text, is gold) of each; those that meet at
-      one place keep their order.
+    statements: (depth in 0 ... 1, text, is gold) of each; any that land at the
+      same place stay in order of depth.
   """
   pieces, at = [], 0
   for depth, text, is_gold in sorted(statements, key=lambda s: s[0]):
@@ -132,7 +132,7 @@ def hide(
 
 
 def _boundary(text: str, at: int) -> int:
-  """The sentence boundary nearest to `at`; both ends of the text are some."""
+  """The sentence boundary nearest to `at`; both ends of the text count, too."""
   low = max(0, at - _REACH_CHARS)
   ends = [m.end() for m in _SENTENCE_END.finditer(text, low, at + _REACH_CHARS)]
   if low == 0:

@@ -1,6 +1,6 @@
-"""RULER's needle tasks by chunks: documents, and a seqio mixture to learn from.
+"""RULER's needle tasks sized in chunks: documents, and a mixture to train on.
 
-ruler.example        -> example: a document of a number of chunks
+ruler.example        -> example: a document of a given number of chunks
 hard_needles.example -> example -> GeneratedExamples -> seqio.Mixture
 """
 
@@ -18,10 +18,10 @@ from memagent_jax.data.example_source import GeneratedExamples
 from memagent_jax.data.examples import Example
 from memagent_jax.models.tokenizer import Tokenizer
 
-# Share of its budget that a chunk has which ends at a sentence.
+# Share of its budget that a chunk fills when it ends at a sentence.
 _FILL = 0.94
 _MAX_TRIES = 100
-# The share of its chunks that a long document may lack.
+# Share of its chunks by which a long document may fall short.
 _TOLERANCE = 0.03
 
 
@@ -39,23 +39,23 @@ def needle_documents(
 ) -> seqio.Mixture:
   """Documents of `chunks` chunks, generated when they are read.
 
-  Above 32 chunks, documents may be up to 3 % shorter. Without
+  From 34 chunks on, documents may be up to 3 % shorter. Without
   `few_symbols_share` and `echoes` they are those of the benchmark.
 
   Args:
     tokenizer: the tokenizer of the model that reads.
     sizes: budget of a chunk, and where it ends.
-    tasks_and_rates: how often each of `ruler.NEEDLE_TASKS` comes.
-    chunks: chunks of every document; never more.
+    tasks_and_rates: some of `ruler.NEEDLE_TASKS`, and the rate of each.
+    chunks: chunks per document; never exceeded.
     essays: files or folders of filler text.
     few_symbols_share: share of documents whose values are harder to copy, as in
       `hard_needles.example`.
-    echoes: echoes of the needle in 1,000 tokens, as there.
-    num_examples: examples of each task until they repeat.
+    echoes: echoes of the needle per 1,000 tokens, as there.
+    num_examples: examples per task before they repeat.
     seed: seed of the documents; training and evaluation need different ones.
 
   Raises:
-    ValueError: a task that is no needle task, or that never comes.
+    ValueError: no task, one that is no needle task, or a rate not above 0.
   """
   if any(not rate > 0 for rate in tasks_and_rates.values()):
     raise ValueError(
@@ -107,16 +107,16 @@ def example(
 ) -> Example:
   """Document `index` of `chunks` chunks; a pure function of its arguments.
 
-  The arguments are those of `needle_documents`, but for these.
+  Arguments that are not listed are those of `needle_documents`.
 
   Args:
     task: one of `ruler.NEEDLE_TASKS`.
-    index: number of the document, less than `num_examples`; one that does not
-      fit is replaced by one with a number beyond these.
+    index: less than `num_examples`; a document that does not fit is replaced by
+      one with an index beyond these.
     chunk_tokens: budget of a chunk.
     chunk_cut: where chunks end.
-    corpus: texts; it has the essay if the task needs one.
-    sample: makes a document of a number of tokens, with the arguments of
+    corpus: texts, with the essay if the task needs one.
+    sample: makes a document of a given number of tokens, with the arguments of
       `ruler.example`.
 
   Raises:
@@ -138,7 +138,7 @@ def example(
     got = len(cutter.split(tokenizer.encode(document.document)))
     if (1 - _TOLERANCE) * chunks <= got <= chunks:
       return document
-    # Sentences differ: a longer or shorter text comes closer.
+    # Sentence lengths differ: a longer or shorter text comes closer.
     size += (chunks - got) * chunk_tokens // 4
   raise ValueError(
     f'task {task}: no document of {chunks} chunks of {chunk_tokens} tokens in '

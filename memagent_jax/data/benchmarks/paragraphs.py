@@ -3,7 +3,7 @@
     QuestionSet -> fitted (RULER qa_1, qa_2)      a number of tokens
                 -> hqa_example (RULER-HQA)        a number of paragraphs
 
-Gold paragraphs stand at uniform places, drawn for each example id.
+Gold paragraphs are placed uniformly at random, drawn for each example id.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,9 @@ def fitted(
 ) -> Draft:
   """Question `index` among about `size` characters of distractors.
 
-  Its near distractors come first, then those of the pool; gold paragraphs are
-  whole, the last distractor is cut at a word. Questions come in an order that
-  `seed` shuffles, over and over.
+  Near distractors are taken first, then those of the pool; gold paragraphs stay
+  whole, the last distractor is cut at a word. `seed` shuffles the questions
+  anew for every pass over them.
   """
   question = pick(questions, index, seed)
   others = []
@@ -51,11 +51,11 @@ def hqa_example(
 ) -> Example:
   """Question `index` among exactly `num_paragraphs` paragraphs.
 
-  Where the pool is too small, distractors repeat, each about as often as any
+  If the pool is too small, distractors repeat, each about as often as any
   other; gold paragraphs never do, and `source` counts the repeats.
 
   Raises:
-    ValueError: fewer paragraphs than hold the evidence.
+    ValueError: `num_paragraphs` is less than the number of gold paragraphs.
   """
   question = pick(questions, index, seed)
   if num_paragraphs < len(question.gold):
@@ -87,7 +87,7 @@ def pick(questions: QuestionSet, index: int, seed: int) -> Question:
 
 @functools.lru_cache(maxsize=2)
 def _order(count: int, seed: int, turn: int) -> tuple[int, ...]:
-  """Numbers of all questions as pass `turn` takes them."""
+  """Indices of all questions in the order of pass `turn`."""
   order = list(range(count))
   seeded('question order', seed, turn).shuffle(order)
   return tuple(order)
@@ -98,7 +98,7 @@ def _distractors(
 ) -> Iterator[str]:
   """The question's near distractors, then the pool's others in random order.
 
-  When the pool is over all of them come again, in another order.
+  When the pool is exhausted, all of them come again in another order.
   """
   pool, gold = questions.pool, set(question.gold)
   if len(pool) == len(gold):
@@ -116,7 +116,7 @@ def _distractors(
 
 
 def _in_random_order(count: int, rng: random.Random) -> Iterator[int]:
-  """0 ... count - 1, shuffled only as far as they are read: pools are large."""
+  """0 ... count - 1, shuffled only as far as read, because pools are large."""
   moved: dict[int, int] = {}
   for place in range(count):
     drawn = rng.randrange(place, count)

@@ -1,11 +1,11 @@
-"""HotpotQA and SQuAD as one thing: questions, their paragraphs, and the pool.
+"""HotpotQA and SQuAD in one form: questions, their paragraphs, and the pool.
 
     *.json | *.jsonl | *.parquet -> files/record_files.py
       -> QuestionSet(questions, pool) -> paragraphs.py
 
 Sources: Yang et al. 2018 (HotpotQA, distractor setting), Rajpurkar et al. 2016
 and 2018 (SQuAD 1.1 and 2.0). Files are the data sets' own JSON, or the same
-records one a line.
+records one per line.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class Question:
   answers: tuple[str, ...]
   # Paragraphs that hold the evidence, in the file's order.
   gold: tuple[int, ...]
-  # The file's other paragraphs of this question: its near distractors.
+  # The file's other paragraphs for this question: its near distractors.
   near: tuple[int, ...] = ()
 
 
@@ -36,18 +36,18 @@ class QuestionSet:
 
   name: str
   questions: tuple[Question, ...]
-  # Distinct texts; HotpotQA's begin with a line that is their title.
+  # Distinct texts; each of HotpotQA's begins with a line that is its title.
   pool: tuple[str, ...]
 
 
 class _Pool:
-  """Distinct paragraphs, numbered in the order they came."""
+  """Distinct paragraphs, numbered in order of appearance."""
 
   def __init__(self) -> None:
     self.index: dict[str, int] = {}
 
   def add(self, paragraph: str) -> int:
-    """The number of a paragraph, a new one where the pool lacks it."""
+    """The index of a paragraph, which is added if the pool lacks it."""
     return self.index.setdefault(paragraph, len(self.index))
 
 
@@ -55,8 +55,8 @@ def read_hotpotqa(*paths: str | os.PathLike) -> QuestionSet:
   """The questions of HotpotQA files in the distractor or fullwiki form.
 
   Raises:
-    ValueError: no such file, not JSON, or a record without a field; with record
-      number, field, got and expected.
+    ValueError: no such file, not JSON, or a record without a field; names
+      record, field, got and expected.
   """
   pool = _Pool()
   questions: list[Question] = []
@@ -131,7 +131,7 @@ def _question_set(
 def _squad_records(
   paths: Sequence[str | os.PathLike],
 ) -> Iterator[tuple[str, Any]]:
-  """One record a question, whether the file nests them or not."""
+  """One record per question, whether or not the file nests them."""
   for where, record in _records(paths):
     articles = record.get('data') if isinstance(record, Mapping) else None
     if articles is None:
@@ -148,7 +148,7 @@ def _squad_records(
 def _records(
   paths: Sequence[str | os.PathLike],
 ) -> Iterator[tuple[str, Any]]:
-  """Places and records; a `.json` file may be one object as a whole."""
+  """(place, record) pairs; a whole `.json` file may be one object."""
   for path in map(Path, paths):
     if path.suffix == '.json' and path.is_file() and _is_object(path):
       try:

@@ -1,9 +1,9 @@
-"""Every task by its name: the texts it needs, and its examples of any size.
+"""Every task by name: the texts it needs, and its examples of any size.
 
     Texts -> obtain(task) -> files -> Benchmark(task, files) -> Example
 
-A size counts tokens in RULER's tasks and paragraphs in those of question sets;
-a file of one's own documents has none.
+Sizes are in tokens for RULER's tasks, in paragraphs for those of question sets;
+the user's own documents have none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from memagent_jax.data.files import own_documents
 from memagent_jax.io import downloads
 from memagent_jax.models.tokenizer import Tokenizer
 
-# Download of the paragraphs, and the usual number of them in a document.
+# Download that holds the paragraphs, and their usual number per document.
 _PARAGRAPH_TASKS: Mapping[str, tuple[str, int]] = {
   'ruler_hqa': ('hotpotqa_dev', 200),
   'hotpotqa': ('hotpotqa_dev', 10),
@@ -46,12 +46,12 @@ _READERS: dict[str, Callable[..., Any]] = {
 class Texts:
   """Files that hold the texts of tasks."""
 
-  # Files or folders of the prose that hides needles.
+  # Files or folders of prose to hide needles in.
   essays: tuple[str, ...] = ()
-  # Files of the data sets; None: fetched, or taken from the cache.
+  # Files of the data sets; None: taken from the cache, or downloaded.
   squad: str | None = None
   hotpotqa: str | None = None
-  # File of one's own documents, as `own_documents.FIELDS` says.
+  # File of the user's own documents, with the fields of `own_documents.FIELDS`.
   own: str | None = None
 
   def __post_init__(self) -> None:
@@ -76,10 +76,10 @@ def unit(task: str) -> str:
 def obtain(
   task: str, texts: Texts, cache: str | os.PathLike
 ) -> dict[str, list[str]]:
-  """Local files of a task by part, fetched where they are missing.
+  """Local files of a task by part of its corpus, downloaded if missing.
 
   Raises:
-    ValueError: an unknown task, a text that is not there, or no network.
+    ValueError: an unknown task, a missing text, or no network.
   """
   check(task)
   if task in ruler.NEEDLE_TASKS:
@@ -104,13 +104,13 @@ def obtain(
 
 
 class Benchmark:
-  """The examples of one task, each a pure function of its number and size."""
+  """The examples of one task, each a pure function of its index and size."""
 
   def __init__(self, task: str, files: Mapping[str, Sequence[str]]):
-    """Reads the task's texts from the files that `obtain` gives.
+    """Reads the task's texts from the files that `obtain` returned.
 
     Raises:
-      ValueError: a file that is not there, or is not what it should be.
+      ValueError: a file is missing, or is not what it should be.
     """
     check(task)
     self._task = task
@@ -127,7 +127,7 @@ class Benchmark:
 
   @property
   def count(self) -> int | None:
-    """The number of different examples; None: there is no end of them."""
+    """The number of different examples; None: it is unlimited."""
     if self._task == OWN:
       return len(self._own)
     if self._task in _PARAGRAPH_TASKS:
@@ -148,10 +148,10 @@ class Benchmark:
     """Example number `index`.
 
     Args:
-      index: 0, 1, ...; at `count` they begin again.
-      size: as `unit` says; None: a question's own paragraphs.
+      index: 0, 1, ...; examples repeat from `count` on.
+      size: in the unit that `unit` says; None: the usual number of paragraphs.
       encoder: tokenizer to count with.
-      encoder_name: goes into the example.
+      encoder_name: name of the encoder, recorded in the example.
       seed: seed of the whole set.
       template_tokens, answer_tokens: as in `ruler.example`, for RULER's tasks.
 
@@ -204,7 +204,7 @@ class Benchmark:
     The arguments are those of `needle_documents.example`.
 
     Raises:
-      ValueError: another task, or no document of these chunks.
+      ValueError: not a needle task, or no document of that many chunks.
     """
     if self._task not in ruler.NEEDLE_TASKS:
       raise ValueError(

@@ -3,10 +3,10 @@
     example(task, index, ...) -> rng by name -> render(size) -> fit -> Example
 
 Source: Hsieh et al. 2024, arXiv 2404.06654, and its published configuration.
-The sentences that hide the evidence have the benchmark's form; questions are
-ours. Deviations: words and numbers end their statement with a full stop, a
-depth is any real number (not one of 40), essays are whichever text is at hand,
-and common words of `cwe` are thinned below 4,096 tokens as they would not fit.
+The evidence sentences have the benchmark's form; the questions are ours.
+Deviations: statements end with a full stop, depths are any real numbers (not 40
+values), essays are whatever text is given, and the words of `cwe` repeat less
+often below 4,096 tokens, where they would not fit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,11 @@ from memagent_jax.data.examples import Example, seeded
 class NeedleTask:
   """One needle-in-a-haystack task: what is hidden where."""
 
-  # `noise`, `essay`, or `needles`: distractors only.
+  # `noise`, `essay`, or `needles` (distractors only).
   haystack: str
-  # `word` or `uuid`.
+  # Kind of key: `word` or `uuid`.
   key: str
-  # `number` or `uuid`.
+  # Kind of value: `number` or `uuid`.
   value: str
   # Keys in the haystack, of which `num_queries` are asked for.
   num_keys: int = 1
@@ -53,7 +53,7 @@ NEEDLE_TASKS: Mapping[str, NeedleTask] = {
     'essay', 'word', 'number', num_keys=4, num_queries=4
   ),
 }
-# Tokens an answer may have, as published.
+# Answer budgets in tokens, as published.
 _ANSWER_TOKENS = {'vt': 30, 'cwe': 120, 'fwe': 50, 'qa_1': 32, 'qa_2': 32}
 _NEEDLE_ANSWER_TOKENS = 128
 TASKS = (*NEEDLE_TASKS, 'vt', 'cwe', 'fwe', 'qa_1', 'qa_2')
@@ -61,7 +61,7 @@ TASKS = (*NEEDLE_TASKS, 'vt', 'cwe', 'fwe', 'qa_1', 'qa_2')
 _NUM_HOPS = 4
 _NUM_COMMON = 10
 # Repeats of a common and of an uncommon word; the second pair is for short
-# samples, where 300 common words would be all there is.
+# samples, which 300 common words would fill.
 _REPEATS, _SHORT_REPEATS, _SHORT_TOKENS = (30, 3), (10, 1), 4096
 _CODED_LETTERS = 6
 _CODED_VOCABULARY = 2000
@@ -69,14 +69,14 @@ _CODED_VOCABULARY = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """The texts of the samples; each task needs one of them or none."""
+  """The texts that samples are made from; each task needs one or none."""
 
   essay: Filler | None = None
   squad: QuestionSet | None = None
   hotpotqa: QuestionSet | None = None
 
   def need(self, part: str, task: str) -> Any:
-    """The part, or a ValueError that says which task misses it."""
+    """The part; raises ValueError, naming the task, if it is missing."""
     text = getattr(self, part)
     if text is None:
       raise ValueError(f'task {task} needs {part}; give its file or folder.')
@@ -87,15 +87,15 @@ class Corpus:
 class NeedleDraws:
   """How a needle task draws values and filler; the defaults are RULER's.
 
-  Both may draw from the rng as often as they like: what follows them in a
-  sample changes with it, what stands before them does not.
+  Both may draw from the rng any number of times: this changes what is drawn
+  after them in a sample, not what was drawn before.
   """
 
   # (kind, rng) -> a value of the kind, `number` or `uuid`.
   value: Callable[[str, random.Random], str] = words.draw
   # (filler, size, rng, kind, key, value) -> about `size` characters of filler
-  # for the document that asks for the value of the key, and their source; None:
-  # the filler as it is, whatever needle it hides.
+  # for a document that asks for this key's value, and their source; None: plain
+  # filler, whatever needle it hides.
   text: (
     Callable[[Filler, int, random.Random, str, str, str], tuple[str, str]]
     | None
@@ -119,16 +119,16 @@ def example(
 
   Args:
     task: one of TASKS.
-    index: 0, 1, ...: any sample alone, in any order, gives the same text.
+    index: 0, 1, ...; a sample does not depend on which others are made.
     tokens: target; document, question, template and answer budget together are
       98 to 100 % of it.
     encoder: tokenizer to count with.
-    encoder_name: goes into the example.
+    encoder_name: name of the encoder, recorded in the example.
     corpus: essay and question sets.
     seed: seed of the whole set.
     template_tokens: room for the wording around document and question.
     answer_tokens: room for the answer; None: the task's published budget.
-    draws: values and filler of a needle task; the benchmark's own by default.
+    draws: how a needle task draws values and filler; as RULER by default.
 
   Raises:
     ValueError: an unknown task, a missing part of the corpus, or a target that
@@ -143,7 +143,7 @@ def example(
   render = _renderer(task, index, seed, tokens, corpus, draws)
 
   def fresh(size: int) -> Draft:
-    # Every size starts from the same state, so the evidence stays the same.
+    # Every size starts from the same rng state, so the evidence stays the same.
     return render(size, seeded(task, seed, index))
 
   draft, counted = fit(fresh, encoder, tokens, template_tokens + answer_tokens)
@@ -186,19 +186,19 @@ def _renderer(
 
 
 def needle(kind: str, key: str, value: str) -> str:
-  """The sentence that hides a value of a kind, `number` or `uuid`."""
+  """The sentence that gives a key's value; `kind` is `number` or `uuid`."""
   return f'One of the special magic {kind}s for {key} is: {value}.'
 
 
 def needle_question(kind: str, key: str) -> str:
-  """The question for the one value of a key."""
+  """The question about a key with one value."""
   return f'What is the special magic {kind} for {key} mentioned in the text?'
 
 
 def needles_question(
   kind: str, keys: Sequence[str], values_per_key: int = 1
 ) -> str:
-  """The question for all values of one or more keys."""
+  """The question about all values of one or more keys."""
   if len(keys) == values_per_key == 1:
     return needle_question(kind, keys[0])
   names = ', '.join(keys[:-1]) + ', and ' if len(keys) > 1 else ''
@@ -253,7 +253,7 @@ def _distractors(
   taken: set[str],
   rng: random.Random,
 ) -> tuple[list[str], int]:
-  """Needles with other keys that fill `size` characters, and what is left."""
+  """Needles with other keys to fill `size` characters, and the unused rest."""
   needles: list[str] = []
   while True:
     key = make_key(rng)
@@ -272,11 +272,11 @@ def _among(
   statements: Sequence[tuple[float, str, bool]],
   rest: int,
 ) -> tuple[str, tuple[tuple[int, int], ...]]:
-  """The statements among the distractors; noise where no whole needle fits."""
+  """The statements among the distractors, with noise where no needle fits."""
   pieces = [(text, False) for text in others]
   for depth, text, is_gold in statements:
     pieces.insert(math.floor(depth * (len(pieces) + 1)), (text, is_gold))
-  # Digits have more tokens than words: twice the characters stand for a needle.
+  # Digits take more tokens than words: noise needs twice a needle's characters.
   tail = haystack.cut_at_word(' '.join([haystack.NOISE] * 4), 2 * rest)
   return haystack.join([*pieces, (tail, False)])
 
@@ -318,7 +318,7 @@ def _common_words(
 
 
 def _frequent_words(size: int, rng: random.Random) -> Draft:
-  """Coded words by Zipf's law with exponent 2; `size` is about their number."""
+  """About `size` coded words, their counts by Zipf's law with exponent 2."""
   coded = words.distinct(
     lambda r: words.letters(r, _CODED_LETTERS), _CODED_VOCABULARY, rng
   )

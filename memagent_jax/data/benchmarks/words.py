@@ -1,4 +1,4 @@
-"""Words, keys and numbers of the synthetic tasks, drawn from a seeded rng."""
+"""Words, keys and numbers for the synthetic tasks, drawn from a seeded rng."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -13,12 +13,12 @@ _CODAS = ['', '', '', 'l', 'm', 'n', 'r', 's']
 
 @functools.cache
 def dictionary(kind: str) -> tuple[str, ...]:
-  """The package wonderwords' words of a kind, sorted, lower-case letters only.
+  """Words of one kind from the package wonderwords, sorted, lower-case letters.
 
   Args:
     kind: `noun`, `adjective` or `verb`.
   """
-  # Its lists alone: importing the package itself is not needed.
+  # Only its lists are read; the package itself need not be imported.
   assets = importlib.resources.files('wonderwords') / 'assets'
   text = (assets / f'{kind}list.txt').read_text(encoding='utf-8')
   words = {line.strip().lower() for line in text.splitlines()}
@@ -33,14 +33,14 @@ def word_key(rng: random.Random) -> str:
 
 
 def near_miss(key: str, other: str, rng: random.Random) -> str:
-  """A key with one word of `key`, the other word from `other`."""
+  """A key with one word from `key` and the other from `other`."""
   adjective, noun = key.split('-')
   other_adjective, other_noun = other.split('-')
   return rng.choice((f'{adjective}-{other_noun}', f'{other_adjective}-{noun}'))
 
 
 def other_near_miss(key: str, rng: random.Random) -> str:
-  """A key that is not `key` and has one word of it."""
+  """A key other than `key` that shares one word with it."""
   while True:
     other = near_miss(key, word_key(rng), rng)
     if other != key:
@@ -70,11 +70,10 @@ def draw(kind: str, rng: random.Random) -> str:
 
 
 def few_symbols(value: str, rng: random.Random) -> str:
-  """A value of the same form: numbers from 2 to 6 symbols, UUIDs from 5 to 9.
+  """A value of the same form with 2 to 6 symbols in numbers, 5 to 9 in UUIDs.
 
-  What has been copied so far then stands in the value in several places. UUIDs
-  of fewer symbols than that are hardly ever copied right, which teaches
-  nothing.
+  The last characters copied then occur in several places of the value. UUIDs of
+  fewer symbols are hardly ever copied correctly, which teaches nothing.
   """
   if '-' in value:
     symbols = rng.sample('0123456789abcdef', rng.randint(5, 9))
@@ -86,7 +85,7 @@ def few_symbols(value: str, rng: random.Random) -> str:
 def distinct(
   make: Callable[[random.Random], str], count: int, rng: random.Random
 ) -> list[str]:
-  """`count` different results of `make(rng)`, in the order they came."""
+  """`count` different results of `make(rng)`, in the order drawn."""
   results: dict[str, None] = {}
   while len(results) < count:
     results[make(rng)] = None
@@ -101,7 +100,7 @@ def letters(rng: random.Random, length: int) -> str:
 
 
 def pseudo_word(rng: random.Random) -> str:
-  """A word of three or four syllables that no dictionary has to hold."""
+  """An invented word of three or four syllables."""
   syllables = [
     rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
     for _ in range(rng.choice((3, 4)))
@@ -112,8 +111,8 @@ def pseudo_word(rng: random.Random) -> str:
 def plain_words(rng: random.Random, count: int) -> tuple[list[str], str]:
   """`count` different words in random order, and the name of their source.
 
-  Nouns, adjectives and verbs of the dictionary first; pseudo-words where those
-  run out.
+  They are the dictionary's nouns, adjectives and verbs, and pseudo-words once
+  those run out.
   """
   known = sorted(
     set(dictionary('noun'))

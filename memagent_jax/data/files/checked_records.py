@@ -1,9 +1,9 @@
-"""Lines of a JSONL file against a schema, and all that is wrong with each.
+"""The lines of a JSONL file, checked against a schema, with all their problems.
 
     json_records -> Record(fields, problems)
       -> own_documents, sft/demonstration_files
 
-A field that is null counts as absent. A name that the schema lacks is a
+A field that is null counts as absent. A name that is not in the schema is a
 problem, and so is an id that an earlier line has.
 """
 
@@ -24,7 +24,7 @@ class Problem:
   """One thing that is wrong, or doubtful, in a file."""
 
   path: str
-  # From 1; 0 where it is the file as a whole.
+  # Line number from 1; 0 for the file as a whole.
   line: int
   field: str
   got: str
@@ -37,25 +37,25 @@ class Problem:
 
 @dataclasses.dataclass
 class Record:
-  """One line and the problems with it, which its readers add."""
+  """One line and its problems, to which the callers of `read` may add."""
 
   path: Path
-  # From 1; 0 where it is the file as a whole.
+  # Line number from 1; 0 for the file as a whole.
   line: int
   schema: Mapping[str, str]
-  # Fields that are not null, and always `id`; none: the line is no object.
+  # Fields that are not null, always with `id`; empty if it is no object.
   fields: dict[str, Any] = dataclasses.field(default_factory=dict)
   problems: list[Problem] = dataclasses.field(default_factory=list)
 
   def problem(self, field: str, got: str, expected: str | None = None) -> None:
-    """Adds a problem; None expects what the schema says of the field."""
+    """Adds a problem; `expected` defaults to the schema's text for `field`."""
     if expected is None:
       expected = self.schema[field]
     problem = Problem(str(self.path), self.line, field, got, expected)
     self.problems.append(problem)
 
   def check(self, field: str, holds: Callable[[object], bool]) -> None:
-    """Adds a problem if the field's value (None: absent) is a wrong one."""
+    """Adds a problem unless `holds` is true of the value (None: absent)."""
     value = self.fields.get(field)
     if not holds(value):
       self.problem(field, json_records.brief(value))
@@ -69,14 +69,14 @@ def read(
   max_line_bytes: int,
   too_long: str = '',
 ) -> Iterator[Record]:
-  """The lines of a file that are not blank; a file without any is one problem.
+  """The lines of a file that are not blank; one problem if there are none.
 
   Args:
     path: a JSONL file.
-    schema: what is expected in each field, `id` among them.
+    schema: what is expected in each field, including `id`.
     noun: what a line holds, for messages.
-    max_line_bytes: longest line.
-    too_long: what to do with a longer one, for messages.
+    max_line_bytes: length of the longest line allowed.
+    too_long: what to do about a longer line, for messages.
   """
   path = Path(path)
   if not path.is_file():

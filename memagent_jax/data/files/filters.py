@@ -4,7 +4,7 @@
 
 Such a question teaches little: its reward hardly depends on the memory.
 Source: MemAgent, arXiv 2507.02259, and its `taskutils/memory_data/filter*.py`:
-two samples each of two models, a question is dropped if one of them is right.
+two samples from each of two models; a question is dropped if any is right.
 There a right answer anywhere in the response counts, as in `ruler_part`.
 """
 
@@ -24,7 +24,7 @@ class Counts:
 
   kept: int = 0
   dropped: int = 0
-  # Kept examples that the file has no answers to.
+  # Kept examples for which the file has no answers.
   without_answers: int = 0
 
 
@@ -33,20 +33,20 @@ def drop_answerable(
   answers_path: str | os.PathLike,
   counts: Counts,
 ) -> Iterator[Example]:
-  """The examples that the model did not answer from what it knows.
+  """The examples that the model did not answer from its own knowledge.
 
-  An example is dropped if one sample is right by the scorer `em`.
+  An example is dropped if any sample is right by the scorer `em`.
 
   Args:
-    examples: with the ids that the file of answers has.
+    examples: the examples, with the ids used in the file of answers.
     answers_path: JSONL, `{"id": ..., "answers": [...]}`: samples that a model
-      gave without the document. A second line of an id adds samples, say
-      another model's.
-    counts: numbers that increase as examples come out.
+      gave without the document. Another line with the same id adds samples, for
+      instance another model's.
+    counts: counts to update as examples are yielded or dropped.
 
   Raises:
-    ValueError: a wrong line in the file (with file and line), or, after the
-      last example, that none of them has answers.
+    ValueError: the file has an invalid line (file and line are named) or, after
+      the last example, turns out to have answers to none of them.
   """
   samples_by_id = _read_answers(Path(answers_path))
   example, matched = None, 0

@@ -3,7 +3,7 @@
     bytes -> read_lines  -> parse_line -> record_files, checked_records, filters
     text  -> split_array -> parse      -> record_files
 
-Time is linear in the file's size and memory is that of one record.
+Time is linear in the file's size; memory holds one record.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ _BRIEF.maxlist = _BRIEF.maxdict = 3
 
 # What may be skipped at once: blanks outside the array, an element up to the
 # next mark, what is nested in it, and the inside of a string with its escapes.
-# The possessive `*+` never goes back, so no text makes them slow.
+# The possessive `*+` never backtracks, so no text makes them slow.
 _BLANK = re.compile(r'[ \t\r\n]*+')
 _ELEMENT = re.compile(r'[^"\[\]{},]*+')
 _NESTED = re.compile(r'[^"\[\]{}]*+')
@@ -33,11 +33,11 @@ _STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 def read_lines(
   path: str | os.PathLike, max_line_bytes: int = MAX_RECORD_BYTES
 ) -> Iterator[tuple[int, int, bytearray]]:
-  """Number (from 1), size in bytes and bytes of every line that is not blank.
+  """Number (from 1), size in bytes and content of every line that is not blank.
 
-  The size counts the line end, the bytes come without it. Of a line above
-  `max_line_bytes` only the size is given; its bytes are skipped and come out
-  empty. A byte-order mark is dropped.
+  The size includes the line end, the content does not. A line longer than
+  `max_line_bytes` comes with its size and empty content. A byte-order mark is
+  dropped.
   """
   with Path(path).open('rb') as stream:
     number = 0
@@ -63,7 +63,7 @@ def parse_line(line: bytes | bytearray) -> Any:
   """The value of one line of JSON.
 
   Raises:
-    ValueError: not UTF-8 (with the byte), or what `parse` raises.
+    ValueError: the line is not UTF-8 (the byte is named), or as in `parse`.
   """
   try:
     text = line.decode()
@@ -79,8 +79,8 @@ def parse(text: str) -> object:
   """The value of a JSON text.
 
   Raises:
-    ValueError: not JSON (with line and column in `text`), a name twice in one
-      object, or nested too deeply.
+    ValueError: `text` is not JSON (line and column are named), has a name twice
+      in one object, or is nested too deeply.
   """
   try:
     return json.loads(text, object_pairs_hook=_unique)
@@ -96,12 +96,12 @@ def split_array(
 ) -> Iterator[str]:
   """The text of each element of the one JSON array that `pieces` make up.
 
-  Only brackets and quotes separate elements; `parse` says whether one is right.
-  An array is valid JSON exactly if this and `parse` raise nothing.
+  Elements are found by brackets, commas and quotes alone; `parse` checks each.
+  An array is valid JSON if and only if neither this nor `parse` raises.
 
   Raises:
-    ValueError: no array, text after it, no end, or an element above
-      `max_characters`.
+    ValueError: there is no array, it does not end, text follows it, or an
+      element exceeds `max_characters`.
   """
   parts: list[str] = []
   size = depth = elements = 0
@@ -112,13 +112,13 @@ def split_array(
     start = at = 0
     while True:
       skipped = _skip(depth, quoted).match(piece, at)
-      assert skipped is not None  # nothing to skip matches, too
+      assert skipped is not None  # skipping nothing is a match, too
       at = skipped.end()
       if at == len(piece):
         break
       mark = piece[at]
       if quoted and mark == '\\':
-        rest = mark  # what it escapes comes with the next piece
+        rest = mark  # the escaped character comes with the next piece
         break
       at += 1
       if mark == '"' and depth:
@@ -151,7 +151,7 @@ def split_array(
 
 
 def brief(value: object) -> str:
-  """A value as a message shows it, cut short."""
+  """A value as messages show it, shortened."""
   return 'nothing' if value is None else _BRIEF.repr(value)
 
 

@@ -2,8 +2,8 @@
 
     {"question": ..., "answers": [...], "document": ...} -> Example
 
-One object a line; `FIELDS` is the schema. A field that is null counts as
-absent, any other name is an error. Any one of the answers is right.
+One object per line; `FIELDS` is the schema. A field that is null counts as
+absent; any other name is an error. Any one of the answers is right.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,9 +16,9 @@ from memagent_jax.data.examples import Example
 from memagent_jax.data.files import checked_records, json_records
 from memagent_jax.data.files.checked_records import Problem, Record, is_text
 
-# What is expected in each field. One of the two documents is needed; the last
-# two fields are optional. Evidence counts characters of the document, as Python
-# does.
+# What is expected in each field. Exactly one of `document` and `document_path`
+# is needed; the last two fields are optional. Evidence is given in characters
+# of the document, as Python counts them.
 FIELDS: Mapping[str, str] = {
   'question': 'a text that is not blank',
   'answers': 'a list of one or more texts that are not blank',
@@ -31,19 +31,19 @@ FIELDS: Mapping[str, str] = {
 
 @dataclasses.dataclass
 class Report:
-  """The problems of a file; of many the first ones are kept."""
+  """The problems of a file; if there are many, only the first are kept."""
 
   path: str
   # Number of lines without a problem.
   examples: int = 0
   problem_count: int = 0
   problems: list[Problem] = dataclasses.field(default_factory=list)
-  # Number of examples whose document has none of their answers.
+  # Number of examples whose document contains none of the answers.
   warning_count: int = 0
   warnings: list[Problem] = dataclasses.field(default_factory=list)
 
   def __str__(self) -> str:
-    """Problems and warnings, one a line, and a line of counts."""
+    """Problems and warnings, one per line, and a line of counts."""
     lines = [f'error: {problem}' for problem in self.problems]
     lines += [f'warning: {warning}' for warning in self.warnings]
     lines.append(
@@ -58,12 +58,12 @@ class Estimate:
   """What reading a file will take."""
 
   documents: int
-  # Least number of memory turns and one answer turn per document: chunks that
-  # end at a sentence are shorter than their budget.
+  # Memory turns, and one answer turn per document: a lower bound, as chunks
+  # that end at a sentence are shorter than their budget.
   turns: int
-  # Tokens of the documents.
+  # Tokens in the documents.
   tokens_read: int
-  # Most tokens of memories and answers in these turns.
+  # Upper bound on the tokens of memories and answers in these turns.
   tokens_generated: int
   seconds: float
 
@@ -74,15 +74,15 @@ def read(
   strict: bool = False,
   max_line_bytes: int = json_records.MAX_RECORD_BYTES,
 ) -> Iterator[Example]:
-  """The examples of a file, in its order.
+  """The examples of a file, in the file's order.
 
   Args:
-    path: a JSONL file as `FIELDS` says.
-    strict: whether it is an error that no answer occurs in the document.
+    path: a JSONL file with the fields of `FIELDS`.
+    strict: whether a document without any of its answers is an error.
     max_line_bytes: longest line; a longer document goes into its own file.
 
   Raises:
-    ValueError: at the first problem: file and line, field, got, expected.
+    ValueError: at the first problem; names file, line, field, got and expected.
   """
   for example, problems, _ in _examples(
     path, search=strict, strict=strict, max_line_bytes=max_line_bytes
@@ -99,14 +99,14 @@ def validate(
   max_line_bytes: int = json_records.MAX_RECORD_BYTES,
   max_kept: int = 100,
 ) -> Report:
-  """All that is wrong with a file; `read` raises exactly if there is a problem.
+  """All problems of a file; `read` raises if and only if there is one.
 
   Args:
-    path: a JSONL file as `FIELDS` says.
-    strict: whether it is an error, not a warning, that no answer occurs in the
-      document (in whatever case).
+    path: a JSONL file with the fields of `FIELDS`.
+    strict: whether a document without any of its answers (ignoring case) is an
+      error rather than a warning.
     max_line_bytes: longest line.
-    max_kept: problems, and warnings, that the report holds; all are counted.
+    max_kept: most problems, and most warnings, to report; all are counted.
   """
   report = Report(str(path))
   for example, problems, warnings in _examples(
@@ -131,11 +131,11 @@ def estimate(
 ) -> Estimate:
   """Turns, tokens and seconds that reading every document of a file takes.
 
-  The tokens of chunk, memory and answer are budgets; `tokens_per_second` counts
-  document tokens, memory turns included, as `memagent ask` shows it for them.
+  The tokens of chunk, memory and answer are budgets; `tokens_per_second` is the
+  speed `memagent ask` shows for them: document tokens, memory turns included.
 
   Raises:
-    ValueError: a budget or a speed that is not positive, or as `read` does.
+    ValueError: a budget or the speed is not positive, or as in `read`.
   """
   for name, value in (
     ('chunk_tokens', chunk_tokens),
@@ -163,7 +163,7 @@ def estimate(
 def _examples(
   path: str | os.PathLike, *, search: bool, strict: bool, max_line_bytes: int
 ) -> Iterator[tuple[Example | None, list[Problem], list[Problem]]]:
-  """Example (None where there is none), problems and warnings of each line."""
+  """Example (None if unusable), problems and warnings of each line."""
   for record in checked_records.read(
     path,
     FIELDS,
@@ -186,7 +186,7 @@ def _examples(
 
 
 def _example(record: Record) -> Example | None:
-  """The example of an object; None where it has a problem."""
+  """The example in a record; None if the record has a problem."""
   document = _document(record)
   record.check('question', is_text)
   record.check('answers', _are_texts)
@@ -241,7 +241,7 @@ def _are_texts(value: object) -> bool:
 
 
 def _wrong_span(spans: object, document: str | None) -> object | None:
-  """The first entry that is no span of the document; None where all are."""
+  """The first entry that is not a span of the document; None if all are."""
   if not isinstance(spans, list):
     return spans
   for span in spans:

@@ -1,8 +1,8 @@
-"""Files of records, whatever their form: Parquet, a JSON array, or JSON lines.
+"""Files of records in any form: Parquet, a JSON array, or JSON lines.
 
     file -> read -> upstream.py, benchmarks/question_sets.py
 
-Memory is that of one record; for Parquet, of eight records and a page.
+Memory holds one record; for Parquet, eight records and a page.
 """
 
 from collections.abc import Collection, Iterator
@@ -28,13 +28,13 @@ def read(
 
   Args:
     path: the file; its content says which of the three it is.
-    columns: columns of Parquet that are read where they exist; None reads all.
+    columns: Parquet columns to read if they exist; None reads all.
     max_record_bytes: longest line of JSON lines in bytes; longest element of an
       array in characters.
 
   Raises:
-    ValueError: no such file, or none of the three: file, record, got,
-      expected.
+    ValueError: no such file, or one in none of the three forms; names file,
+      record, got and expected.
   """
   path = Path(path)
   if not path.is_file():
@@ -94,8 +94,8 @@ def _parquet_records(
       "pip install 'memagent_jax[parquet]'."
     ) from None
   try:
-    # One row group may be the whole file: read it page by page (writers put up
-    # to 1,024 records in one).
+    # One row group may be the whole file, so it is read page by page (writers
+    # put up to 1,024 records in a page).
     with parquet.ParquetFile(
       path, pre_buffer=False, buffer_size=1 << 20
     ) as file:

@@ -1,4 +1,4 @@
-"""MemAgent's published data files: for training, for evaluation, and of RULER.
+"""MemAgent's published data files: training, evaluation, RULER evaluation.
 
     hotpotqa_train.parquet | eval_200.json | eval_vt_8192.json -> Example
       -> commands/make_data.py
@@ -28,8 +28,8 @@ _COLUMNS = frozenset(n for names in SCHEMAS.values() for n in names) | {
   'extra_info',
   'index',
 }
-# Number of distinct paragraphs of HotpotQA's dev set, distractor setting, as
-# the longest published evaluation counts them.
+# Number of distinct paragraphs in HotpotQA's dev set (distractor setting), as
+# in the longest published evaluation.
 DEV_PARAGRAPHS = 66_635
 _RULER_FILE = re.compile(r'eval_(.+)_\d+')
 
@@ -40,20 +40,20 @@ def read(
   paragraphs: Sequence[str] | None = None,
   max_record_bytes: int = json_records.MAX_RECORD_BYTES,
 ) -> Iterator[Example]:
-  """The examples of a published file, in its order.
+  """The examples of a published file, in the file's order.
 
   One record is in memory at a time; for Parquet, eight records and a page.
 
   Args:
     path: Parquet, a JSON array, or JSON lines; its content says which.
-    paragraphs: the result of `hotpotqa_paragraphs`, for records that have
+    paragraphs: the result of `hotpotqa_paragraphs`, for records that hold
       paragraph numbers.
     max_record_bytes: longest line of JSON lines in bytes; longest record of a
       JSON array in characters.
 
   Raises:
-    ValueError: a file or a record that is not as published: file, record,
-      field, got.
+    ValueError: a file or record is not as published; names file, record, field
+      and got.
   """
   path = Path(path)
   number = 0
@@ -73,11 +73,12 @@ def from_record(
 ) -> Example:
   """The Example of one record, a mapping with the fields of one of SCHEMAS.
 
-  Its number, from 1, and the path of its file go into id, source and messages;
-  the path names the task of RULER records. `paragraphs` as in `read`.
+  The record's number, from 1, and its file's path go into id, source and
+  messages; for RULER, the path names the task. `paragraphs` is as in `read`.
 
   Raises:
-    ValueError: a field missing or not as published: file, record, field, got.
+    ValueError: a field is missing or not as published; names file, record,
+      field and got.
   """
   path = Path(path)
   where = f'{path}: record {number}'
@@ -112,14 +113,14 @@ def from_record(
 def hotpotqa_paragraphs(
   path: str | os.PathLike, *, count: int = DEV_PARAGRAPHS
 ) -> list[str]:
-  """The paragraphs that numbers in published files stand for.
+  """The paragraphs that the numbers in published files refer to.
 
-  All distinct `title, line end, text` of HotpotQA's dev set in the distractor
-  setting (`hotpot_dev_distractor_v1.json`), sorted by code point.
+  They are all distinct `title, newline, text` of HotpotQA's dev set in the
+  distractor setting (`hotpot_dev_distractor_v1.json`), sorted by code point.
 
   Raises:
-    ValueError: not HotpotQA's form, or not `count` distinct paragraphs, so that
-      the numbers would stand for others.
+    ValueError: the file is not in HotpotQA's form, or does not have `count`
+      distinct paragraphs, so that the numbers would refer to others.
   """
   path = Path(path)
   paragraphs = set()
@@ -161,7 +162,7 @@ def _kind(record: object, where: str) -> str:
 
 
 def _ruler(path: Path, answers: Sequence[str]) -> tuple[str, str, str]:
-  """Task, reward and metric: any answer of `qa` is right, else all are needed."""
+  """Task, reward and metric: `qa` needs any of the answers, the others all."""
   match = _RULER_FILE.fullmatch(path.stem)
   name = match.group(1) if match else 'ruler'
   task = f'{name}_published'

@@ -1,8 +1,8 @@
 """The forms in which XLA:CPU runs the decoder's operations fastest.
 
-Each computes what one line of jnp says, and which line that is stands in its
-docstring. `linear` and `swiglu` serve accelerators as well, where they cost nothing;
-`matmul` has the plain form there.
+Each computes the same as one line of jnp, which its docstring quotes. `linear`
+and `swiglu` serve accelerators as well, where they cost nothing; `matmul` takes
+the plain form there.
 """
 
 import math
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from memagent_jax import sharding
 from memagent_jax.models.kernels import recompute
 
-# Rows up to which products with vectors are faster than one with a matrix.
+# Number of rows up to which products with vectors beat one with a matrix.
 _FEW_ROWS = 8
 
 
@@ -33,8 +33,8 @@ def linear(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
 def swiglu(gate_up_NxTx2xF: jax.Array) -> jax.Array:
   """silu(gate) * up, [N, T, F], with a gradient that keeps only the argument.
 
-  Left to itself, JAX saves two more [N, T, F] and pads the two halves of the
-  gradient one by one: 8 % more time of the MLP on CPU.
+  Left to itself, JAX saves two more [N, T, F] arrays and pads the two halves of
+  the gradient one by one, which makes the MLP 8 % slower on CPU.
   """
   return jax.nn.silu(gate_up_NxTx2xF[:, :, 0]) * gate_up_NxTx2xF[:, :, 1]
 
@@ -52,7 +52,7 @@ def _swiglu_backward(
   d_gate = d_NxTxF * up * sigmoid * (1 + gate * (1 - sigmoid))
   d_up = d_NxTxF * gate * sigmoid
   if sharding.num_shards('mlp') > 1:
-    # The two as one axis have no layout where F is split.
+    # (2, F) merged into one axis has no layout where F is split.
     return (jnp.stack([d_gate, d_up], axis=2),)
   # The same as `stack`, and faster on CPU.
   d = jnp.concatenate([d_gate, d_up], axis=-1)
@@ -63,16 +63,16 @@ swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 def matmul(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
-  """einsum(subscripts, x, y) in float32; on CPU a few rows go one by one.
+  """einsum(subscripts, x, y) in float32; on CPU, a few rows one by one.
 
-  XLA:CPU packs both operands of a matrix product, which for the 3 to 7 query rows
-  that share a kv head in a decode step costs more than the product; its product
-  with a vector reads the cache in place (1.6x faster per decode step at batch 8 and
-  1K of context).
+  XLA:CPU packs both operands of a matrix product, which for the 3 to 7 query
+  rows that share a kv head in a decode step costs more than the product itself;
+  its product with a vector reads the cache in place (1.6x faster per decode
+  step at batch 8 and 1K of context).
 
   Args:
-    subscripts: `r` is axis 2 of x and of the result, and no axis of y.
-    x: R rows for each of the leading axes.
+    subscripts: `r` is axis 2 of x and of the result, and not an axis of y.
+    x: R rows for each entry of the leading axes.
     y: the matrices.
   """
 

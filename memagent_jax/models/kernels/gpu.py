@@ -7,9 +7,9 @@ from memagent_jax.models.kernels.per_device import on_each_device
 
 
 def causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Causal attention by cuDNN, which has float16 and bfloat16 alone.
+  """Causal attention by cuDNN, which supports only float16 and bfloat16.
 
-  Args and result as `tpu.causal`; float32 goes to XLA's own attention.
+  Arguments and result are as in `tpu.causal`; float32 uses XLA's own attention.
   """
   half = q.dtype in (jnp.bfloat16, jnp.float16)
 

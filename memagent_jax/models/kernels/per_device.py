@@ -9,10 +9,10 @@ from memagent_jax import sharding
 
 
 def on_each_device(function: Callable[..., Any], *arrays: jax.Array) -> Any:
-  """`function` of each device's rows and heads, where a mesh is set.
+  """Applies `function` to each device's own rows and heads, if a mesh is set.
 
   Args:
-    function: of arrays alike, to one array or several [rows, heads, ...].
+    function: from arrays like these to one array or several [rows, heads, ...].
     *arrays: [rows, heads, ...], or [rows].
   """
   mesh = jax.sharding.get_abstract_mesh()

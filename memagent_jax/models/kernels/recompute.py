@@ -1,8 +1,8 @@
-"""Makes a backward pass compute again what it must not keep from the forward one.
+"""Makes a backward pass recompute what it must not keep from the forward pass.
 
-`jax.checkpoint` and `optimization_barrier` only ask for it. XLA:CPU (jaxlib 0.10)
-drops the barrier before it merges common subexpressions: outside of a loop, the
-second computation becomes the first one, whose result is then kept.
+`jax.checkpoint` and `optimization_barrier` only ask for it. XLA:CPU (jaxlib
+0.10) drops the barrier before it merges common subexpressions: outside a loop,
+the second computation becomes the first one, whose result is then kept.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from jax import lax
 
 
 def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """x, but not before `gradient`, the one that a backward pass receives.
+  """x, but not before `gradient`, which is what the backward pass receives.
 
-  What is computed from the result is then no common subexpression of the forward
-  pass. On CPU the price is one addition of a zero that XLA cannot know: x is NaN
-  where the gradient's first element is not finite, which the backward pass would
-  return anyway.
+  What is computed from the result then shares no subexpression with the forward
+  pass. On CPU the price is adding a zero that XLA cannot see through: the
+  result is NaN if the gradient's first element is not finite, but then the
+  backward pass would return NaN anyway.
   """
 
   def add_zero(x: jax.Array, gradient: Any) -> jax.Array:

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from memagent_jax.models.kernels.per_device import on_each_device
 
-# Lanes of a TPU's vector registers: last axes of blocks are multiples.
+# Lanes of a TPU's vector registers: last axes of blocks are multiples of it.
 _LANES = 128
 _SPLASH_BLOCKS = (1024, 512, 256)
-# Slots behind the row that a larger block may cost, as a share of the row.
+# Most padding that a larger block may add to a row, as a share of the row.
 _SPLASH_PADDING = 1 / 8
-# Slots of the cache that are fetched at once.
+# Cache slots that are fetched at once.
 _SLOTS = 512
 _HIDDEN = -1e30
 
@@ -49,7 +49,7 @@ def _splash(
   q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool
 ) -> jax.Array:
   n, j, g, t, d = q.shape
-  # Slots behind the row and dimensions of zeros change nothing.
+  # Slots past the row's end and dimensions of zeros change nothing.
   block = _splash_block(t)
   t_pad, d_pad = -t % block, -d % _LANES
   q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, t_pad), (0, d_pad)))
@@ -78,7 +78,7 @@ def _splash(
 
 
 def _splash_block(tokens: int) -> int:
-  """The largest block that pads a row by little."""
+  """The largest block that pads a row of that many tokens only a little."""
   most = tokens * _SPLASH_PADDING
   return next((b for b in _SPLASH_BLOCKS if -tokens % b <= most), _LANES)
 
@@ -93,19 +93,19 @@ def live(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Attention of a decode step over the first slots of each row's cache.
 
-  Blocks of slots behind a row's length are neither fetched nor computed.
+  Blocks of slots past a row's length are neither fetched nor computed.
 
   Args:
     q: [N, J, G, D], scaled.
     k: [N, J, D, S].
     v: [N, J, D, S].
-    length_N: int32, slots in use; a row of 0 gives zeros.
+    length_N: int32, slots in use; a row without any gives zeros.
     interpret: as in `causal`.
 
   Returns:
     float32 sums of the values [N, J, G, D], and for each query the largest score
     and the sum of the weights relative to it, both [N, J, G, 1];
-    `attention.merged` makes one softmax of several such parts.
+    `attention.merged` combines several such parts into one softmax.
   """
   return on_each_device(
     functools.partial(_live, interpret=interpret), q, k, v, length_N
@@ -125,7 +125,7 @@ def _live(
   size = min(_SLOTS, slots)
 
   def cache(n: Any, j: Any, block: Any, length_N: Any) -> tuple[Any, ...]:
-    # The last block in use again: what is there already is not fetched.
+    # Repeats the last block in use: a block already here is not fetched again.
     last = jnp.maximum(pl.cdiv(length_N[n], size) - 1, 0)
     return n, j, 0, jnp.minimum(block, last)
 
@@ -154,7 +154,7 @@ def _live(
     def _() -> None:
       q, k, v = q_ref[0, 0], k_ref[0, 0], v_ref[0, 0]
       scores = jnp.dot(q, k, preferred_element_type=jnp.float32)
-      # The last block may reach beyond the cache, where anything may stand.
+      # The last block may reach past the cache, where contents are arbitrary.
       slot = jax.lax.broadcasted_iota(jnp.int32, (1, size), 1) + block * size
       scores = jnp.where(slot < length, scores, _HIDDEN)
       v = jnp.where(slot < length, v, jnp.zeros_like(v))
@@ -199,7 +199,7 @@ def _live(
 def _live_cost(
   heads: int, group: int, dim: int, slots: int, itemsize: int
 ) -> pl.CostEstimate:
-  """What `live` costs where every slot is in use."""
+  """What `live` costs if every slot is in use."""
   return pl.CostEstimate(
     flops=4 * heads * group * dim * slots,
     transcendentals=heads * group * slots,

@@ -1,10 +1,9 @@
 """GGUF files to a config and to Hugging Face tensors, one at a time.
 
-`GGUFModel` reads the header at once and a tensor when it is asked for: it is
-memory-mapped, dequantised by the `gguf` package and brought into Hugging Face's
-order. The header is parsed here, not by `gguf.GGUFReader`, which for every
-string keeps several numpy objects and reports a truncated file as a failed
-reshape.
+`GGUFModel` reads the header at once and each tensor on request: it is memory-
+mapped, dequantised by the `gguf` package and brought into Hugging Face's order.
+The header is parsed here, not by `gguf.GGUFReader`, which keeps several numpy
+objects per string and reports a truncated file as a failed reshape.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ _SCALARS = {
   12: 'd',
 }
 _STRING, _ARRAY = 8, 9
-# A longer string or array of numbers is a damaged length field.
+# A longer string or array of numbers means a damaged length field.
 _MAX_VALUE_BYTES = 1 << 30
 _TOP = {
   'model.embed_tokens.weight': 'token_embd.weight',
@@ -61,8 +60,8 @@ _LAYER = {
   'mlp.down_proj': 'ffn_down',
 }
 _FACTOR = 'rope.scaling.factor'
-# Keys of `rope.scaling`: with a field in Hugging Face's form, without meaning
-# for inference, and supported at the value that changes nothing.
+# Keys of `rope.scaling`: those with a field in Hugging Face's form, those
+# without meaning for inference, and those supported only at a neutral value.
 _YARN_FIELDS = {
   'original_context_length': 'original_max_position_embeddings',
   'yarn_beta_fast': 'beta_fast',
@@ -74,7 +73,7 @@ _ROPE_FREQS = 'rope_freqs.weight'
 
 
 class _Entry(NamedTuple):
-  """Where one tensor lies. `shape` is numpy's order: GGUF's, reversed."""
+  """Where one tensor lies; `shape` is in numpy's order, GGUF's reversed."""
 
   type_name: str
   shape: tuple[int, ...]
@@ -111,7 +110,7 @@ class GGUFModel:
     self._check_tensors()
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor of a Hugging Face name, float32, in Hugging Face's order."""
+    """The tensor with a Hugging Face name, float32, in Hugging Face's order."""
     entry = self._entries[_gguf_name(name)]
     # As rows, which `gguf` dequantises a few at a time.
     rows = entry.shape[0] if len(entry.shape) > 1 else 1
@@ -133,7 +132,7 @@ class GGUFModel:
     return tensor
 
   def _get(self, key: str, default: Any = None) -> Any:
-    """Metadata of the architecture; ValueError where a needed key is absent."""
+    """Metadata of the architecture; ValueError if a required key is absent."""
     full = f'{self.metadata["general.architecture"]}.{key}'
     value = self.metadata.get(full, default)
     if value is None:
@@ -182,7 +181,7 @@ class GGUFModel:
     return self._with_rope_freqs(config)
 
   def _rope_scaling(self) -> dict[str, Any] | None:
-    """Hugging Face's `rope_scaling` of the metadata."""
+    """The metadata's rope scaling as Hugging Face's `rope_scaling`."""
     prefix = f'{self.metadata["general.architecture"]}.rope.scaling.'
     given = {
       key.removeprefix(prefix): value
@@ -212,7 +211,7 @@ class GGUFModel:
     """config with the llama3 scaling that the file stores as a tensor.
 
     The file has one divisor per frequency, not the four numbers behind them:
-    they are taken to be Llama 3's published ones, and checked.
+    these are assumed to be Llama 3's published ones, which is checked.
     """
     if _ROPE_FREQS not in self._entries:
       return config
@@ -272,7 +271,7 @@ class GGUFModel:
 
 
 def _gguf_name(name: str) -> str:
-  """GGUF's name of a Hugging Face tensor."""
+  """GGUF's name for a Hugging Face tensor."""
   if name in _TOP:
     return _TOP[name]
   layer, _, rest = name.removeprefix('model.layers.').partition('.')
@@ -281,7 +280,7 @@ def _gguf_name(name: str) -> str:
 
 
 def _unpermute(tensor: np.ndarray, heads: int) -> np.ndarray:
-  """Rows of a head from interleaved pairs back to (first half, second half)."""
+  """Reorders a head's rows from interleaved pairs to (first, second half)."""
   pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
   return pairs.swapaxes(1, 2).reshape(tensor.shape)
 
@@ -351,7 +350,7 @@ def _entry(
 
 
 def _take(f: BinaryIO, count: int) -> bytes:
-  """Exactly `count` bytes; struct.error where the file has fewer."""
+  """Exactly `count` bytes; struct.error if the file has fewer."""
   data = f.read(min(count, _MAX_VALUE_BYTES))
   if len(data) != count:
     raise struct.error(f'{count} bytes expected, {len(data)} there')

@@ -5,7 +5,7 @@
     params -> tensors ------------> a whole directory    save_model
 
 Tensors pass through the host one param at a time: apart from the params
-themselves there is never more than one param's worth of them.
+themselves, it never holds more than one param's worth of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,11 +37,11 @@ SHARD_BYTES = 4_000_000_000
 
 
 def read_config(directory: str | os.PathLike) -> ModelConfig:
-  """ModelConfig of a model directory.
+  """The ModelConfig of a model directory.
 
   Raises:
     ValueError: no such directory, no readable config.json in it, or an
-      unsupported model; what is needed and supported is listed.
+      unsupported model; the message lists what is needed and supported.
   """
   path = Path(directory) / 'config.json'
   if not path.is_file():
@@ -64,14 +64,14 @@ def params_from_tensors(
 
   Args:
     config: the model.
-    read: tensor name -> array of any float dtype; may be memory-mapped: what is
-      returned here never shares its memory.
+    read: tensor name -> array of any float dtype, which may be memory-mapped:
+      the params never share its memory.
     shardings: tree of shardings as `sharding.param_shardings` makes it, or None
       for the default device. Only the shards of this process are cut.
     dtype: one of DTYPES.
 
   Raises:
-    ValueError: a tensor of another shape than the config says.
+    ValueError: a tensor's shape is not the one that the config implies.
   """
   check_dtype(dtype)
   table = tensor_layout.param_table(config)
@@ -90,7 +90,7 @@ def params_from_tensors(
       sharding,
       lambda index: param.cut(tensors, index, jnp.dtype(dtype)),
     )
-    # A running transfer would keep its host copy while the next one starts.
+    # A pending transfer would keep its host copy while the next one starts.
     return array.block_until_ready()
 
   return jax.tree.map(
@@ -115,7 +115,7 @@ def _check_shape(name: str, got: tuple, expected: tuple) -> None:
 def tensors_from_params(
   config: ModelConfig, params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """(name, tensor) pairs as `tensor_shapes` lists them: undoes the import."""
+  """(name, tensor) pairs in the order of `tensor_shapes`; undoes the import."""
   table = jax.tree.leaves(
     tensor_layout.param_table(config), is_leaf=lambda x: isinstance(x, Param)
   )
@@ -143,7 +143,7 @@ def load_params(
 def open_tensors(
   directory: str | os.PathLike, config: ModelConfig
 ) -> Callable[[str], np.ndarray]:
-  """Reader of a directory's tensors by name, memory-mapped one at a time.
+  """A function that reads a directory's tensor by name, memory-mapped.
 
   Raises:
     ValueError: a tensor is missing, unexpected or of the wrong shape; a file is
@@ -174,7 +174,7 @@ def open_tensors(
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
-  """Whether a tensor repeats what config or embedding already say."""
+  """Whether a tensor repeats what the config or the embedding already says."""
   tied_head = name == 'lm_head.weight' and config.tie_embeddings
   return tied_head or name.endswith('rotary_emb.inv_freq')
 
@@ -190,13 +190,13 @@ def save_model(
   """Writes a directory that transformers and `load_params` read; all or nothing.
 
   Args:
-    directory: where to; must not exist, or be empty.
+    directory: the target; must be absent or empty.
     config: the model.
     params: its unboxed params.
     tokenizer: its tokenizer.
     dtype: dtype of the files, one of DTYPES.
-    shard_bytes: weights above this size are split into files of at most it
-      (a larger tensor gets a file of its own).
+    shard_bytes: most bytes per file; weights above it are split over several (a
+      larger tensor gets a file of its own).
 
   Raises:
     ValueError: the directory is not empty, or an unsupported dtype.
@@ -204,8 +204,8 @@ def save_model(
   check_dtype(dtype)
   directory = Path(directory)
   check_free(directory)
-  # Built next to its place and renamed: a killed export leaves nothing that
-  # looks like a model.
+  # Built next to its target and then renamed: a killed export leaves nothing
+  # that looks like a model.
   partial = directory.parent / f'.{directory.name}.partial-{os.getpid()}'
   partial.mkdir(parents=True)
   try:
@@ -253,7 +253,7 @@ def _write_weights(
     file = SINGLE
     if len(shards) > 1:
       file = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
-    # Each file takes its share of the one stream.
+    # Each file takes its share of one stream of tensors.
     share = (next(tensors) for _ in range(len(shard)))
     safetensors_io.write_file(directory / file, shard, share, dtype)
     weight_map |= dict.fromkeys(shard, file)
@@ -266,7 +266,7 @@ def _write_weights(
 def _write_configs(
   directory: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: str
 ) -> None:
-  """config.json and generation_config.json."""
+  """Writes config.json and generation_config.json."""
   eos = tokenizer.eos_ids
   ids = {
     'bos_token_id': tokenizer.bos_id,

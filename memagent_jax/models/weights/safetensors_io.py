@@ -1,9 +1,9 @@
 """Safetensors files: checked on opening, read and written one tensor at a time.
 
 A file is an 8-byte header length, a JSON header (name -> dtype, shape, byte
-range) and the tensors' bytes. The format is read here, not through the
-safetensors library, because a damaged file has to name its tensor and its
-bytes, and because writing streams instead of holding all tensors at once.
+range) and the tensors' bytes. The format is handled here, not by the
+safetensors library, so that errors on a damaged file name the tensor and the
+bytes, and so that writing streams instead of holding all tensors at once.
 A directory has one file, or shards and an index (tensor name -> file).
 """
 
@@ -21,7 +21,7 @@ INDEX = 'model.safetensors.index.json'
 # Name in a safetensors header -> numpy name (bfloat16 comes with ml_dtypes).
 DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 _NAMES = {numpy: name for name, numpy in DTYPES.items()}
-# A longer header is a damaged length field, not a model.
+# A longer header means a damaged length field, not a model.
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
 
 
 def open_file(path: Path) -> dict[str, Entry]:
-  """Entries of every tensor in the file, by name.
+  """The entries of all tensors in the file, by name.
 
   Raises:
     ValueError: the file is truncated, damaged, or holds a dtype other than
@@ -78,7 +78,7 @@ def open_file(path: Path) -> dict[str, Entry]:
 
 
 def read_json(path: Path) -> dict:
-  """The parsed file; ValueError naming it where it is not JSON."""
+  """The parsed file; raises ValueError, naming it, if it is not JSON."""
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except ValueError as e:
@@ -92,7 +92,7 @@ def shorten(names: list[str]) -> str:
 
 
 def open_directory(directory: Path) -> dict[str, Entry]:
-  """Entries of all tensors in a directory's single or sharded safetensors."""
+  """The entries of all tensors in a directory's single or sharded file."""
   if (directory / SINGLE).is_file():
     return open_file(directory / SINGLE)
   if not (directory / INDEX).is_file():
@@ -123,7 +123,7 @@ def open_directory(directory: Path) -> dict[str, Entry]:
 
 
 def _read_header(path: Path, size: int) -> tuple[dict, int]:
-  """The parsed header and the byte at which the tensors start."""
+  """The parsed header, and the offset at which the tensors start."""
   with path.open('rb') as f:
     length = int.from_bytes(f.read(8), 'little')
     if size < 8 or length > _MAX_HEADER_BYTES:
@@ -148,7 +148,7 @@ def _read_header(path: Path, size: int) -> tuple[dict, int]:
 def _entry(
   path: Path, name: str, field: Any, data_start: int
 ) -> tuple[Entry, int]:
-  """Entry of one header field, and the byte after the tensor's last."""
+  """The entry of one header field, and the offset just past its tensor."""
   try:
     code, shape = field['dtype'], tuple(field['shape'])
     start, end = field['data_offsets']

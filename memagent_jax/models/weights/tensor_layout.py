@@ -1,4 +1,4 @@
-"""Which Hugging Face tensors every param of the decoder is made of, and how.
+"""Which Hugging Face tensors each param of the decoder is made of, and how.
 
 Import and export are the two directions of the one table in this file: `cut`
 makes (a shard of) a param from its tensors, `split` takes a param apart again,
@@ -21,10 +21,10 @@ from memagent_jax.structs import Params
 
 
 class _Source(NamedTuple):
-  """The tensors of one param; several are stacked along one new axis."""
+  """The tensors of one param; several are stacked along a new axis."""
 
   tensors: tuple[str, ...]
-  # Leading axes of a kernel that the layer contracts; its tensor is
+  # Number of leading axes of a kernel that the layer contracts; its tensor is
   # [outputs, inputs]. 0: the tensor is not transposed.
   inputs: int = 0
 
@@ -87,7 +87,7 @@ class Param(NamedTuple):
     index: Any,
     dtype: np.dtype | str,
   ) -> np.ndarray:
-    """A fresh array: `param[index]` in `dtype`, whatever the tensors' memory."""
+    """A copy of `param[index]` in `dtype`, sharing no memory with `tensors`."""
     parts = [
       (t.T if self.inputs else t).reshape(self.part_shape) for t in tensors
     ]
@@ -106,7 +106,7 @@ class Param(NamedTuple):
     return out
 
   def split(self, param: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of each of its tensors: what `cut` undoes."""
+    """(name, tensor) of each of its tensors; the inverse of `cut`."""
     parts = [param]
     if self.stack_axis is not None:
       parts = list(np.moveaxis(param, self.stack_axis, 0))
@@ -118,9 +118,9 @@ class Param(NamedTuple):
 
 
 def _fresh(shape: tuple[int, ...], dtype: np.dtype | str) -> np.ndarray:
-  """An array on pages of its own, which go back to the system when it dies.
+  """A new array on pages of its own, which the system gets back when it dies.
 
-  From malloc, the buffers of one model leave holes as large as half the model.
+  With malloc, the buffers of one model leave holes as large as half the model.
   """
   count = math.prod(shape)
   pages = mmap.mmap(
