@@ -109,7 +109,7 @@ def clean_gin():
   gin.clear_config(clear_constants=True)
 
 
-# --- What stands in a page ----------------------------------------------------
+# --- Contents of a page -------------------------------------------------------
 
 
 def text_of(page: Path) -> str:

@@ -1,4 +1,4 @@
-"""A live display of a training's reward: curve, slope with interval, time so far."""
+"""A live display of a run's reward: curve, slope with its interval, time so far."""
 
 from collections.abc import Mapping, Sequence
 import time

@@ -1,4 +1,4 @@
-"""Makes benchmark documents; converts and checks other files.
+"""Makes benchmark documents; converts and checks files.
 
   memagent make-data --task=niah_single_2 --tokens=8192 \\
     --num_examples=64 --out=data/niah_single_2_8192.jsonl

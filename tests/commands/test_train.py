@@ -109,7 +109,7 @@ def test_a_configuration_is_one_text_whatever_the_order_of_its_imports(
   assert len(texts) == 1
 
 
-# --- What is wrong is said ----------------------------------------------------
+# --- Error messages -----------------------------------------------------------
 
 
 @pytest.fixture

@@ -286,7 +286,7 @@ def test_a_repeat_on_a_finished_store_encodes_nothing(tmp_path, monkeypatch):
   assert _all_ids(again) == _all_ids(first)
 
 
-# ---- What is refused.
+# ---- Refusals.
 
 
 def test_a_changed_source_is_refused(tmp_path):

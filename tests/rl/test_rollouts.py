@@ -559,7 +559,7 @@ def test_every_reading_begins_with_the_templates_memory_by_default(model):
     assert usual == expected
 
 
-# --- Metrics and what is refused ----------------------------------------------
+# --- Metrics and refusals -----------------------------------------------------
 
 
 def test_reward_and_metric_are_both_measured(model):

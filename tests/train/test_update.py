@@ -96,7 +96,7 @@ def whole(name):
 
 
 def largest_gap(got, expected):
-  """Largest gap of a parameter, relative by norm and by maximum; with its name."""
+  """Largest relative gap of any parameter, by norm or maximum; with its name."""
   gaps = []
   paths = jax.tree_util.tree_leaves_with_path(expected)
   for (path, e), g in zip(paths, jax.tree.leaves(got), strict=True):

@@ -135,7 +135,7 @@ class OneTurn:
   ) -> Answered:
     """Answers all questions in one batch, without saving any progress.
 
-    Prompts that fit the window are read plainly, the others with the extension.
+    Prompts that fit the window are read as they are, others with the extension.
     A batch with both takes two calls, each with the whole batch's shape.
 
     Raises:
