@@ -1,7 +1,7 @@
 """A language model that reads documents of any length with a bounded memory.
 
-`load_model` and `Reader` are the Python door; they are loaded when first used,
-so that importing the package costs nothing.
+`load_model` and `Reader` are the Python API; they are loaded on first use, so
+that importing the package costs nothing.
 """
 
 import importlib
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
   from memagent_jax.agent.turns import Turn
   from memagent_jax.models.weights.pretrained import load_model
 
-# The one place for it: setup.py and `memagent --version` read it here.
+# Defined only here: setup.py and `memagent --version` read it.
 __version__ = '0.1.0'
 
 _EXPORTS = {

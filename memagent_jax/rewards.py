@@ -31,13 +31,13 @@ _CONTROL = re.compile(r'[\x00-\x1f]')
 _CLOSED_ANSWERS = frozenset({'yes', 'no', 'noanswer'})
 
 # NFKC takes quadratic time on combining marks out of order (3 s for 64,000)
-# and makes 18 characters of one ligature. No answer is as long as this.
+# and turns one ligature into 18 characters. No answer is as long as this.
 _MAX_NFKC_CHARACTERS = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """What a scorer gives one prediction."""
+  """A scorer's verdict on one prediction."""
 
   value: float  # in [0, 1]
   outcome: str  # one of OUTCOMES
@@ -55,7 +55,7 @@ class TrajectoryView:
   finish_reason: str
   # The scorer that the example names, a key of SCORERS.
   scorer: str
-  # Gives `memories`; they are decoded only for rewards that look at them.
+  # Returns `memories`; they are decoded only for rewards that look at them.
   read_memories: Callable[[], Sequence[str]]
 
   @functools.cached_property
@@ -69,12 +69,12 @@ Reward = Callable[[TrajectoryView], Score]
 
 
 def data_reward(view: TrajectoryView) -> Score:
-  """The score of the answer by the scorer that the example names: the default."""
+  """The default reward: the answer's score by the scorer the example names."""
   return score(view.scorer, view.answer, view.right_answers)
 
 
 def score(name: str, prediction: str, answers: Sequence[str]) -> Score:
-  """Score of one prediction by the scorer of that name.
+  """The score of one prediction by the scorer of that name.
 
   Args:
     name: a key of SCORERS; its docstring says what it compares.
@@ -102,10 +102,10 @@ def score(name: str, prediction: str, answers: Sequence[str]) -> Score:
 def last_box(text: str) -> str | None:
   r"""Content of the last \boxed{...}; None where there is none.
 
-  Every brace counts, an escaped one too. A box inside a box is part of the
+  Every brace counts, even an escaped one. A box inside a box is part of the
   outer one's content, with a space for its \boxed: \boxed{\boxed{x}} holds
-  ' {x}', which compares as x. None too where a box never closes, as in a text
-  that was cut: it is the last one, whatever was boxed before it.
+  ' {x}', which compares as x. Also None where a box never closes, as in a text
+  that was cut: that box is the last one, whatever was boxed before it.
   """
   content = None
   start = text.find(_BOX)
@@ -123,8 +123,8 @@ def normalise(text: str) -> str:
   """SQuAD's normal form: lower case, no ASCII punctuation, no a, an or the.
 
   Whitespace is squeezed. Deviation from SQuAD: Unicode NFKC comes first, so
-  that full-width forms, ligatures and composed accents compare equal; not in a
-  text of more than 8,192 characters.
+  that full-width forms, ligatures and composed accents compare equal; texts of
+  more than 8,192 characters skip it.
 
   Source: SQuAD, arXiv 1606.05250, and its evaluation script.
   """
@@ -145,12 +145,12 @@ def _boxed_em(prediction: str, answers: Sequence[str]) -> Score:
 def _boxed_all(prediction: str, answers: Sequence[str]) -> Score:
   """Share of the required answers that the last box lists.
 
-  An answer is listed where its normalised tokens are consecutive tokens of the
+  An answer is listed if its normalised tokens are consecutive tokens of the
   box; equal answers count once. Commas and semicolons are tried both ways,
   dropped ('1,234' lists 1234) and as separators ('12,34' lists 12 and 34). An
   answer that normalises to nothing ('A', 'The') is looked for among the words
   of the box before normalisation. As in RULER's metric, there is no penalty for
-  what else is listed.
+  listing anything else.
   """
   box = last_box(prediction)
   if box is None:
@@ -173,7 +173,7 @@ def _em(prediction: str, answers: Sequence[str]) -> Score:
   """1 if the answer equals one of the equivalent answers, normalised.
 
   Where normalising leaves nothing ('The', '...'), the texts are compared
-  case-folded, whitespace squeezed, without braces.
+  case-folded, with whitespace squeezed and braces removed.
   """
   return _exact(_answer(prediction), answers)
 
@@ -181,7 +181,7 @@ def _em(prediction: str, answers: Sequence[str]) -> Score:
 def _f1(prediction: str, answers: Sequence[str]) -> Score:
   """Token F1 with the best of the equivalent answers.
 
-  yes, no and noanswer count only if equal. Deviations: as in `em`.
+  yes, no and noanswer count only if equal. Deviations are those of `em`.
 
   Source: HotpotQA's evaluation script, after SQuAD's.
   """
@@ -203,8 +203,8 @@ def _f1(prediction: str, answers: Sequence[str]) -> Score:
 def _sub_em_strict(prediction: str, answers: Sequence[str]) -> Score:
   """1 if one of the equivalent answers is a run of whole tokens of the answer.
 
-  Not the other way round. An answer that normalises to nothing must be equal,
-  as in `em`.
+  The reverse does not count. An answer that normalises to nothing must be
+  equal, as in `em`.
   """
   got = _comparable(_answer(prediction))
   if not got:
@@ -214,14 +214,14 @@ def _sub_em_strict(prediction: str, answers: Sequence[str]) -> Score:
 
 
 def _sub_em_reference(prediction: str, answers: Sequence[str]) -> Score:
-  """MemAgent's sub-EM with its bugs, for comparing with published numbers only.
+  """MemAgent's sub-EM with its bugs, only to compare with published numbers.
 
-  1 if the first answer is a substring of the prediction or the prediction of
-  it, both in SQuAD's normal form without NFKC: 'the' and '.' normalise to
-  nothing, which is in every answer, and 'e' is in most. A prediction that is
-  empty before it is normalised scores 0. Further answers are not looked at.
+  1 if the first answer is a substring of the prediction or vice versa, both in
+  SQuAD's normal form without NFKC: 'the' and '.' normalise to nothing, which is
+  in every answer, and 'e' is in most. A prediction that is empty before it is
+  normalised scores 0. Further answers are ignored.
   Deviation: a text without a box is compared whole; the reference's boxed
-  evaluation scores it 0. Where that matters, ask `last_box` first.
+  evaluation scores it 0. Where that matters, call `last_box` first.
 
   Source: BytedTsinghua-SIA/MemAgent, taskutils/memory_eval: ruler_hqa.py and
   utils/__init__.py.
@@ -234,7 +234,7 @@ def _sub_em_reference(prediction: str, answers: Sequence[str]) -> Score:
 
 
 def _ruler_part(prediction: str, answers: Sequence[str]) -> Score:
-  """1 if any answer is a substring of the whole text, whatever its case.
+  """1 if any answer is a substring of the whole text, ignoring case.
 
   Source: RULER, arXiv 2404.06654, string_match_part (qa_1, qa_2).
   """
@@ -242,7 +242,7 @@ def _ruler_part(prediction: str, answers: Sequence[str]) -> Score:
 
 
 def _ruler_all(prediction: str, answers: Sequence[str]) -> Score:
-  """Share of the answers that are substrings of the whole text, in any case.
+  """Share of the answers that are substrings of the whole text, ignoring case.
 
   Source: RULER, arXiv 2404.06654, string_match_all (all but qa_1 and qa_2).
   """
@@ -277,7 +277,7 @@ def _check_answers(answers: object) -> None:
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-  """Where the group ends whose content begins at `start`."""
+  """Index of the brace that closes the group with content from `start` on."""
   depth = 1
   for brace in _BRACE.finditer(text, start):
     depth += 1 if brace[0] == '{' else -1
@@ -317,8 +317,8 @@ def _comparable(text: str) -> str:
 
 
 def _has_tokens(text: str, tokens: str) -> bool:
-  """Whether the tokens, space-separated, are consecutive ones of the text."""
-  # `in` is linear since Python 3.10; the spaces keep 12 out of 123.
+  """Whether the space-separated tokens are consecutive tokens of the text."""
+  # `in` is linear since Python 3.10; the spaces keep 12 from matching 123.
   return bool(tokens) and f' {tokens} ' in f' {text} '
 
 
@@ -334,7 +334,7 @@ def _ruler(
   answers: Sequence[str],
   reduce: Callable[[list[float]], float],
 ) -> Score:
-  # RULER turns control characters to line ends before it looks.
+  # RULER turns control characters into newlines before it matches.
   text = _CONTROL.sub('\n', prediction.strip()).strip().lower()
   if not text:
     return Score(0.0, 'empty')

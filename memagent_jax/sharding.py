@@ -1,17 +1,17 @@
 """Meshes, and the one place that maps logical axes to mesh axes.
 
-Modules name their axes for what they are (`embed`, `heads`); the tables here alone
-say which of them a mesh splits. They are checked where they are used, because a
-name that is missing from a table would otherwise mean "replicate" without a word.
+Modules name their axes for what they are (`embed`, `heads`); only the tables
+here say which of them a mesh splits. Every lookup is checked, because a name
+missing from a table would otherwise silently mean "replicate".
 
     training   params over fsdp and tensor, rows over data x fsdp
     rollouts   params over tensor alone,    rows over data x fsdp
 
 `make_reshard` moves params from one layout to the other, once a step.
 
-No axis splits a sequence. A row is never longer than the window, and a step has
-thousands of them: they fill every device long before one of them has to be cut, and
-attention would then wait for keys from its neighbours.
+No mesh axis splits a sequence. A row is never longer than the window, and a
+step has thousands of rows: they fill every device long before one has to be
+split, and attention over a split row would wait for keys from other devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ MESH_AXES = ('data', 'fsdp', 'tensor')
 AnyMesh = Mesh | AbstractMesh
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-# Logical axis of a param -> mesh axis, or None for replicated.
+# Logical axis of a param -> mesh axis; None: replicated.
 TRAINING: Rules = {
   'vocab': 'tensor',
   'embed': 'fsdp',
@@ -42,8 +42,8 @@ TRAINING: Rules = {
   'gate_up': None,
   'rank': None,
 }
-# A decode step reads every weight for one token of each row: gathering them first
-# would cost more than the step.
+# A decode step reads every weight for one token of each row: gathering the
+# weights first would cost more than the step.
 ROLLOUTS: Rules = {**TRAINING, 'embed': None}
 # Logical axis of an activation or a cache, in training and rollouts alike.
 ACTIVATIONS: Rules = {
@@ -61,7 +61,7 @@ ACTIVATIONS: Rules = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How many devices each mesh axis has; -1: all that are left."""
+  """How many devices each mesh axis has; -1: all that remain."""
 
   # Copies of the params; each reads its own rows.
   data: int = 1
@@ -72,10 +72,10 @@ class MeshConfig:
   tensor: int = 1
 
   def shape(self, devices: int) -> tuple[int, int, int]:
-    """Sizes of the axes on so many devices.
+    """The size of each mesh axis on this number of devices.
 
     Raises:
-      ValueError: they do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices.
     """
     sizes = [self.data, self.fsdp, self.tensor]
     known = math.prod(size for size in sizes if size != -1)
@@ -92,17 +92,17 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
-  """Mesh over (data, fsdp, tensor), axis type Auto; enter it by `jax.set_mesh`.
+  """Mesh over (data, fsdp, tensor), of type Auto; enter it with `jax.set_mesh`.
 
   Args:
     config: sizes of its axes.
-    devices: None: all of this run.
+    devices: devices to use; None: all devices of this run.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  # An axis of 4 on a slice of 8 x 8 is half of a physical one.
+  # An axis of 4 on a slice of 8 x 8 is half of a physical axis.
   grid = mesh_utils.create_device_mesh(
     config.shape(len(devices)), devices, allow_split_physical_axes=True
   )
@@ -111,7 +111,7 @@ def make_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
 
 
 def under_mesh(function: Callable) -> Callable:
-  """`function` under the mesh of its argument `mesh`, a MeshConfig or None."""
+  """Runs `function` under the mesh of its argument `mesh`, if not None."""
 
   @functools.wraps(function)
   def entered(*args: Any, mesh: MeshConfig | None = None, **kwargs: Any) -> Any:
@@ -135,8 +135,8 @@ def param_shardings(
 
   Raises:
     ValueError: an axis without a rule, two axes of one param on the same mesh
-      axis, or a size the mesh does not divide; param, axis and both numbers are
-      named.
+      axis, or a size the mesh does not divide; the message names param, axis
+      and both numbers.
   """
 
   def one(path: tuple[Any, ...], box: Any) -> NamedSharding:
@@ -150,38 +150,38 @@ def param_shardings(
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-  """x, laid out over the mesh that is set as ACTIVATIONS says.
+  """x laid out over the current mesh as ACTIVATIONS says.
 
-  Without a mesh, as on one device, x as it is.
+  Without a mesh, as on one device, x is returned unchanged.
 
   Args:
-    x: inside of jit.
-    *axes: a name for each of its axes.
+    x: an array under jit.
+    *axes: a name for each axis of x.
 
   Raises:
-    ValueError: as `param_shardings`.
+    ValueError: as in `param_shardings`.
   """
   return _laid_out(x, 'activation', axes, ACTIVATIONS)
 
 
 def gather_kernel(kernel: jax.Array, *axes: str) -> jax.Array:
-  """A kernel whole but for its tensor shards, as a matrix product needs it.
+  """A kernel gathered over all but its tensor shards, for a matrix product.
 
-  Left to itself, the TPU compiler multiplies the shards of `fsdp` one by one as they
-  arrive, and adds up the partial products in memory.
+  Left to itself, the TPU compiler multiplies the shards of `fsdp` one by one as
+  they arrive, and adds up the partial products in memory.
 
   Args:
-    kernel: inside of jit.
-    *axes: a name for each of its axes.
+    kernel: an array under jit.
+    *axes: a name for each axis of the kernel.
 
   Raises:
-    ValueError: as `param_shardings`.
+    ValueError: as in `param_shardings`.
   """
   return _laid_out(kernel, 'kernel', axes, ROLLOUTS)
 
 
 def num_shards(axis: str, mesh: AnyMesh | None = None) -> int:
-  """Shards of an axis of ACTIVATIONS on a mesh; None: the mesh that is set."""
+  """Shards of an ACTIVATIONS axis on a mesh; None: the current mesh."""
   mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
   target = ACTIVATIONS[axis]
   if mesh.empty or target is None:
@@ -191,21 +191,21 @@ def num_shards(axis: str, mesh: AnyMesh | None = None) -> int:
 
 
 def platform() -> str:
-  """Where programs run that are made now: cpu, gpu, tpu.
+  """The platform that programs are built for now: cpu, gpu or tpu.
 
-  That of the mesh that is set, which may be of devices that are not here.
+  It is that of the current mesh, whose devices need not be present.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
 
 
 def shard_rows(tree: Any, axis: int = 0) -> Any:
-  """Host arrays on the mesh that is set, `axis` of each split by rows.
+  """Puts host arrays on the current mesh, splitting `axis` of each by rows.
 
-  Every process gives the same arrays. Without a mesh they stay as they are.
+  Every process passes the same arrays. Without a mesh they are unchanged.
 
   Raises:
-    ValueError: rows that the mesh does not divide.
+    ValueError: a number of rows that the mesh does not divide.
   """
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
@@ -229,19 +229,19 @@ def split_by_shard(tree: Any) -> Any:
 
 
 def take_rows(tree: Any, row_Sx: jax.Array) -> Any:
-  """Rows of each shard, of arrays that `split_by_shard` gave; none is moved."""
+  """Takes rows within each shard of `split_by_shard` arrays, moving none."""
   take = jax.vmap(lambda x, row: x[row])
   return jax.tree.map(lambda x: take(x, row_Sx), tree)
 
 
 def put_rows(tree: Any, row_Sx: jax.Array, new: Any) -> Any:
-  """Arrays that `split_by_shard` gave, with `new` in rows of each shard."""
+  """`split_by_shard` arrays with `new` in the given rows of each shard."""
   put = jax.vmap(lambda x, row, new: x.at[row].set(new))
   return jax.tree.map(lambda x, new: put(x, row_Sx, new), tree, new)
 
 
 def replicate(tree: Any) -> Any:
-  """Arrays on every device of the mesh that is set; without one, as they are."""
+  """Arrays on every device of the current mesh; unchanged without a mesh."""
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
     return tree
@@ -249,11 +249,11 @@ def replicate(tree: Any) -> Any:
 
 
 def make_reshard(shardings: Any, dtype: str) -> Callable:
-  """The one move of params between the layouts of training and rollouts.
+  """Makes the function that moves params from training to rollout layout.
 
   Args:
-    shardings: where to, as `param_shardings` makes them; None: where they are.
-    dtype: of the matrices; vectors, which are few, keep theirs.
+    shardings: target layout, from `param_shardings`; None: the current layout.
+    dtype: dtype to cast matrices to; vectors, which are small, keep theirs.
   """
 
   def cast(x: jax.Array) -> jax.Array:
@@ -270,7 +270,7 @@ def is_main() -> bool:
 
 
 def to_host(tree: Any) -> Any:
-  """NumPy arrays of what is spread over the devices of all processes."""
+  """Gathers arrays from the devices of all processes into NumPy arrays."""
   if jax.process_count() > 1:
     return multihost_utils.process_allgather(tree, tiled=True)
   return jax.device_get(tree)
@@ -279,7 +279,7 @@ def to_host(tree: Any) -> Any:
 def _laid_out(
   x: jax.Array, name: str, axes: Sequence[str], rules: Rules
 ) -> jax.Array:
-  """x over the mesh that is set; without one, as it is."""
+  """x laid out over the current mesh; unchanged without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x

@@ -20,11 +20,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-# A leaf of a struct: a jax.Array, on the host an np.ndarray, and where a program
-# is only planned the shape that stands for it.
+# A leaf of a struct: a jax.Array, an np.ndarray on the host, or the shape that
+# stands for it where a program is only planned.
 Array = Any
-# A model's parameters: nested dicts of arrays by module and name, each in a box
-# that names its axes where `abstract_params` made them.
+# A model's parameters: nested dicts of arrays by module and name; those from
+# `abstract_params` are boxes that name their axes.
 Params = dict[str, Any]
 
 EOS = 0  # the row sampled a control id
@@ -41,9 +41,9 @@ class Tokens(struct.PyTreeNode):
 
 
 class Documents(struct.PyTreeNode):
-  """A batch of documents as C chunk slots; what a reading scans over.
+  """A batch of documents as C chunk slots, over which a reading scans.
 
-  Slots behind a document's last chunk have length 0.
+  Slots after a document's last chunk have length 0.
   """
 
   question: Tokens  # [B, Q]
@@ -53,9 +53,9 @@ class Documents(struct.PyTreeNode):
 class Response(struct.PyTreeNode):
   """What `decode.generate` sampled for each row."""
 
-  ids_NxR: Array  # int32; the control id that ended the row included
-  logprob_NxR: Array  # float32; of the distribution that was sampled from
-  length_N: Array  # int32; sampled tokens, the ending control id included
+  ids_NxR: Array  # int32; includes the control id that ended the row
+  logprob_NxR: Array  # float32; under the distribution that was sampled from
+  length_N: Array  # int32; sampled tokens, including the ending control id
   finish_N: Array  # int32; EOS, LENGTH or SKIPPED
 
 
@@ -63,18 +63,18 @@ class MemoryState(struct.PyTreeNode):
   """What a reading carries from one turn to the next."""
 
   memory: Tokens  # [N, M]
-  # What the memory rule keeps of a row, arrays of [N, ...]; the paper's keeps
-  # nothing.
+  # What the memory rule keeps for each row, arrays of [N, ...]; the paper's
+  # rule keeps nothing.
   carried: Any = ()
 
 
 class Turns(struct.PyTreeNode):
-  """The memory turns of a window of C chunk slots; a leading axis C everywhere."""
+  """Memory turns of a window of C chunk slots; C is each array's first axis."""
 
   response: Response
   state: MemoryState  # what each turn left behind
-  thought_CxN: Array  # int32, thinking tokens that were kept out
-  outcome_CxN: Array  # int32, which of the rule's `outcomes` it was
+  thought_CxN: Array  # int32, thinking tokens kept out of the memory
+  outcome_CxN: Array  # int32, index into the rule's `outcomes`
 
   @property
   def memory(self) -> Tokens:
@@ -83,14 +83,14 @@ class Turns(struct.PyTreeNode):
 
 
 class WeightedMean(struct.PyTreeNode):
-  """A mean that is not taken yet, so that parts of a batch can be added up.
+  """A mean kept as sum and weight, so that parts of a batch can be added up.
 
   Losses and metrics keep this form until they are logged: the result then does
   not depend on how rows were split over devices or micro-batches.
   """
 
-  sum: Array  # float32 scalar: of weight * value
-  weight: Array  # float32 scalar: of the weights, each at least 0
+  sum: Array  # float32 scalar: sum of weight * value
+  weight: Array  # float32 scalar: sum of the weights, each at least 0
 
   def __add__(self, other: 'WeightedMean') -> 'WeightedMean':
     return WeightedMean(self.sum + other.sum, self.weight + other.weight)

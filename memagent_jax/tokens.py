@@ -1,7 +1,7 @@
 """Operations on right-padded token rows: repeat, join, pad, compare, drop.
 
-A row's tokens stay in order and without gaps; what is padding follows from the
-lengths alone.
+A row's tokens stay in order and without gaps; the lengths alone say what is
+padding.
 """
 
 from collections.abc import Sequence
@@ -65,14 +65,14 @@ def lists(tokens: Tokens) -> list[list[int]]:
 
 
 def equal(x: Tokens, y: Tokens) -> jax.Array:
-  """bool [N]: whether two rows of one width hold the same tokens."""
+  """bool [N]: whether x and y, of the same width, hold the same tokens."""
   real_NxW = jnp.arange(x.ids_NxW.shape[1]) < x.length_N[:, None]
   differs_NxW = real_NxW & (x.ids_NxW != y.ids_NxW)
   return (x.length_N == y.length_N) & ~differs_NxW.any(axis=1)
 
 
 def where(condition_N: jax.Array, x: Tokens, y: Tokens) -> Tokens:
-  """Rows of x where the condition holds, else of y."""
+  """Rows of x where the condition holds, rows of y elsewhere."""
   return Tokens(
     jnp.where(condition_N[:, None], x.ids_NxW, y.ids_NxW),
     jnp.where(condition_N, x.length_N, y.length_N),
@@ -80,7 +80,7 @@ def where(condition_N: jax.Array, x: Tokens, y: Tokens) -> Tokens:
 
 
 def drop_tokens(tokens: Tokens, gone_NxW: jax.Array) -> Tokens:
-  """Rows without the marked tokens; what stays keeps its order."""
+  """Rows without the marked tokens; the others keep their order."""
   slot_1xW = jnp.arange(tokens.ids_NxW.shape[1])[None]
   kept_NxW = (slot_1xW < tokens.length_N[:, None]) & ~gone_NxW
   order_NxW = jnp.argsort(~kept_NxW, axis=1, stable=True)

@@ -93,7 +93,9 @@ QUICK = {
   ),
   'evaluate --gin_file=own.gin': (
     '--gin_bindings=MODEL = "memagent-tiny"',
-    '--gin_bindings=config.ReadingConfig.chunk_tokens = 256',
+    # Its window is 1,024.
+    '--gin_bindings=config.ReadingConfig.chunk_tokens = 128',
+    '--gin_bindings=config.ReadingConfig.memory_tokens = 64',
   ),
   'report': (),
   'inspect-rollout': ('--gin_bindings=rollouts.RolloutConfig.rollouts = 2',),

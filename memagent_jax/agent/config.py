@@ -18,24 +18,24 @@ from memagent_jax.sampling.decode import SamplingConfig
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig:
-  """All that is static in a rollout; hashable."""
+  """Everything that is static in a rollout; hashable."""
 
   model: ModelConfig
   prompts: Prompts
   # What a turn leaves in memory.
   rule: MemoryRule
-  # Ids that end a turn and never enter a memory, and one that ends a response.
+  # Ids that end a turn and never enter a memory, and the one to end a response.
   control_ids: tuple[int, ...]
   end_id: int
   # `<think>` and `</think>`, or None.
   think_ids: tuple[int, int] | None
-  # memory.max_tokens is the memory's cap M.
+  # Sampling of memories and answers; memory.max_tokens is the memory's cap M.
   memory: SamplingConfig
   answer: SamplingConfig
-  # Caps of the chunk and of the question in tokens.
+  # Caps on the chunk and the question, in tokens.
   chunk_tokens: int
   question_tokens: int
-  # Prompts that are prefilled side by side, see `decode.prefill`.
+  # Maximum number of prompts prefilled at once, see `decode.prefill`.
   prefill_prompts: int = 0
 
   def __post_init__(self) -> None:
@@ -77,20 +77,20 @@ class AgentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReadingConfig:
-  """How a document is read. The paper's caps are 5000, 1024, 1024 and 1024."""
+  """How a document is read. The paper's caps: 5000, 1024, 1024, 1024 tokens."""
 
-  # Budget of a chunk.
+  # Budget of a chunk, in tokens.
   chunk_tokens: int = 1024
-  # Cap on the memory.
+  # Cap on the memory, in tokens.
   memory_tokens: int = 256
-  # Cap on the answer.
+  # Cap on the answer, in tokens.
   answer_tokens: int = 128
-  # Longest question that is accepted.
+  # Longest accepted question, in tokens.
   question_tokens: int = 1024
-  # 0 is greedy.
+  # Sampling temperature; 0 is greedy.
   temperature: float = 0.0
   top_p: float = 1.0
-  # With a temperature above 0: same seed, same samples.
+  # Seed of all sampling; unused at temperature 0.
   seed: int = 0
   # Where a chunk ends: `sentence`, or `token` as in the paper.
   chunk_cut: str = 'sentence'
@@ -106,10 +106,10 @@ class ReadingConfig:
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'ReadingConfig':
-    """The settings that `to_json` gave.
+    """The settings that `to_json` returned.
 
     Raises:
-      KeyError, TypeError, ValueError: other fields, or an unknown rule.
+      KeyError, TypeError, ValueError: wrong fields, or an unknown rule.
     """
     template = Template(**fields['template'])
     rule = memory_rules.from_json(fields['rule'])
@@ -119,16 +119,16 @@ class ReadingConfig:
 def make_agent(
   model: Model, config: ReadingConfig, *, question_tokens: int | None = None
 ) -> AgentConfig:
-  """What a model needs to read as `config` says.
+  """The static configuration of a model that reads as `config` says.
 
   Args:
-    model: its config and tokenizer are used, not its params.
+    model: the model, of which config and tokenizer are used.
     config: caps, sampling, wording and memory rule.
     question_tokens: width of the question rows; None: the config's cap.
 
   Raises:
     ValueError: the caps together exceed the model's window, or the template's
-      fields are not those of the rule.
+      fields are not the rule's.
   """
   tokenizer = model.tokenizer
   if question_tokens is None:

@@ -1,10 +1,10 @@
-"""Who makes trajectories of documents: the interface, and today's engine.
+"""Engines turn documents into trajectories: the interface, and the default.
 
     Batch x G rollouts -> Engine.sample -> Trajectories
     Start              -> Engine.open   -> Session, fed as text comes
 
-Trajectory n = b * G + g is rollout g of document b. Its keys come from the seed, the
-example's id, the number of its reading and g alone, whatever the engine.
+Trajectory n = b * G + g is rollout g of document b. Its keys depend only on the
+seed, the example's id, the number of its reading and g, whatever the engine.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Engine(Protocol):
   """Reads documents with a model; a frozen value, so that gin can bind it."""
 
   def open(self, agent: AgentConfig, params: Params, start: Start) -> Session:
-    """A reading of N trajectories before its first chunk."""
+    """Begins a reading of N trajectories."""
 
   def sample(
     self,
@@ -40,11 +40,12 @@ class Engine(Protocol):
 
     Args:
       agent: static configuration.
-      params: the model's.
+      params: the model's params.
       batch: documents of any number of chunk slots.
-      rollouts: G.
-      seed: of all sampling.
-      first_memory: of every document, B rows, M wide; None: the template's.
+      rollouts: G, trajectories per document.
+      seed: seed of all sampling.
+      first_memory: first memory of every document, B rows, M wide; None: the
+        template's.
     """
 
 
@@ -52,15 +53,15 @@ class Engine(Protocol):
 class Lockstep:
   """All rows take their turns together, on the devices of this run.
 
-  Its sizes decide how much memory it takes; its samples do not depend on them.
+  Its sizes determine how much memory it needs; samples do not depend on them.
   """
 
-  # Chunk slots that one call of the device scans.
+  # Chunk slots scanned in one device call.
   window_chunks: int = WINDOW_CHUNKS
-  # Most trajectories whose caches exist side by side; 0: those of a whole batch.
+  # Maximum number of trajectories read at once; 0: the whole batch.
   trajectories_at_once: int = 0
-  # Most prompts that are prefilled side by side; 0: all. Fewer take less memory,
-  # and equal ones among them are read once.
+  # Maximum number of prompts prefilled at once; 0: all. Fewer need less memory,
+  # and equal prompts are then read once.
   prefill_prompts: int = 0
 
   def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class Lockstep:
         )
 
   def open(self, agent: AgentConfig, params: Params, start: Start) -> Session:
-    """A reading of N trajectories; see `Engine`."""
+    """Begins a reading of N trajectories; see `Engine`."""
     return Session(
       dataclasses.replace(agent, prefill_prompts=self.prefill_prompts),
       params,
@@ -84,10 +85,10 @@ class Lockstep:
     )
 
   def part_size(self, trajectories: int) -> int:
-    """Trajectories that are read side by side.
+    """The number of trajectories read at once.
 
     Raises:
-      ValueError: trajectories that do not divide into such parts.
+      ValueError: the trajectories do not divide into such parts.
     """
     size = min(self.trajectories_at_once or trajectories, trajectories)
     if trajectories % size:
@@ -110,7 +111,7 @@ class Lockstep:
     """Trajectories of a batch; see `Engine`.
 
     Raises:
-      ValueError: trajectories that do not divide into parts.
+      ValueError: the trajectories do not divide into parts.
     """
     documents, first_memory = jax.tree.map(
       np.asarray, (batch.documents, first_memory)

@@ -4,8 +4,8 @@
     trajectories of a batch -> measure -> metrics `memory/...` -> alarms
 
 A memory can grow to its cap and be cut there (saturation), stop changing or all
-become the same text (collapse), or never take up the evidence, or lose it. An
-answer's text in a memory is taken for its evidence.
+become the same text (collapse), or never take up the evidence, or lose it. A
+memory that contains the text of an answer counts as having the evidence.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,29 +20,29 @@ from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import FINISH_REASONS, LENGTH, SKIPPED
 
 _QUANTILES = (10, 50, 90)
-# Shares above which a batch is in trouble.
+# Shares above which an alarm is raised.
 _SATURATED, _EMPTY, _CONSTANT = 0.5, 0.5, 0.9
 
 
 @dataclasses.dataclass
 class MemoryHealth:
-  """What the memory of one trajectory did; JSON-able, whatever its length."""
+  """How the memory of one trajectory fared; JSON-able, whatever its length."""
 
-  # Turns by finish reason, and by what the memory rule made of them.
+  # Number of turns by finish reason, and by the memory rule's outcome.
   turns: dict[str, int] = dataclasses.field(
     default_factory=lambda: dict.fromkeys(FINISH_REASONS[:2], 0)
   )
   outcomes: dict[str, int] = dataclasses.field(default_factory=dict)
-  # Turns by the length of the memory that they left, in tokens.
+  # Number of turns by the length of the memory they left, in tokens.
   lengths: dict[str, int] = dataclasses.field(default_factory=dict)
-  # Turns that left the memory as it was.
+  # Number of turns that left the memory unchanged.
   unchanged: int = 0
   # Whether no turn after the first changed it.
   constant: bool = True
-  # Turns, from 0, at which the evidence entered the memory and left it again.
+  # Turns, from 0, at which the evidence first entered the memory and left it.
   enters: int | None = None
   leaves: int | None = None
-  # Whether it is there now.
+  # Whether the evidence is there now.
   kept: bool = False
 
   def add(
@@ -57,11 +57,11 @@ class MemoryHealth:
     """Takes one turn into account.
 
     Args:
-      length: tokens of the memory that it left.
+      length: length of the memory that it left, in tokens.
       finish: a finish reason that is not `skipped`.
-      outcome: what the memory rule made of it.
-      changed: whether that memory is another than before.
-      has_evidence: whether that memory has an answer's text.
+      outcome: the memory rule's outcome.
+      changed: whether that memory differs from the one before.
+      has_evidence: whether that memory contains an answer's text.
     """
     number = self.turn_count
     self.turns[finish] += 1
@@ -77,16 +77,16 @@ class MemoryHealth:
 
   @property
   def turn_count(self) -> int:
-    """Turns so far."""
+    """The number of turns so far."""
     return sum(self.turns.values())
 
   def summary(
     self, outcomes: Sequence[str]
   ) -> dict[str, float | int | bool | None]:
-    """Shares of turns, tokens, and the turns of the evidence, for a record.
+    """Shares of turns, lengths in tokens and the evidence's turns, as a record.
 
     Args:
-      outcomes: the memory rule's; the share of each but the first is named.
+      outcomes: the memory rule's outcomes; the first one's share is left out.
     """
     turns = max(self.turn_count, 1)
     return {
@@ -111,17 +111,17 @@ def measure(
   """Metrics of all memory turns of a batch.
 
   Args:
-    tokenizer: of the model.
-    agent: its rule names the outcomes.
+    tokenizer: the model's tokenizer.
+    agent: the agent whose rule names the outcomes.
     answers: right answers of every document.
-    trajectories: of these documents.
+    trajectories: trajectories of these documents.
 
   Returns:
-    `length_p10` and on (tokens), `saturated` (share of turns that were cut at
-    the cap), `empty`, `unchanged` (share of turns that left the memory as it was),
-    the share of turns of every outcome but the rule's first,
-    `constant` (share of trajectories whose memory never changed after its first
-    turn, of those with two or more), `evidence_found` (share of trajectories),
+    `length_p10`, `length_p50` and `length_p90` (tokens), `saturated` (share of
+    turns cut at the cap), `empty` and `unchanged` (shares of turns that left
+    the memory so), the share of turns of every outcome but the rule's first,
+    `constant` (of the trajectories with two turns or more, share whose memory
+    never changed after the first), `evidence_found` (share of trajectories),
     `evidence_kept` (of those, share that have it at the end),
     `evidence_enters_turn` and `evidence_leaves_turn` (means, from 0, over those
     where it does); all under `memory/`.
@@ -164,7 +164,7 @@ def of_trajectory(
   trajectories: Trajectories,
   n: int,
 ) -> MemoryHealth:
-  """The health of trajectory n, whose right answers are given."""
+  """The memory health of trajectory n, given its right answers."""
   first = jax.tree.map(lambda x: x[n], trajectories.first.memory)
   turns = jax.tree.map(lambda x: x[:, n], trajectories.turns)
   memory = turns.memory
@@ -197,7 +197,7 @@ def _has(
 
 
 def alarms(metrics: Mapping[str, float]) -> list[str]:
-  """What is wrong with the memories that `measure` saw, a sentence each."""
+  """A sentence for each thing wrong with the memories that `measure` saw."""
   sentences = []
 
   def share(name: str) -> float:

@@ -1,9 +1,9 @@
-"""What a turn leaves in memory, as values that plug into the scan.
+"""Memory rules: what a turn leaves in memory, as values to plug into the scan.
 
     WrittenTurn -> rule.update -> MemoryState, outcome
 
-`Overwrite` is the method of the paper. A rule is a frozen dataclass, static under
-jit; `RULES` names those that configs and saved readings can hold.
+`Overwrite` is the paper's method. A rule is a frozen dataclass, static under
+jit; `RULES` names those that a saved reading can hold.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from memagent_jax.structs import MemoryState, Params, Tokens
 
 
 class Writer(Protocol):
-  """What a rule knows of the agent that writes; an `AgentConfig` is one."""
+  """What a rule sees of the agent that writes; an `AgentConfig` has it all."""
 
   @property
   def model(self) -> ModelConfig:
@@ -41,7 +41,7 @@ class Writer(Protocol):
 
   @property
   def end_id(self) -> int:
-    """Id that ends a response."""
+    """The id that ends a response."""
 
   @property
   def memory(self) -> SamplingConfig:
@@ -49,42 +49,42 @@ class Writer(Protocol):
 
 
 class WrittenTurn(struct.PyTreeNode):
-  """A memory turn of N rows whose response has not become anything yet."""
+  """A memory turn of N rows, before a rule decides what becomes of it."""
 
   question: Tokens
   chunk: Tokens
   before: MemoryState
-  # The response without its control id and its thinking span, M wide; the old
-  # memory in rows that had no chunk.
+  # The response without control id and thinking span, M wide; the old memory in
+  # rows that had no chunk.
   written: Tokens
 
 
 class MemoryRule(Protocol):
-  """What a turn leaves in memory; frozen and hashable."""
+  """Decides what a turn leaves in memory; frozen and hashable."""
 
   @property
   def fields(self) -> tuple[str, ...]:
-    """Fields of the memory turn's prompt; `question` and `chunk` among them."""
+    """Fields of the memory turn's prompt, including `question` and `chunk`."""
 
   @property
   def outcomes(self) -> tuple[str, ...]:
-    """What a turn can come to, by its code; shown in traces and health."""
+    """Names of a turn's outcomes, by code; shown in traces and health."""
 
   def bind(self, tokenizer: Tokenizer) -> 'MemoryRule':
-    """The rule with the token ids it compares with; itself if there are none."""
+    """The rule with the token ids it compares with; itself if it needs none."""
 
   def start(self, memory: Tokens) -> Any:
-    """What the rule carries beside a first memory: a pytree, [N, ...] each."""
+    """What the rule carries besides the first memory: a pytree of [N, ...]."""
 
   def prompt_fields(self, state: MemoryState) -> Mapping[str, Tokens]:
-    """The fields of a prompt that come from what was carried."""
+    """The prompt fields that come from the carried state."""
 
   def update(
     self, writer: Writer, params: Params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
-    """What is carried on after a turn, and the outcome's code, int32 [N].
+    """The state carried on after a turn, and the outcome's code, int32 [N].
 
-    The memory it gives is M wide. Rows without a chunk are not its business.
+    The new memory is M wide. Rows without a chunk are left to the caller.
     """
 
   def turn_flops(
@@ -101,41 +101,41 @@ class Overwrite:
   outcomes: ClassVar[tuple[str, ...]] = ('written',)
 
   def bind(self, tokenizer: Tokenizer) -> 'Overwrite':
-    """Itself: it compares with nothing."""
+    """The rule itself, which compares with nothing."""
     del tokenizer
     return self
 
   def start(self, memory: Tokens) -> tuple[()]:
-    """Nothing is carried beside the memory."""
+    """An empty tuple: nothing is carried besides the memory."""
     del memory
     return ()
 
   def prompt_fields(self, state: MemoryState) -> Mapping[str, Tokens]:
-    """The memory."""
+    """The memory alone."""
     return {'memory': state.memory}
 
   def update(
     self, writer: Writer, params: Params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
-    """What was written."""
+    """The written memory, in every row."""
     del writer, params
     return MemoryState(turn.written), jnp.zeros_like(turn.written.length_N)
 
   def turn_flops(
     self, model: ModelConfig, prompt_tokens: int, response_tokens: int
   ) -> float:
-    """Those of the language model."""
+    """FLOPs of the language model."""
     return flops_lib.turn_flops(model, prompt_tokens, response_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarded(Overwrite):
-  """The response is the memory only where it is well founded.
+  """The response becomes the memory only where it is well founded.
 
-  That is where it is at least `ratio` times as likely as the old memory, both as
-  responses to the turn's prompt, or where the chunk gives it to an empty memory as
-  well, with half of the probability. A model that copies what it keeps then hardly
-  ever loses a memory to a slip of the copying.
+  A response is well founded if it is at least `ratio` times as likely as the
+  old memory, both as responses to the turn's prompt, or if its probability is
+  at least one half when an empty memory replaces the old one in the prompt. A
+  model that copies what it keeps then hardly ever loses a memory to a slip.
   """
 
   ratio: float = 1.0
@@ -151,10 +151,10 @@ class Guarded(Overwrite):
   def update(
     self, writer: Writer, params: Params, turn: WrittenTurn
   ) -> tuple[MemoryState, jax.Array]:
-    """What was written, where its `support` lets it be; else the old memory.
+    """The written memory where its `support` suffices, else the old memory.
 
-    Rows whose memory changed are judged one by one (one of each device), which
-    costs nothing where there are none: after most chunks, with a model that copies.
+    Rows whose memory changed are judged one at a time on each device. This
+    costs nothing where no memory changed: after most chunks, if a model copies.
     """
     changed_N = ~tokens_lib.equal(turn.written, turn.before.memory)
     rows, changed_SxB = sharding.split_by_shard((turn, changed_N))
@@ -175,17 +175,17 @@ class Guarded(Overwrite):
     return MemoryState(memory), refused_N.astype(jnp.int32)
 
   def takes(self, log_ratio_N: jax.Array, given_N: jax.Array) -> jax.Array:
-    """bool [N]: whether memories of this `support` are taken."""
+    """bool [N]: whether memories with this `support` are accepted."""
     return given_N | (log_ratio_N >= math.log(self.ratio))
 
 
 def memory_log_probs(
   writer: Writer, params: Params, prompt: Tokens, memory: Tokens
 ) -> jax.Array:
-  """Log-probs of writing a memory in response to a prompt, and of ending there.
+  """Log-probs of a memory in response to a prompt, and of ending there.
 
   Returns:
-    float32 [N, M + 1]; 0 behind the end.
+    float32 [N, M + 1]; 0 after the end.
   """
   end = tokens_lib.repeat_ids((writer.end_id,), memory.length_N.shape[0])
   response = tokens_lib.concatenate([memory, end])
@@ -204,18 +204,19 @@ def support(
   turn: WrittenTurn,
   log_probs: Callable[..., jax.Array] = memory_log_probs,
 ) -> tuple[jax.Array, jax.Array]:
-  """How well founded the memory is that a turn wrote.
+  """How well founded the memory written by a turn is.
 
   Args:
     writer: static configuration.
-    params: the model's.
-    turn: N rows.
-    log_probs: as `memory_log_probs`.
+    params: the model's params.
+    turn: a memory turn of N rows.
+    log_probs: a function like `memory_log_probs`.
 
   Returns:
-    float32 [N], the log of how much likelier it is than the old memory, both as
-    responses to the turn's prompt; and bool [N], whether the chunk gives it to an
-    empty memory as well: with half of the probability, and it is not empty.
+    float32 [N], the log of the new memory's probability relative to the old
+    one's, both as responses to the turn's prompt; and bool [N], whether the new
+    memory is not empty and has a probability of at least one half when an empty
+    memory replaces the old one in the prompt.
   """
   before, written = turn.before.memory, turn.written
   empty = empty_memory(writer, before.length_N.shape[0])
@@ -244,7 +245,7 @@ def empty_memory(writer: Writer, rows: int) -> Tokens:
 
 
 def _is_empty(writer: Writer, memory: Tokens) -> jax.Array:
-  """bool [N]: whether it is the template's text for no memory."""
+  """bool [N]: whether a memory is the template's text for no memory."""
   found_N = jnp.zeros(memory.length_N.shape, bool)
   prompts = writer.prompts
   for ids in (prompts.empty_memory, prompts.spaced_empty_memory):

@@ -1,8 +1,8 @@
-r"""The only copy of the templates, tokenised once, and their assembly.
+r"""The templates, tokenised once, and their assembly into prompts.
 
 A template's two turns go through the model's chat format, are split at their
 fields and tokenised; `assemble` then joins pieces and ids under jit, `assemble_ids`
-on the host. Nothing is decoded and encoded again: memory moves as ids.
+on the host. Nothing is decoded and re-encoded: memory moves as ids.
 
     <|im_start|>user ... {question} ... {memory} ... {chunk} ... assistant
     `----- ids ----'     ids_NxQ        ids_NxM      ids_NxK     ids ----'
@@ -23,7 +23,7 @@ from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import Tokens
 
 _FIELD = re.compile(r'\{([A-Za-z_]\w*)\}')
-# Fields of every kind of turn.
+# Fields of each kind of turn.
 TURNS: Mapping[str, tuple[str, ...]] = {
   'memory_turn': ('question', 'memory', 'chunk'),
   'answer_turn': ('question', 'memory'),
@@ -36,9 +36,9 @@ TURNS: Mapping[str, tuple[str, ...]] = {
 class Template:
   """Wording of the two turns, and of the memory before the first chunk.
 
-  Raises ValueError where a turn lacks one of these fields, repeats it, or where the
-  answer turn has another. Which others a memory turn may have is the memory rule's
-  to say, when the template is compiled.
+  Raises ValueError if a turn lacks or repeats one of these fields, or if the
+  answer turn has any other. Which others a memory turn may have depends on the
+  memory rule and is checked when the template is compiled.
   """
 
   memory_turn: str  # with {question}, {memory} and {chunk}, once each
@@ -54,7 +54,7 @@ class Template:
 
 @dataclasses.dataclass(frozen=True)
 class OneTurnTemplate:
-  """Wording of a single turn, with the document in it or without any.
+  """Wording of a single turn, with or without the document in it.
 
   Raises ValueError as `Template` does.
   """
@@ -70,7 +70,7 @@ class OneTurnTemplate:
 def _check_turn(
   turn: str, text: str, fields: Sequence[str] | None = None
 ) -> None:
-  """Raises ValueError where a turn has not exactly its kind's fields, or these."""
+  """Raises ValueError unless a turn has exactly `fields`; None: its kind's."""
   fields = TURNS[turn] if fields is None else fields
   _check_once(turn, text, fields)
   unknown = sorted(set(_FIELD.findall(text)) - set(fields))
@@ -91,10 +91,11 @@ def _check_once(turn: str, text: str, fields: Sequence[str]) -> None:
 
 
 def read_template(path: str | os.PathLike) -> Template:
-  """Template of a JSON file with exactly the fields of `Template`.
+  """Reads a template from a JSON file with exactly the fields of `Template`.
 
   Raises:
-    ValueError: not readable, not JSON, or a field missing, unknown, not text.
+    ValueError: an unreadable file, invalid JSON, or a missing, unknown or
+      non-text field.
   """
   try:
     spec = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -112,7 +113,7 @@ def read_template(path: str | os.PathLike) -> Template:
   return Template(**spec)
 
 
-# The wording of the highest score in docs/results/templates*.json.
+# The wording with the highest score in docs/results/templates*.json.
 DEFAULT_TEMPLATE = Template(
   memory_turn=(
     '<question>{question}</question>\n<memory>{memory}</memory>\n'
@@ -149,22 +150,22 @@ class Prompts:
   memory_turn: tuple[Piece, ...]
   answer_turn: tuple[Piece, ...]
   empty_memory: tuple[int, ...]
-  # As a model writes it, behind a space.
+  # The empty memory as a model writes it, after a space.
   spaced_empty_memory: tuple[int, ...]
 
   @property
   def memory_turn_tokens(self) -> int:
-    """Tokens of a memory turn's prompt beside question, memory and chunk."""
+    """Tokens of a memory turn's prompt without question, memory and chunk."""
     return literal_tokens(self.memory_turn)
 
   @property
   def answer_turn_tokens(self) -> int:
-    """Tokens of an answer turn's prompt beside question and memory."""
+    """Tokens of an answer turn's prompt without question and memory."""
     return literal_tokens(self.answer_turn)
 
 
 def literal_tokens(pieces: Sequence[Piece]) -> int:
-  """Tokens of a turn beside its fields."""
+  """Tokens of a turn without its fields."""
   return sum(len(p) for p in pieces if not isinstance(p, str))
 
 
@@ -177,8 +178,8 @@ def compile_template(
 
   Args:
     template: the wording.
-    tokenizer: the model's.
-    fields: those of the memory turn, as its memory rule has them.
+    tokenizer: the model's tokenizer.
+    fields: fields of the memory turn, as the memory rule defines them.
 
   Raises:
     ValueError: a memory turn with other fields, or a chat format that loses or
@@ -202,8 +203,8 @@ def compile_turn(
 
   Args:
     text: the wording.
-    tokenizer: the model's.
-    fields: those of the wording, such as `TURNS` has them.
+    tokenizer: the model's tokenizer.
+    fields: fields of the wording, such as those in `TURNS`.
 
   Raises:
     ValueError: the chat format loses or repeats a field.
@@ -230,16 +231,16 @@ def compile_turn(
 def memory_prompt(
   prompts: Prompts, question: Tokens, memory: Tokens, chunk: Tokens
 ) -> Tokens:
-  """Prompt of a memory turn; its width is the sum of all caps."""
+  """The prompt of a memory turn; its width is the sum of all caps."""
   fields = {'question': question, 'memory': memory, 'chunk': chunk}
   return assemble(prompts.memory_turn, fields)
 
 
 def before_chunk(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
-  """What a memory turn's prompt has before its chunk.
+  """The part of a memory turn's prompt before its chunk.
 
   Raises:
-    ValueError: the template has question or memory behind the chunk.
+    ValueError: the template has question or memory after the chunk.
   """
   pieces = prompts.memory_turn[: prompts.memory_turn.index('chunk')]
   if not {'question', 'memory'} <= set(pieces):
@@ -251,14 +252,14 @@ def before_chunk(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
 
 
 def answer_prompt(prompts: Prompts, question: Tokens, memory: Tokens) -> Tokens:
-  """Prompt of an answer turn; its width is the sum of all caps."""
+  """The prompt of an answer turn; its width is the sum of all caps."""
   return assemble(prompts.answer_turn, {'question': question, 'memory': memory})
 
 
 def assemble_ids(
   pieces: Sequence[Piece], fields: Mapping[str, Sequence[int]]
 ) -> list[int]:
-  """The ids of one turn, on the host: what `assemble` gives in a row."""
+  """The ids of one turn, on the host: what `assemble` gives for one row."""
   ids: list[int] = []
   for piece in pieces:
     ids += fields[piece] if isinstance(piece, str) else piece

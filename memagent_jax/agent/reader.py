@@ -4,8 +4,8 @@
                                     answer() <--'
 
 The reader holds a session, whose rows are the questions, and the tail of the text
-that is not yet a whole chunk: a few KB, saved by `state()`. Several questions cost
-one pass over the document.
+that is not yet a whole chunk: a few KB, saved by `state()`. Several questions
+share one pass over the document.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from memagent_jax.data.chunks import ChunkCutter, ChunkStream
 from memagent_jax.models.model import Model
 from memagent_jax.structs import FINISH_REASONS, Tokens, Turns
 
-# Question rows are padded to a multiple of this, so that programs recur.
+# Question rows are padded to a multiple of this, so that programs are reused.
 _QUESTION_STEP = 32
 _STATE_VERSION = 3
 
@@ -42,7 +42,7 @@ class Answer:
 
 
 class Reader:
-  """Reads text as it comes and answers from a bounded memory at any moment.
+  """Reads text as it comes and answers from a bounded memory at any time.
 
   Attributes:
     config: the reading's settings; do not change them.
@@ -60,16 +60,16 @@ class Reader:
     """Makes a reader with empty memories.
 
     Args:
-      model: reads and answers.
+      model: the model that reads and answers.
       questions: one or several; all are answered from one pass.
       config: caps, sampling, wording and memory rule; default `ReadingConfig()`.
       on_turn: called after every memory turn, in document order.
-      engine: who takes the turns; default `Lockstep`, on the devices of this
-        process.
+      engine: engine that takes the turns; default `Lockstep`, on the devices
+        of this process.
 
     Raises:
-      ValueError: no question, a blank one, one over its cap, or caps that the
-        model's window does not hold.
+      ValueError: no question, a blank one, one over its cap, or caps that do
+        not fit the model's window.
     """
     self._model = model
     self.config = ReadingConfig() if config is None else config
@@ -83,7 +83,7 @@ class Reader:
       -(-width // _QUESTION_STEP) * _QUESTION_STEP, self.config.question_tokens
     )
     self._agent = make_agent(model, self.config, question_tokens=width)
-    # One slot a call: a program of one shape, and a turn is shown as it ends.
+    # One slot per call: one program shape, and each turn is shown as it ends.
     engine = Lockstep(window_chunks=1) if engine is None else engine
     self._session = engine.open(
       self._agent,
@@ -118,7 +118,7 @@ class Reader:
 
   @property
   def questions(self) -> list[str]:
-    """The questions, in the order of every other list."""
+    """The questions, in the order that every other list follows."""
     return list(self._questions)
 
   @property
@@ -128,16 +128,16 @@ class Reader:
 
   @property
   def chunks_read(self) -> int:
-    """Chunks that the memories have seen."""
+    """The number of chunks that the memories have seen."""
     return self._session.turns_read
 
   @property
   def tokens_read(self) -> int:
-    """Document tokens that the memories have seen."""
+    """The number of document tokens that the memories have seen."""
     return self._tokens_read
 
   def count_chunks(self, text: str) -> int:
-    """Chunks that a document of this text makes; reads nothing."""
+    """The number of chunks in a document of this text; reads nothing."""
     tokenizer = self._model.tokenizer
     cutter = ChunkCutter(
       tokenizer, self.config.chunk_tokens, self.config.chunk_cut
@@ -145,15 +145,15 @@ class Reader:
     return len(cutter.split(tokenizer.encode(text)))
 
   def feed(self, text: str) -> list[Turn]:
-    """Reads on; returns the turns of the chunks that became complete."""
+    """Reads more text; returns the turns of the chunks that it completed."""
     self._stream.feed(text)
     return self._read_whole_chunks()
 
   def feed_ids(self, ids: Sequence[int]) -> list[Turn]:
-    """As `feed`, of text that is tokenised already with the model's tokenizer.
+    """Like `feed`, for text already tokenised with the model's tokenizer.
 
     Raises:
-      ValueError: text was fed before whose ids are not settled yet.
+      ValueError: the ids of text fed earlier are not settled yet.
     """
     self._stream.feed_ids(ids)
     return self._read_whole_chunks()
@@ -170,10 +170,10 @@ class Reader:
     return self._read_whole_chunks()
 
   def answer(self) -> list[Answer]:
-    """Answers as if the document ended here; the reading goes on unchanged.
+    """Answers as if the document ended here; the reading itself is unchanged.
 
-    The unread tail is read into a copy of the memories, so chunk boundaries of
-    what follows are those of a document that nobody interrupted.
+    The unread tail is read into a copy of the memories, so later chunks have
+    the same boundaries as without the interruption.
     """
     start = time.perf_counter()
     rest = self._stream.rest()
@@ -198,7 +198,7 @@ class Reader:
   def _read(self, chunk: list[int]) -> list[Turn]:
     """Reads the stream's next chunk into the memories.
 
-    Nothing changes before the turn is over: an interrupt loses no text.
+    The state changes only when the turn is over: an interrupt loses no text.
     """
     start = time.perf_counter()
     index = self.chunks_read
@@ -214,7 +214,7 @@ class Reader:
   def _records(
     self, turns: Turns, index: int, chunk: Sequence[int], seconds: float
   ) -> list[Turn]:
-    """The turn of every question, of one slot."""
+    """The turn of every question in one slot."""
     slot = jax.tree.map(lambda x: x[0], turns)
     return [
       turn_record(
@@ -240,7 +240,7 @@ class Reader:
     return self._model.tokenizer.decode(ids)
 
   def state(self) -> dict[str, Any]:
-    """All it takes to go on later, as JSON-able values; a few KB."""
+    """Everything needed to resume later, as JSON-able values; a few KB."""
     return {
       'version': _STATE_VERSION,
       'tokenizer': self._model.tokenizer.fingerprint,
@@ -260,10 +260,10 @@ class Reader:
     on_turn: Callable[[Turn], None] | None = None,
     engine: Engine | None = None,
   ) -> 'Reader':
-    """A reader that goes on exactly where `state` was taken.
+    """A reader that resumes exactly where `state` was taken.
 
     Raises:
-      ValueError: the state is of another version or tokenizer, or damaged.
+      ValueError: the state has another version or tokenizer, or is damaged.
     """
     if not isinstance(state, Mapping) or state.get('version') != _STATE_VERSION:
       got = state.get('version') if isinstance(state, Mapping) else state

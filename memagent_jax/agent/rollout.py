@@ -1,14 +1,14 @@
 """The method: a model reads chunk after chunk and rewrites a bounded memory.
 
-`read` scans a window of C chunk slots under jit, carrying the memory; `answer` asks
-from the memory alone. Every turn is a conversation of its own with a fresh KV
-cache, so device memory depends neither on the document nor on how many windows it
-takes.
+`read` scans a window of C chunk slots under jit, carrying the memory; `answer`
+answers from the memory alone. Every turn is a conversation of its own with a
+fresh KV cache, so device memory depends neither on the document nor on the
+number of windows.
 
     memory_0 -> [chunk_1] -> memory_1 -> [chunk_2] -> memory_2 ... -> answer
 
-What a response becomes is the memory rule's business. `agent.session` is the only
-caller. Source: MemAgent, arXiv 2507.02259, section 3.
+The memory rule decides what becomes of a response. Only `agent.session` calls
+`read` and `answer`. Source: MemAgent, arXiv 2507.02259, section 3.
 """
 
 import functools
@@ -41,11 +41,11 @@ ANSWER_TURN = 2**31 - 1
 def first_state(
   agent: AgentConfig, rows: int, memory: Tokens | None = None
 ) -> MemoryState:
-  """What a reading carries before its first chunk.
+  """The state that a reading carries before its first chunk.
 
   Args:
     agent: static configuration.
-    rows: N.
+    rows: N, the number of rows.
     memory: N rows, M wide; None: the template's "no memory yet" text.
   """
   if memory is None:
@@ -63,16 +63,15 @@ def read(
   key_N: jax.Array,
   first_turn_N: jax.Array,
 ) -> tuple[MemoryState, Turns]:
-  """What is carried after a window of chunks, and every turn on the way.
+  """The state after a window of chunks, and every turn on the way.
 
   Args:
     agent: static configuration.
-    params: the model's.
+    params: the model's params.
     question: N rows, Q wide.
-    state: of `first_state`, or of the window before.
-    chunks: with a leading axis C: ids CxNxK and lengths CxN; an empty chunk
-      leaves its row's memory as it is, and a slot that is empty in every row
-      costs nothing.
+    state: state from `first_state`, or from the previous window.
+    chunks: C chunk slots, ids CxNxK and lengths CxN; an empty chunk leaves its
+      row's memory as it is; a slot that is empty in every row costs nothing.
     key_N: typed keys of the rows, from `decode.row_keys`.
     first_turn_N: int32, the turn number of the window's first slot in each row.
   """
@@ -130,7 +129,7 @@ def read(
 
 
 def compiled_programs() -> int:
-  """Programs of `read` that this process has compiled so far."""
+  """The number of programs of `read` compiled by this process so far."""
   return read._cache_size()  # type: ignore[attr-defined]
 
 
@@ -157,10 +156,10 @@ def answer(
 def written_text(
   agent: AgentConfig, response: Response
 ) -> tuple[Tokens, jax.Array]:
-  """What a response says: without its control id and a thinking span.
+  """The text of a response, without its control id and thinking span.
 
   Returns:
-    the text's ids, R wide, and the thinking tokens left out, int32 [N].
+    the text's ids, R wide, and the number of thinking tokens, int32 [N].
   """
   ended_N = response.finish_N == EOS
   text = Tokens(response.ids_NxR, response.length_N - ended_N)
@@ -172,7 +171,7 @@ def written_text(
 
 
 def _where(condition_N: jax.Array, x: Any, y: Any) -> Any:
-  """Rows of x where the condition holds, else of y; pytrees of [N, ...]."""
+  """Rows of x where the condition holds, else of y; leaves are [N, ...]."""
 
   def choose(x: jax.Array, y: jax.Array) -> jax.Array:
     shape = (-1,) + (1,) * (x.ndim - 1)

@@ -5,7 +5,7 @@
                                 -> state() <-> restore(): JSON, a few KB
 
 The reader, training, validation and every evaluation that keeps a memory are thin
-on it, so that they take the same turns with the same keys.
+layers over it, so that they take the same turns with the same keys.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,23 +23,23 @@ from memagent_jax.agent.config import AgentConfig
 from memagent_jax.sampling import decode
 from memagent_jax.structs import MemoryState, Params, Response, Tokens, Turns
 
-# Chunk slots that one call of the device scans.
+# Chunk slots scanned in one device call.
 WINDOW_CHUNKS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """How N trajectories begin: what they ask, and what their samples follow from.
+  """How N trajectories begin: their questions, and what fixes their samples.
 
-  As all arrays here, those of the whole batch on the host, or on the device where
-  there is no mesh.
+  Like all arrays here, these hold the whole batch, on the host or, without a
+  mesh, on the device.
   """
 
   # N rows, Q wide.
   question: Tokens
-  # Name of the example of every row.
+  # Example name of every row.
   names: Sequence[str]
-  # Number of every row among the readings of its example; None: all 0.
+  # Number of every row among its example's readings; None: all 0.
   rollouts: Sequence[int] | np.ndarray | None = None
   # Seed of all sampling.
   seed: int = 0
@@ -52,7 +52,7 @@ class Session:
 
   Attributes:
     agent: static configuration.
-    turns_read: chunk slots that the memories have seen.
+    turns_read: number of chunk slots that the memories have seen.
   """
 
   def __init__(
@@ -66,12 +66,13 @@ class Session:
 
     Args:
       agent: static configuration.
-      params: the model's.
+      params: the model's params.
       start: questions, names, seed and first memories of the rows.
-      window_chunks: chunk slots of one call on the device.
+      window_chunks: chunk slots scanned in one device call.
 
     Raises:
-      ValueError: rows that the mesh does not divide, or a window below 1.
+      ValueError: a number of rows that the mesh does not divide, or a window
+        below 1.
     """
     if window_chunks < 1:
       raise ValueError(f'window_chunks is {window_chunks}; expected 1 or more.')
@@ -91,7 +92,7 @@ class Session:
 
   @property
   def memory(self) -> Tokens:
-    """The memory of every row as it is now, on the host."""
+    """The current memory of every row, on the host."""
     return sharding.to_host(self._state.memory)
 
   @property
@@ -102,7 +103,7 @@ class Session:
   def read(self, chunks: Tokens) -> Turns:
     """Reads chunk slots; returns every turn, on the host.
 
-    Nothing changes before a window is over: an interrupt loses at most its turns.
+    State changes only after a whole window: an interrupt loses one at most.
 
     Args:
       chunks: ids [C, N, K], lengths [C, N]; a slot of length 0 skips its row.
@@ -116,11 +117,11 @@ class Session:
     return jax.tree.map(lambda *x: np.concatenate(x), *windows)
 
   def answer(self, tail: Tokens | None = None) -> Response:
-    """The answer of every row, on the host; the reading goes on unchanged.
+    """The answer of every row, on the host; the reading itself is unchanged.
 
     Args:
-      tail: chunk slots that the document ends with, as of `read`; they are read
-        into a copy of the memories. None: it ends here.
+      tail: the document's last chunk slots, as for `read`; they are read into a
+        copy of the memories. None: the document ends here.
     """
     state, turn = self._state, self.turns_read
     for window in () if tail is None else self._windows(tail):
@@ -133,7 +134,7 @@ class Session:
     )
 
   def state(self) -> dict[str, Any]:
-    """What `restore` needs to go on here; JSON-able."""
+    """What `restore` needs to resume here; JSON-able."""
     state = self.carried
     return {
       'turns_read': self.turns_read,
@@ -144,10 +145,10 @@ class Session:
     }
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Goes on exactly where `state` was taken, with the same rows.
+    """Resumes exactly where `state` was taken, with the same rows.
 
     Raises:
-      ValueError: memories of other rows, or longer than the cap.
+      ValueError: another number of memories, or memories longer than the cap.
     """
     rows = self._question.length_N.shape[0]
     if len(state['memory_ids']) != rows:
@@ -195,11 +196,11 @@ class Session:
 def slots(
   rows: Sequence[Sequence[Sequence[int]]], count: int, width: int
 ) -> Tokens:
-  """Chunk slots [count, N, width] on the host, of every row's chunks in order.
+  """Every row's chunks in order, as chunk slots [count, N, width] on the host.
 
   Args:
-    rows: the chunks of every row, `count` at most; those of shorter rows are
-      followed by empty slots.
+    rows: the chunks of every row, at most `count`; empty slots follow those of
+      shorter rows.
     count: C.
     width: K, at least as wide as every chunk.
   """

@@ -1,11 +1,11 @@
 """What a reading leaves behind: a JSONL of turns, a JSON, and an HTML page.
 
-    Reader.on_turn -> TurnLog (JSONL, one line a turn, as it happens)
+    Reader.on_turn -> TurnLog (JSONL, one line per turn, as it happens)
                         |-> write_json   answers and turns in one document
                         `-> write_page   the life of the memory, for people
 
 Turns stream from the log, and the page keeps a bounded number of them, so
-nothing here grows with the square of a document.
+nothing here grows with the square of a document's length.
 """
 
 import collections
@@ -21,13 +21,13 @@ from typing import Any, TextIO
 
 from memagent_jax.io import jsonl
 
-# The fields of `reader.Turn`; seconds and thought_tokens may be left out.
+# The fields of `turns.Turn`; seconds and thought_tokens may be left out.
 Turn = Mapping[str, Any]
 
-# Turns that are always on the page, at each end, and changed ones between.
+# Turns always shown at each end; maximum number of changed ones in between.
 _END_TURNS = 200
 _MIDDLE_TURNS = 2000
-# A strip of memory lengths has at most so many bars.
+# Maximum number of bars in a strip of memory lengths.
 _STRIP_BARS = 240
 _WORD = re.compile(r'\w+', re.UNICODE)
 
@@ -73,10 +73,10 @@ def write_json(
 
 @contextlib.contextmanager
 def _replacing(path: str | os.PathLike) -> Iterator[TextIO]:
-  """A file beside `path` that takes its place when all went well."""
+  """Opens a temporary file that replaces `path` if all goes well."""
   Path(path).parent.mkdir(parents=True, exist_ok=True)
   partial = Path(f'{path}.partial')
-  # Lone surrogates cannot be UTF-8; they come out as question marks.
+  # UTF-8 cannot encode lone surrogates; they come out as question marks.
   with partial.open('w', encoding='utf-8', errors='replace') as out:
     yield out
   os.replace(partial, path)
@@ -90,15 +90,15 @@ def write_page(
 ) -> None:
   """Writes a self-contained page: what each chunk added, kept and dropped.
 
-  The first and last 200 turns of each question are on it, and between them
-  those that changed the memory, 2,000 at most; the rest is counted.
+  It shows the first and last 200 turns of each question and, in between, up to
+  2,000 that changed the memory; the others are only counted.
 
   Args:
-    path: of the page.
+    path: path of the page.
     header: `document`, `model`, `questions`, `config`, `tokens_read`,
       `chunks_read`, `seconds`, `date`, `interrupted`.
     answers: fields of `reader.Answer`; empty where reading was interrupted.
-    turns: fields of `reader.Turn`, in document order; read once.
+    turns: fields of `turns.Turn`, in document order; read once.
   """
   cap = header['config']['memory_tokens']
   lives = [_Life(cap) for _ in header['questions']]
@@ -116,7 +116,7 @@ def write_page(
 
 
 class _Life:
-  """One question's turns, rendered as they come, a bounded number kept."""
+  """One question's turns, rendered as they come; keeps a bounded number."""
 
   def __init__(self, cap: int):
     self._cap = cap
@@ -125,7 +125,7 @@ class _Life:
     self._middle: list[str] = []
     self._last: collections.deque = collections.deque()
     self._left_out = 0
-    # Per bar: longest memory, and whether one was cut. `_per_bar` turns a bar.
+    # Per bar, of `_per_bar` turns: longest memory, and whether one was cut.
     self._bars: list[tuple[int, bool]] = []
     self._per_bar, self._count = 1, 0
 
@@ -237,7 +237,7 @@ def _strip(bars: Sequence[tuple[int, bool]], cap: int) -> str:
 
 
 def _turn(turn: Turn, before: str) -> str:
-  """One turn: the chunk, and the memory as a difference to the one before."""
+  """One turn: the chunk, and the memory as a diff against the previous one."""
   added, kept, dropped, shown = _difference(before, turn['memory'])
   facts = (
     f'{turn["chunk_tokens"]:,} tokens read, memory {len(turn["memory_ids"])} '

@@ -1,4 +1,4 @@
-"""What readings of documents did, and what the verifier says of it.
+"""What readings of documents did, and the verifier's verdicts on them.
 
 Engine.sample -> Trajectories -> judge -> Verdicts(reward_BxG, metric_BxG)
                     `-> turns_of: a trajectory's turns as text
@@ -34,10 +34,10 @@ from memagent_jax.structs import (
 
 @dataclasses.dataclass(frozen=True)
 class Trajectories:
-  """What N = B * G readings of a batch did; arrays are NumPy's."""
+  """What N = B * G readings of a batch did, as NumPy arrays."""
 
-  documents: Documents  # repeated: one a trajectory
-  first: MemoryState  # what the first turn found
+  documents: Documents  # repeated: one per trajectory
+  first: MemoryState  # the state before the first turn
   turns: Turns
   answer: Response
   rollouts: int  # G
@@ -45,20 +45,20 @@ class Trajectories:
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-  """What the verifier says of every trajectory."""
+  """The verifier's verdicts on all trajectories."""
 
   reward_BxG: np.ndarray  # float32, in 0 ... 1: what is trained on
   metric_BxG: np.ndarray  # float32, in 0 ... 1: what evaluation reports
   outcomes: Mapping[
     str, int
-  ]  # trajectories by the name of their reward's outcome
-  answers: Sequence[str]  # text of every trajectory's answer turn
+  ]  # number of trajectories by the outcome of their reward
+  answers: Sequence[str]  # text of each trajectory's answer turn
 
 
 def batch_config(
   reading: ReadingConfig, batch_size: int, seed: int = 0
 ) -> BatchConfig:
-  """Documents as a reading takes them; `seed` decides their order."""
+  """Batch settings for a reading; `seed` decides the order of documents."""
   return BatchConfig(
     batch_size=batch_size,
     chunk_tokens=reading.chunk_tokens,
@@ -74,7 +74,7 @@ def judge(
   trajectories: Trajectories,
   reward: Reward = rewards.data_reward,
 ) -> Verdicts:
-  """Scores every trajectory by a reward, and by its example's own metric."""
+  """Scores every trajectory by a reward and by its example's own metric."""
   g = trajectories.rollouts
   answers = texts(tokenizer, without_control_id(trajectories.answer))
   values, metrics = [], []

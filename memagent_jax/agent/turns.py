@@ -1,4 +1,4 @@
-"""What a turn was, as text: the one record of it that everything shows and stores.
+"""A turn as text: the one record of it that everything shows and stores.
 
 Turns of a slot, on the host -> turn_record -> Turn -> page, JSON, traces
 """
@@ -24,13 +24,13 @@ class Turn:
   memory: str
   memory_ids: list[int]
   response_tokens: int
-  # Tokens of a `<think>` span that were kept out of the memory.
+  # Tokens of `<think>` spans, which were kept out of the memory.
   thought_tokens: int
-  # `eos` or `length`: at the cap the memory was cut.
+  # `eos`, or `length`: the memory was cut at the cap.
   finish_reason: str
-  # What the memory rule made of it, one of its `outcomes`.
+  # The memory rule's outcome, one of its `outcomes`.
   outcome: str
-  # Wall seconds of the batch of turns that this one was part of; 0 where nobody
+  # Wall seconds of the batch of turns that this one was part of; 0 if not
   # measured.
   seconds: float = 0.0
 
@@ -49,12 +49,12 @@ def turn_record(
   """One row of one slot's turns as text.
 
   Args:
-    tokenizer: of the model.
-    agent: its rule names the outcome.
-    turns: of one chunk slot, on the host: no axis C.
+    tokenizer: the model's tokenizer.
+    agent: the agent whose rule names the outcome.
+    turns: turns of one chunk slot, without axis C, on the host.
     n: the row.
     chunk_index: number of the chunk in its document.
-    chunk: its ids.
+    chunk: ids of the chunk.
     question_index: number of the question among those of one reading.
     seconds: wall time of the slot.
   """
@@ -75,7 +75,7 @@ def turn_record(
 
 
 def without_control_id(response: Response) -> Tokens:
-  """The responses as text has them: without the control id that ended them."""
+  """The tokens of the responses, without the control id that ended them."""
   ended_N = response.finish_N == EOS
   return Tokens(response.ids_NxR, response.length_N - ended_N)
 

@@ -62,19 +62,19 @@ _TEMPLATE_FILE = flags.DEFINE_string(
   'one: another wording.',
 )
 _MAX_CHARACTERS = flags.DEFINE_integer(
-  'max_characters', None, 'Read only so much of the document.'
+  'max_characters', None, 'Characters of the document to read; all by default.'
 )
 _ENCODING = flags.DEFINE_string(
   'encoding', 'utf-8', 'Encoding of the document.'
 )
 _ANSWER_EVERY = flags.DEFINE_integer(
-  'answer_every', 0, 'Answer after every N chunks too; for streams.'
+  'answer_every', 0, 'Answer after every N chunks, too; for streams.'
 )
 _STATE = flags.DEFINE_string(
   'state',
   None,
-  'File that keeps the reading (a few KB). Where it exists, reading goes on '
-  'from it; the unread tail stays open for the text that comes next time.',
+  'File that saves the reading (a few KB). If it exists, the reading resumes '
+  'from it; an unread tail waits for the text that comes next time.',
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON of answers and turns.')
 _TRACE = flags.DEFINE_string('trace', None, "HTML page of the memory's life.")

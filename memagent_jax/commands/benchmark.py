@@ -38,24 +38,29 @@ from absl import app, flags
 from memagent_jax.commands.benchmarks import decode, reading, tpu_aot, update
 
 _SUITE = flags.DEFINE_enum(
-  'suite', 'decode', ['decode', 'reading', 'update', 'tpu_aot'], 'What.'
+  'suite',
+  'decode',
+  ['decode', 'reading', 'update', 'tpu_aot'],
+  'What is measured.',
 )
 _OUT = flags.DEFINE_string('out', None, 'JSON with every single figure.')
-_MODEL = flags.DEFINE_string('model', 'smollm2-135m', 'Directory or name.')
+_MODEL = flags.DEFINE_string(
+  'model', 'smollm2-135m', 'Model directory or name.'
+)
 _BATCH = flags.DEFINE_list(
   'batch', ['1', '8'], 'Rows side by side in `decode`.'
 )
 _PROMPT_TOKENS = flags.DEFINE_integer(
   'prompt_tokens',
   None,
-  'Of each row; None: 1024 in `decode`, 640 in `update`, 7168 in `tpu_aot`.',
+  'Tokens of a prompt. [1024 in `decode`, 640 in `update`, 7168 in `tpu_aot`]',
 )
 _NEW_TOKENS = flags.DEFINE_integer('new_tokens', 32, 'Decode steps timed.')
 _ROWS = flags.DEFINE_integer(
-  'rows', None, 'Turns of one update; None: 16, and 32 in `tpu_aot`.'
+  'rows', None, 'Turns of one update. [16; 32 in `tpu_aot`]'
 )
 _RESPONSE_TOKENS = flags.DEFINE_integer(
-  'response_tokens', None, 'Of each turn; None: 64, and 1024 in `tpu_aot`.'
+  'response_tokens', None, 'Tokens of a response. [64; 1024 in `tpu_aot`]'
 )
 _MICRO_BATCH = flags.DEFINE_list(
   'micro_batch', ['1', '2', '4', '8', '16'], 'Turns at once in our `update`.'
@@ -70,10 +75,14 @@ _TORCH_PYTHON = flags.DEFINE_string(
 _TUNIX_PYTHON = flags.DEFINE_string(
   'tunix_python', sys.executable, 'Interpreter that has google-tunix.'
 )
-_TOPOLOGY = flags.DEFINE_string('topology', 'v5p:2x4x4', 'Of `tpu_aot`.')
-_LAYERS = flags.DEFINE_integer('layers', 4, 'Of the decoder in `tpu_aot`.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5p:2x4x4', 'Slice for `tpu_aot`.')
+_LAYERS = flags.DEFINE_integer(
+  'layers', 4, 'Layers of the decoder in `tpu_aot`.'
+)
 _TENSOR = flags.DEFINE_integer('tensor', 4, 'Tensor shards in `tpu_aot`.')
-_CHUNKS = flags.DEFINE_list('chunks', ['8', '200'], 'Lengths of `reading`.')
+_CHUNKS = flags.DEFINE_list(
+  'chunks', ['8', '200'], 'Chunks of a document in `reading`.'
+)
 _WORKER = flags.DEFINE_enum(
   'worker',
   None,

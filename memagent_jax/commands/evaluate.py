@@ -98,7 +98,7 @@ def _run_processes() -> None:
   codes = [child.wait() for child in children]
   if any(codes):
     sys.exit(
-      f'error: processes ended with {codes}; repeat the command to go on.'
+      f'error: processes ended with {codes}; repeat the command to resume.'
     )
 
 

@@ -28,7 +28,7 @@ _DEPTHS = flags.DEFINE_list(
   'depths', ['2', '3'], 'Two numbers of layers to draw on from; none: all.'
 )
 _DOCUMENT_TOKENS = flags.DEFINE_integer(
-  'document_tokens', 28_000, 'Of a document that is learned from.'
+  'document_tokens', 28_000, 'Tokens of a training document.'
 )
 _SWEEP = flags.DEFINE_bool(
   'sweep', False, 'Compare meshes and micro-batches instead.'

@@ -16,7 +16,7 @@ from absl import app, flags
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Workdir of memagent evaluate.')
 _TITLE = flags.DEFINE_string(
-  'title', 'Accuracy against document length', 'Of the page.'
+  'title', 'Accuracy against document length', 'Title of the page.'
 )
 _AXIS = flags.DEFINE_string(
   'axis', 'SmolLM2 tokens', 'What the tokens of the records are called.'

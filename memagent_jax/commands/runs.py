@@ -19,21 +19,25 @@ GIN_FILE = flags.DEFINE_multi_string(
   'or tiny_grpo.',
 )
 GIN_BINDINGS = flags.DEFINE_multi_string(
-  'gin_bindings', [], 'Changes to it, such as "trainer.train.num_steps = 10".'
+  'gin_bindings',
+  [],
+  'A changed binding, such as "trainer.train.num_steps = 10".',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed',
   False,
-  'This is one process of several that are one run; who they are is found out on '
-  'TPU pods, Slurm and GKE, and is told by the next three flags elsewhere.',
+  'This process is one of several in one run. On TPU pods, Slurm and GKE they '
+  'find each other; elsewhere the next three flags say who they are.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, the same for all.'
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many there are.'
+  'num_processes', None, 'Number of processes.'
 )
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which one this is.')
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Number of this process, from 0.'
+)
 # Included files are found as those of --gin_file are. gin's own readers would
 # log every folder that lacks them.
 gin.config._FILE_READERS[:] = [(gin_files.open_found, gin_files.is_found)]

@@ -1,12 +1,13 @@
-"""Distractor memories: they hold nothing of use, and trajectories begin with them.
+"""Distractor memories: useless first memories for trajectories to begin with.
 
-    question, chunks and answers of a document -> words that lead up to an answer,
-      or of the question, or none; then some of the text, or the last of these words,
-      again and again -> a memory
+    question, chunks and answers of a document
+      -> words that lead up to an answer, or words of the question, or nothing
+      -> followed by a piece of the text, or the last of these words, repeated
+      -> a memory
 
-A memory that went astray is kept as carefully as a good one, and long documents
-bring it about now and then. Where trajectories begin like that, giving it up when
-the evidence comes is rewarded.
+A model keeps a memory that has gone astray as carefully as a good one, and in
+long documents one goes astray now and then. Trajectories that begin with such a
+memory are rewarded for giving it up when the evidence comes.
 """
 
 from collections.abc import Sequence
@@ -21,26 +22,26 @@ from memagent_jax.data.examples import seeded
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import Tokens
 
-# Words before an answer that a memory may begin with.
+# Maximum number of words before an answer that a memory may begin with.
 _LEAD_WORDS = 4
-# Tokens that half of the memories repeat to their end, at most.
+# Maximum period, in tokens, of the half of the memories that are short loops.
 _LOOP_TOKENS = 8
 
 
 def replace_some(
   tokenizer: Tokenizer, first: Tokens, batch: Batch, share: float, seed: int
 ) -> Tokens:
-  """First memories, with those of a share of the documents replaced.
+  """First memories, of which those of a share of the documents are replaced.
 
-  Which documents, and by what, follows from the seed, the example's id and the
-  number of its reading alone.
+  Which documents, and by what, depends only on the seed, the example's id and
+  the number of its reading.
 
   Args:
-    tokenizer: the model's.
-    first: B rows, M wide.
-    batch: of the B documents.
-    share: 0 ... 1.
-    seed: of the choice.
+    tokenizer: the model's tokenizer.
+    first: first memories, B rows, M wide.
+    batch: batch of the B documents.
+    share: share of the documents, 0 ... 1.
+    seed: seed of the choice.
   """
   documents = jax.tree.map(np.asarray, batch.documents)
   ids_BxM, length_B = (np.array(x) for x in (first.ids_NxW, first.length_N))
@@ -75,7 +76,7 @@ def _lead(
   answers: Sequence[str],
   rng: random.Random,
 ) -> np.ndarray:
-  """The last words before an answer, as a memory of it begins; none if none."""
+  """The last words before an answer, as its memory would begin, or nothing."""
   read = tokenizer.decode(text.tolist())
   places = [read.find(answer) for answer in answers if answer in read]
   if not places:
@@ -93,7 +94,7 @@ def _memory(
 ) -> np.ndarray:
   """Up to `cap` tokens: the head, then a piece of the text, repeated.
 
-  Half of them are short loops, of the text or of the last of the head.
+  Half of the memories are short loops of the text or of the head's last tokens.
   """
   length = rng.randint(min(len(head), cap - 1) + 1, cap)
   short = rng.random() < 0.5

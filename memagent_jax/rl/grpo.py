@@ -32,7 +32,7 @@ _LARGEST_LOG_RATIO = 20.0
 class GrpoConfig:
   """The objective by value; hashable. The defaults are the `paper` preset."""
 
-  # Divide advantages by their group's standard deviation (of a sample, G - 1).
+  # Divide advantages by their group's sample standard deviation (G - 1).
   normalise_std: bool = False
   # Added to that standard deviation.
   std_epsilon: float = 1e-6
@@ -56,22 +56,22 @@ class GrpoConfig:
   entropy_coefficient: float = 0.0
   # Drop groups whose scores are all alike ...
   dynamic_sampling: bool = False
-  # ... and sample at most this many batches more to replace them.
+  # ... and sample at most this many more batches to replace them.
   max_refills: int = 0
   # Whose turns get no weight: `off`; `answer`: trajectories whose answer was cut
   # at its cap; `any_turn`: those with any turn cut.
   overlong_filter: str = 'off'
-  # The score falls from 0 to -1 over the answer's last tokens; 0 is off.
+  # Tokens below the answer's cap over which the score loses 0 to 1; 0 is off.
   overlong_buffer_tokens: int = 0
-  # ... and over the last tokens of the longest memory; 0 is off.
+  # The same for the trajectory's longest memory; 0 is off.
   overlong_memory_buffer_tokens: int = 0
-  # What the ratio is relative to: log-probs as the sampler recorded them, or
-  # computed again by the trainer before the first update.
+  # Log-probs that the ratio is relative to: as the sampler recorded them, or as
+  # the trainer recomputes them before the first update.
   old_log_probs: str = 'sampler'
-  # Entropy of the policy at every token, as a metric: a second use of the logits.
+  # Log the policy's entropy at every token: a second use of the logits.
   log_entropy: bool = True
-  # Truncated importance sampling where sampler and trainer disagree: weights of
-  # the policy-gradient term are at most this; 0 is off.
+  # Truncated importance sampling where sampler and trainer disagree: the cap on
+  # the weights of the policy-gradient term; 0 is off.
   importance_cap: float = 0.0
 
   def __post_init__(self) -> None:
@@ -141,12 +141,12 @@ class GrpoConfig:
 
 
 def _check_types(config: GrpoConfig) -> None:
-  """Raises ValueError for a value of another type than its field's."""
+  """Raises ValueError for a value whose type is not its field's."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     kind: Any = field.type
     accepted = (int, float) if kind is float else kind
-    # To Python a bool is an int.
+    # In Python a bool is an int.
     confused = isinstance(value, bool) and kind is not bool
     if confused or not isinstance(value, accepted):
       raise ValueError(
@@ -163,7 +163,7 @@ def check_caps(
   """Refuses overlong buffers that are longer than the responses may be.
 
   Raises:
-    ValueError: names the buffer and its cap, both in tokens.
+    ValueError: a buffer exceeds its cap; the message has both, in tokens.
   """
   for name, cap_name, cap in (
     ('overlong_buffer_tokens', 'answer_tokens', answer_tokens),
@@ -183,12 +183,12 @@ def preset_difference(a: GrpoConfig, b: GrpoConfig) -> dict[str, tuple]:
 
 
 def needs_reference(config: GrpoConfig) -> bool:
-  """Whether the loss wants log-probs of a reference model."""
+  """Whether the loss needs log-probs of a reference model."""
   return config.kl_coefficient > 0
 
 
 def needs_entropy(config: GrpoConfig) -> bool:
-  """Whether the loss wants entropies."""
+  """Whether the loss needs entropies."""
   return config.entropy_coefficient > 0
 
 
@@ -196,7 +196,7 @@ def degenerate_groups(score_BxG: Array) -> jax.Array:
   """bool [B]: groups whose scores are all alike, which teach nothing.
 
   For dynamic sampling the scores are the verifier's: a length penalty would
-  make every group look different. Their share is the mean of the result.
+  make every group look different. The result's mean is their share.
   """
   score_BxG = jnp.asarray(score_BxG)
   return score_BxG.max(axis=1) == score_BxG.min(axis=1)
@@ -205,7 +205,7 @@ def degenerate_groups(score_BxG: Array) -> jax.Array:
 def soft_overlong_penalty(
   length_tokens: Array, cap_tokens: int, buffer_tokens: int
 ) -> jax.Array:
-  """0 up to cap - buffer tokens, then down in a line to -1 at the cap; float32.
+  """0 up to cap - buffer tokens, then linearly down to -1 at the cap; float32.
 
   Source: DAPO, arXiv 2503.14476, equation 13.
 
@@ -224,8 +224,8 @@ def soft_overlong_penalty(
 def advantages(reward_BxG: Array, config: GrpoConfig) -> jax.Array:
   """float32 [B, G]: each trajectory's reward relative to its group's mean.
 
-  Exactly 0 in a group whose rewards are all alike, whatever rounding the mean
-  has. Taken once per trajectory, so its number of turns plays no part.
+  Exactly 0 in a group whose rewards are all alike, however the mean is rounded.
+  Computed once per trajectory, so its number of turns plays no part.
 
   Raises:
     ValueError: not a matrix, or groups of one, which have no baseline.
@@ -246,7 +246,7 @@ def advantages(reward_BxG: Array, config: GrpoConfig) -> jax.Array:
 def kept_trajectories(
   config: GrpoConfig, memory_finish_CxN: Array, answer_finish_N: Array
 ) -> jax.Array:
-  """bool [N]: trajectories that `overlong_filter` lets teach."""
+  """bool [N]: trajectories that `overlong_filter` does not exclude."""
   cut_N = jnp.zeros(answer_finish_N.shape, bool)
   if config.overlong_filter != 'off':
     cut_N = answer_finish_N == LENGTH
@@ -264,7 +264,7 @@ def turn_advantages(
 
   Trajectory n = b * G + g passes its advantage to all its turns. A turn weighs
   1, or 0 where the row was skipped or its trajectory is not kept. Flattened,
-  with the answers last, these are the rows of `sequences.trajectory_sequences`.
+  with the answers last, these are the rows of `turns.trajectory_sequences`.
 
   Args:
     advantage_BxG: from `advantages`.
@@ -293,12 +293,12 @@ def kl_estimate(
   Values: k1 and k3 have the right mean on-policy, k3 with less variance; k2 is
   biased. Gradients, on-policy and uncorrected: k1's has mean 0; k2's mean is
   the gradient of KL(policy || reference); k3's is that of the other direction,
-  KL(reference || policy). Off-policy none of the three is either.
+  KL(reference || policy). Off-policy, none of the three has either gradient.
 
-  `kl_corrected` multiplies by the ratio policy / old policy. Through the ratio
-  flows a gradient for k1 and k3, whose mean then *is* the divergence at every
-  policy; none for k2, whose own gradient only needs the right weights. The mean
-  gradient is then that of KL(policy || reference) for all three, on- and
+  `kl_corrected` multiplies by the ratio policy / old policy. The gradient flows
+  through the ratio for k1 and k3, whose mean then *is* the divergence at every
+  policy, but not for k2, whose own gradient only needs the right weights. The
+  mean gradient is then that of KL(policy || reference) for all three, on- and
   off-policy; "mean" is over a token given the prefix that was sampled.
 
   Source: k1 to k3, J. Schulman, "Approximating KL divergence", 2020; gradients,
@@ -338,15 +338,15 @@ def policy_loss(
 
   Args:
     config: the objective; static.
-    logprob_NxR: of the policy; the only argument besides entropy_NxR through
-      which gradients flow.
-    old_logprob_NxR: of the policy that the ratio is relative to.
-    advantage_N: one per row, from `turn_advantages`.
+    logprob_NxR: log-probs of the policy; the only argument besides entropy_NxR
+      through which gradients flow.
+    old_logprob_NxR: log-probs of the policy that the ratio is relative to.
+    advantage_N: one advantage per row, from `turn_advantages`.
     mask_NxR: bool, the response's tokens; all False in a dummy row.
-    entropy_NxR: of the policy's distribution at each token.
-    reference_logprob_NxR: of the reference model.
-    sampler_logprob_NxR: what the sampler recorded.
-    row_weight_N: at least 0; None: 1.
+    entropy_NxR: entropy of the policy's distribution at each token.
+    reference_logprob_NxR: log-probs of the reference model.
+    sampler_logprob_NxR: log-probs that the sampler recorded.
+    row_weight_N: weights of the rows, at least 0; None: 1.
 
   Returns:
     the loss, and means over the tokens that count: `ratio`, `ratio_deviation`
@@ -357,7 +357,7 @@ def policy_loss(
     `importance_weight`.
 
   Raises:
-    ValueError: an argument is missing that the config needs.
+    ValueError: an argument that the config needs is missing.
   """
   for field, argument, name in (
     ('kl_coefficient', reference_logprob_NxR, 'reference_logprob_NxR'),
@@ -374,7 +374,7 @@ def policy_loss(
     weight_NxR = jnp.where(mask_NxR, row_weight_N[:, None], 0.0)
 
   def real(x: jax.Array) -> jax.Array:
-    """float32, with 0 for whatever stands where nothing counts."""
+    """x in float32, with 0 wherever the weight is 0."""
     return jnp.where(weight_NxR > 0.0, x.astype(jnp.float32), 0.0)
 
   def constant(x: jax.Array) -> jax.Array:

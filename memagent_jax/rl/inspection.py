@@ -1,4 +1,4 @@
-"""One trajectory of training, turn by turn: what it read, wrote and is taught.
+"""One training trajectory, turn by turn: what it read, wrote and is taught.
 
     Rollouts.sample -> judge -> sequences -> those of one trajectory
       -> the trainer's log-probs -> Inspection
@@ -27,23 +27,23 @@ from memagent_jax.train.sequences import PolicySequences
 
 @dataclasses.dataclass(frozen=True)
 class InspectedTurn:
-  """A turn that was sampled, and what it is to training."""
+  """A sampled turn, and what training makes of it."""
 
-  prompt: str  # control tokens by their names
+  prompt: str  # includes control tokens by name
   prompt_tokens: int
   memory_before: str
-  # The memory turn's record; None: the answer turn.
+  # The memory turn's record; None for the answer turn.
   record: Turn | None
   finish_reason: str
-  tokens: tuple[str, ...]  # as sampled, the ending control token included
-  # float32, probability of each token by the trainer / by the sampler
+  tokens: tuple[str, ...]  # as sampled, with the ending control token
+  # float32, each token's probability by the trainer / by the sampler
   ratio_R: np.ndarray
   weight: float  # 0: the turn teaches nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-  """A trajectory, its verdict, and what it is in its group."""
+  """A trajectory, its verdict, and its standing in its group."""
 
   id: str
   question: str
@@ -55,7 +55,7 @@ class Inspection:
   metric_name: str
   metric: float
   group_rewards: tuple[float, ...]
-  # The rewards less what overlong responses lose.
+  # The rewards minus the penalties for overlong responses.
   group_scores: tuple[float, ...]
   advantage: float
 
@@ -71,10 +71,10 @@ def inspect(
   """Samples the source's next batch and looks at one trajectory of it.
 
   Args:
-    source: of the run.
-    model: samples, and is the trainer's policy.
-    document: number in the batch.
-    rollout: number in the group.
+    source: source of the run's rollouts.
+    model: model that samples; also the trainer's policy.
+    document: number of the document in the batch.
+    rollout: number of the rollout in its group.
 
   Raises:
     ValueError: the batch or the group has no such number.
@@ -94,7 +94,7 @@ def inspect(
   verdicts = source.judge(batch, found)
   score_BxG = source.scores(found, verdicts)
   n = document * rollouts + rollout
-  # Sequences stand turn by turn.
+  # Sequences are ordered turn by turn.
   sequences = jax.tree.map(
     lambda x: x[n :: documents * rollouts], source.sequences(found, score_BxG)
   )
@@ -162,11 +162,11 @@ def _turns(
 def _trainer_log_probs(
   source: Rollouts, sequences: PolicySequences, params: dict
 ) -> np.ndarray:
-  """float32 [T, R], as an update computes them; one row at a time."""
+  """float32 [T, R], log-probs as an update computes them, row by row."""
   agent = source.agent
   width = sequences.turns.ids_NxS.shape[1]
   (batch,) = sequences_lib.micro_batches(
-    # Those of no weight would be left out.
+    # Sequences without weight would be left out.
     sequences.replace(weight_N=np.ones_like(sequences.weight_N)),
     widths=(width,),
     micro_tokens=width,

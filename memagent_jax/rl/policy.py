@@ -1,4 +1,4 @@
-"""What reinforcement minimises: the policy loss of turns.
+"""What reinforcement learning minimises: the policy loss of turns.
 
 (params, turns of a micro-batch) -> loss and metrics, as sums with weights
 """
@@ -15,11 +15,11 @@ from memagent_jax.train.sequences import PolicySequences, response_mask
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """The policy loss of turns, as `grpo` says."""
+  """The policy loss of turns, configured by `grpo`."""
 
   model: ModelConfig
   grpo: GrpoConfig
-  # Temperature that the responses were sampled at.
+  # Temperature at which the responses were sampled.
   temperature: float
 
   def __call__(

@@ -43,7 +43,7 @@ from memagent_jax.train import update as update_lib
 from memagent_jax.train.sequences import MicroBatches, PolicySequences
 from memagent_jax.train.source import Experience
 
-# Metrics that are added up over the batches of a step, not averaged.
+# Metrics that are summed over the batches of a step, not averaged.
 _COUNTS = ('sequences/generated', 'sampled_tokens')
 
 
@@ -51,13 +51,13 @@ _COUNTS = ('sequences/generated', 'sampled_tokens')
 class RolloutConfig:
   """How many rollouts a step has, and how they become training sequences."""
 
-  # B: documents of a step.
+  # B: documents per step.
   documents_per_step: int = 16
-  # G: trajectories of one document, whose rewards are compared.
+  # G: trajectories per document, whose rewards are compared.
   rollouts: int = 16
-  # Optimizer steps of one batch of documents; groups are never split.
+  # Optimizer steps per batch of documents; groups are never split.
   mini_batches: int = 1
-  # Slots of one micro-batch: micro_tokens // width sequences of that width.
+  # Token slots of a micro-batch: micro_tokens // width sequences of that width.
   micro_tokens: int = 8192
   # Widths that sequences are sorted into, as shares of the widest.
   width_shares: tuple[float, ...] = (0.5, 1.0)
@@ -107,7 +107,7 @@ class Rollouts:
 
   Attributes:
     config: documents and rollouts of a step.
-    objective: what is learned from them.
+    objective: settings of the policy loss.
   """
 
   num_steps = None
@@ -127,14 +127,17 @@ class Rollouts:
     """Makes a source.
 
     Args:
-      model: samples and learns; its params now are the KL reference.
-      documents: makes the seqio task or mixture, see `stages.Documents`.
-      reading: caps, sampling, wording and memory rule; its seed is that of all samples.
-      config: how many rollouts, and how they become sequences.
-      objective: what is learned from them.
+      model: model that samples and learns; its initial params are the KL
+        reference.
+      documents: function that makes the seqio task or mixture, see
+        `stages.Documents`.
+      reading: caps, sampling, wording and memory rule; holds the seed of all
+        sampling.
+      config: number of rollouts, and how they become sequences.
+      objective: settings of the policy loss.
       stages: parts of the run, one after another.
-      engine: who samples; None: `Lockstep()`.
-      reward: what a trajectory is worth.
+      engine: engine that samples; None: `Lockstep()`.
+      reward: function that says what a trajectory is worth.
 
     Raises:
       ValueError: greedy or truncated sampling, caps beyond the window, an
@@ -185,16 +188,16 @@ class Rollouts:
     return self._phases[0].agent
 
   def state(self) -> dict[str, Any]:
-    """The data iterators', stage by stage."""
+    """The states of the data iterators, stage by stage."""
     return {'batches': [phase.batches.state() for phase in self._phases]}
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Goes on with the documents after those of `state`."""
+    """Continues with the documents that follow those of `state`."""
     for phase, saved in zip(self._phases, state['batches'], strict=True):
       phase.batches.restore(saved)
 
   def sample(self, params: dict, step: int = 0) -> tuple[Batch, Trajectories]:
-    """The next documents, and trajectories as those of a step are sampled."""
+    """The next documents, and trajectories sampled as in a training step."""
     phase = self._phase(step)
     batch = next(phase.batches)
     first = distractor_memories.replace_some(
@@ -215,7 +218,7 @@ class Rollouts:
     return batch, trajectories
 
   def judge(self, batch: Batch, trajectories: Trajectories) -> Verdicts:
-    """What the run's reward and the documents' metrics say."""
+    """The verdicts of the run's reward and of the documents' metrics."""
     return trajectories_lib.judge(
       self._tokenizer, batch, trajectories, self._reward
     )
@@ -223,7 +226,7 @@ class Rollouts:
   def scores(
     self, trajectories: Trajectories, verdicts: Verdicts
   ) -> np.ndarray:
-    """float32 [B, G]: the rewards, less what overlong responses lose."""
+    """float32 [B, G]: the rewards minus penalties for overlong responses."""
     return scoring.scores(self.agent, self.objective, trajectories, verdicts)
 
   def sequences(
@@ -239,7 +242,7 @@ class Rollouts:
     )
 
   def next(self, step: int, params: dict) -> Experience:
-    """Samples, judges and weighs a batch; refills it within its budget."""
+    """Samples, judges and weights a batch; refills it within its budget."""
     phase, documents = self._phase(step), self.config.documents_per_step
     groups: list[PolicySequences] = []
     measured: list[dict[str, float]] = []
@@ -275,7 +278,7 @@ class Rollouts:
         documents,
         self.config.rollouts,
       )
-      # What a mini-batch has whose groups are missing: it changes nothing.
+      # For a mini-batch that is left without groups: it changes nothing.
       weightless = by_group[0].replace(
         weight_N=np.zeros_like(by_group[0].weight_N)
       )
@@ -330,11 +333,11 @@ class Rollouts:
     weightless: PolicySequences,
     params: dict,
   ) -> tuple[list[tuple[MicroBatches, ...]], int, int]:
-    """Groups dealt out to the mini-batches, which are as many as configured.
+    """Deals groups out to the configured number of mini-batches.
 
     Returns:
-      the mini-batches; their sequences once equal ones are one, and the tokens of
-      those that have a weight.
+      the mini-batches, the number of their sequences with equal ones merged,
+      and the number of tokens of those with a weight.
     """
     c = self.config
     distinct, tokens, result = 0, 0, []
@@ -345,7 +348,7 @@ class Rollouts:
       )
       distinct += len(merged.weight_N)
       tokens += source.trained_tokens(merged.turns, merged.weight_N > 0)
-      # As many as a mini-batch of such groups may have, full or not.
+      # Capacity for a full mini-batch, even where groups are missing.
       largest = max(len(group.weight_N) for group in dealt)
       batches = sequences_lib.micro_batches(
         merged,
@@ -361,7 +364,7 @@ class Rollouts:
   def _with_log_probs(
     self, phase: _Phase, batch: MicroBatches, params: dict
   ) -> MicroBatches:
-    """The log-probs that the objective wants and the sampler did not record."""
+    """Adds the log-probs that the objective needs and the sampler lacks."""
     sequences = batch.sequences
     model, temperature = phase.agent.model, phase.objective.temperature
     if self._reference is not None:
@@ -384,7 +387,7 @@ def _phase(
   stage: Stage,
   batches: BatchIterator,
 ) -> _Phase:
-  """What a stage is, for this model.
+  """The phase of a stage, for this model.
 
   Raises:
     ValueError: sampling whose recorded log-probs would not be the policy's.

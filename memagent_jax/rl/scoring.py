@@ -22,7 +22,7 @@ def scores(
   trajectories: Trajectories,
   verdicts: Verdicts,
 ) -> np.ndarray:
-  """float32 [B, G]: the rewards, less what overlong responses lose."""
+  """float32 [B, G]: the rewards minus penalties for overlong responses."""
   score_BxG = verdicts.reward_BxG
   for length_N, cap_tokens, buffer_tokens in (
     (
@@ -50,8 +50,8 @@ def degenerate_groups(
 ) -> np.ndarray:
   """bool [B]: groups that teach nothing.
 
-  With dynamic sampling also those that are apart by the length of their responses
-  alone.
+  With dynamic sampling these include groups whose scores differ only by length
+  penalties.
   """
   degenerate_B = np.asarray(grpo.degenerate_groups(score_BxG))
   if objective.dynamic_sampling:

@@ -1,4 +1,4 @@
-"""Parts of a run of reinforcement: what rollouts read, and how they are sampled.
+"""Stages of a reinforcement run: what rollouts read, and how they are sampled.
 
 (Stage, Stage, ...) -> stage_at(step) -> documents, temperature, first memories
 """
@@ -10,7 +10,7 @@ from typing import Any
 from memagent_jax.data.batch import BatchConfig
 from memagent_jax.models.tokenizer import Tokenizer
 
-# Makes the seqio task or mixture of a run for a tokenizer and the sizes of a batch.
+# Makes a run's seqio task or mixture for a tokenizer and the sizes of a batch.
 Documents = Callable[[Tokenizer, BatchConfig], Any]
 
 
@@ -20,13 +20,13 @@ class Stage:
 
   # First step after this stage; None: it lasts to the end of the run.
   until_step: int | None = None
-  # Documents of this stage alone, from their own start; None: those of the run,
-  # which every such stage reads on.
+  # Documents of this stage alone, read from their start; None: the run's, which
+  # each such stage continues to read where the last one stopped.
   documents: Documents | None = None
   # Sampling temperature; None: that of the run's reading. A higher one brings
-  # errors back that have become rare.
+  # back errors that have become rare.
   temperature: float | None = None
-  # Share of the documents whose trajectories begin with a memory of no use, see
+  # Share of documents whose trajectories begin with a useless memory, see
   # `distractor_memories`.
   distractor_memory_share: float = 0.0
 
@@ -47,7 +47,7 @@ def check(stages: Sequence[Stage]) -> None:
   """Refuses stages that do not follow one another to the end.
 
   Raises:
-    ValueError: none, ends that do not rise, or a last stage that ends.
+    ValueError: no stages, ends that do not rise, or a last stage that ends.
   """
   ends = [stage.until_step for stage in stages]
   inner = ends[:-1]

@@ -1,4 +1,4 @@
-"""Trajectories as training sequences: every turn is one, with the same advantage.
+"""Trajectories as training sequences: one per turn, with a common advantage.
 
 (question, memory, chunk) -- the prompt that sampling used, assembled again
   + response -> one sequence;  C memory turns and the answer -> (C+1) of them
@@ -26,11 +26,11 @@ from memagent_jax.train.sequences import PolicySequences, Sequences
 def trajectory_sequences(
   agent: AgentConfig, trajectories: Trajectories
 ) -> tuple[Sequences, jax.Array]:
-  """Sequences of all turns of N trajectories, and what was recorded of each token.
+  """Sequences of all turns of N trajectories, and the recorded log-probs.
 
   Args:
-    agent: of the rollout.
-    trajectories: of C chunk slots.
+    agent: the configuration used for the rollout.
+    trajectories: trajectories of C chunk slots.
 
   Returns:
     (C+1) * N sequences, turn by turn, the answers last; and logprob_NxR. Skipped
@@ -90,13 +90,13 @@ def policy_sequences(
   """All turns with advantage and weight: (C+1) * B * G of them, turn by turn.
 
   The old log-probs are the sampler's; those of a reference model are zeros until
-  somebody computes them, and None where the objective needs none.
+  they are computed, and None where the objective needs none.
 
   Args:
-    agent: of the rollout.
-    objective: advantages, and which turns have a weight.
-    trajectories: of B documents.
-    score_BxG: what each is worth.
+    agent: the configuration used for the rollout.
+    objective: decides the advantages, and which turns have a weight.
+    trajectories: trajectories of B documents.
+    score_BxG: score of each trajectory.
     learn_memory_turns: False: only the answer turns have a weight.
   """
   finish_TxN = np.concatenate(
@@ -129,7 +129,7 @@ def policy_sequences(
 def by_group(
   sequences: PolicySequences, documents: int, rollouts: int
 ) -> list[PolicySequences]:
-  """The sequences of every document's group, from those of all turn by turn."""
+  """Splits sequences, ordered turn by turn, into one group per document."""
   by_turn = jax.tree.map(
     lambda x: x.reshape(-1, documents, rollouts, *x.shape[1:]), sequences
   )
@@ -140,15 +140,15 @@ def by_group(
 
 
 def merge_equal(sequences: PolicySequences) -> PolicySequences:
-  """Equal turns as one sequence each, on the host; the loss is the same.
+  """Merges equal turns into one sequence each, on the host, keeping the loss.
 
-  Rollouts of a document mostly write the same turn until one of them errs. For one
-  sign of the advantage every term of `grpo.policy_loss` is linear in it and in the
-  weight, so one of their total weight and mean advantage stands for all of them.
-  Log-probs are those of the first.
+  Rollouts of a document mostly write the same turn until one of them errs. Among
+  advantages of one sign, every term of `grpo.policy_loss` is linear in advantage
+  and weight, so one sequence with their total weight and mean advantage stands
+  for all of them. Its log-probs are those of the first.
 
   Args:
-    sequences: N of them, NumPy arrays. Those of weight 0 are left out.
+    sequences: N sequences of NumPy arrays; those of weight 0 are dropped.
   """
   turns = sequences.turns
   length_N = turns.prompt_length_N + turns.response_length_N

@@ -1,8 +1,8 @@
-"""What is measured while a model learns: whole documents, read greedily.
+"""Measurements while a model learns: whole documents, read greedily.
 
     params -> trajectories -> reward, metric, health (and traces in the workdir)
 
-They are read by the rollout and judged by the rewards of training.
+They are read with the rollout and judged with the rewards of training.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from memagent_jax.rl.stages import Documents
 
 
 class Validation:
-  """Documents read greedily: reward, metric, health; some traces are kept."""
+  """Measures reward, metric and health of greedy readings; keeps traces."""
 
   def __init__(
     self,
@@ -43,22 +43,23 @@ class Validation:
     engine: Engine | None = None,
     reward: Reward = rewards.data_reward,
   ):
-    """Makes a measurement.
+    """Prepares the measurement.
 
     Args:
-      model: its config and tokenizer are used.
-      workdir: gets `traces/NAME_STEP.jsonl`.
-      documents: makes the seqio task or mixture, see `stages.Documents`.
+      model: the model, of which config and tokenizer are used.
+      workdir: directory that receives `traces/NAME_STEP.jsonl`.
+      documents: function that makes the seqio task or mixture, see
+        `stages.Documents`.
       reading: caps, wording and memory rule; greedy if its temperature is 0.
-      count: documents; the same at every call.
-      batch_size: documents that are read side by side.
-      traced: trajectories that are kept, turn by turn.
-      name: of the metrics and of the traces.
-      engine: who reads; None: `Lockstep()`.
-      reward: what a trajectory is worth; that of training.
+      count: number of documents, the same ones at every call.
+      batch_size: number of documents read at once.
+      traced: number of trajectories to keep, turn by turn.
+      name: prefix of the metrics and the trace files.
+      engine: engine that reads; None: `Lockstep()`.
+      reward: function that says what a trajectory is worth, as in training.
 
     Raises:
-      ValueError: a count that is no multiple of the batch size.
+      ValueError: a count that is not a multiple of the batch size.
     """
     if count % batch_size:
       raise ValueError(

@@ -1,4 +1,4 @@
-"""Prefill, decode step and `generate`; knows nothing of chunks or prompts.
+"""Prefill, decode step and `generate`; knows nothing of chunks or templates.
 
 Rows of one batch have prompts of different lengths. Prompts start at slot 0 of
 one cache block, right-padded; responses go to a second block at a slot that all
@@ -35,15 +35,15 @@ from memagent_jax.structs import EOS, LENGTH, SKIPPED, Params, Response, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-  """How tokens are drawn, and how many at most."""
+  """How tokens are drawn, and the maximum number of them."""
 
-  # Cap on sampled tokens, the ending control id included.
+  # Cap on sampled tokens, including the ending control id.
   max_tokens: int
-  # 0 is greedy; else logits are divided by it.
+  # Divisor of the logits; 0 is greedy.
   temperature: float = 0.0
-  # Only the k most likely tokens; 0 keeps all.
+  # Number of most likely tokens to keep; 0 keeps all.
   top_k: int = 0
-  # Only the most likely tokens that hold this much probability; 1 keeps all.
+  # Total probability of the most likely tokens to keep; 1 keeps all.
   top_p: float = 1.0
 
   def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Prefilled(struct.PyTreeNode):
 
   kv: tuple[LayerKV, ...]  # per layer, P slots
   length_N: jax.Array  # int32, prompt tokens
-  frequency_NxD2: jax.Array  # float32; by the prompt's length, kept to the end
+  frequency_NxD2: jax.Array  # float32; set by the prompt's length
   logits_NxV: jax.Array  # float32; for the first response token
 
 
@@ -83,14 +83,14 @@ def prefill(
     config: the model; static.
     params: its params.
     prompt: N prompts.
-    prefill_prompts: prompts that are read side by side, at most; static. The
-      activations of a layer are many times what stays in the cache. 0: all.
+    prefill_prompts: maximum number of prompts read at once, 0 for all; static.
+      The activations of a layer are many times what stays in the cache.
   """
   n, shards = prompt.length_N.shape[0], num_shards('rows')
   size = _block_prompts(n, prefill_prompts)
   if size == n:
     return _prefill(config, params, prompt)
-  # A block has rows of every device, so that none has to be sent.
+  # A block has rows from every device, so that no row has to move.
   per_shard = size // shards
   by_shard = split_by_shard(prompt)
   order_SxN, first_SxN, different_S = jax.vmap(_read_once)(by_shard)
@@ -132,7 +132,7 @@ def prefill(
 
 
 def _block_prompts(prompts: int, most: int) -> int:
-  """Prompts of a block: the largest divisor up to `most`, else the smallest."""
+  """Prompts per block: the largest divisor up to `most`, or the smallest."""
   shards = num_shards('rows')
   sizes = [s for s in range(shards, prompts + 1, shards) if prompts % s == 0]
   if most < 1 or not sizes:
@@ -144,13 +144,13 @@ def _read_once(prompt: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The order in which prompts are read, so that equal ones are read once.
 
   Returns:
-    the numbers of the prompts, first occurrences first; for every prompt the
-    number of its first occurrence; and how many prompts differ.
+    the numbers of the prompts, first occurrences first; for every prompt, the
+    number of its first occurrence; and the number of different prompts.
   """
   n, w = prompt.ids_NxW.shape
   used_NxW = jnp.arange(w) < prompt.length_N[:, None]
   ids_NxW = jnp.where(used_NxW, prompt.ids_NxW, -1)
-  # Sums with random factors almost always differ where ids do; ids decide.
+  # Randomly weighted sums almost always differ where ids do; the ids decide.
   factor_W = jax.random.bits(jax.random.key(0), (w,), jnp.uint32)
   sum_N = (ids_NxW.astype(jnp.uint32) * factor_W).sum(axis=1)
   first_N = jnp.argmax(sum_N[:, None] == sum_N, axis=1)
@@ -183,7 +183,7 @@ def step(
   response_kv: tuple[LayerKV, ...],
   slot: jax.Array,
 ) -> tuple[jax.Array, tuple[LayerKV, ...]]:
-  """Logits after `token_N`, the response token of `slot`, and the new cache."""
+  """Logits after `token_N`, the response token at `slot`, and the new cache."""
   past = Past(prefilled.kv, response_kv, prefilled.length_N, slot)
   hidden_Nx1xE, response_kv = transformer.hidden_states(
     config,
@@ -261,7 +261,7 @@ def _draw(
   key_N: jax.Array,
   position: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """One token per row and its log-prob; keys are the rows' keys of this turn."""
+  """One token per row and its log-prob; keys are the rows' for this turn."""
   logprob_NxV = log_probabilities(logits_NxV, sampling)
   if sampling.temperature == 0.0:
     token_N = jnp.argmax(logits_NxV, axis=-1)
@@ -302,7 +302,7 @@ def generate(
   )
 
 
-# As one program of its own, for callers outside of jit.
+# `generate` as a program of its own, for callers outside jit.
 generate_jitted = jax.jit(generate, static_argnums=(0, 3, 4, 7))
 
 

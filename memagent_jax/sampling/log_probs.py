@@ -53,15 +53,15 @@ def response_log_probs(
     response_length_N: int32, at most R; 0 makes a dummy row. The sum of both
       lengths is at most S.
     response_tokens: R, the width of the result; static.
-    temperature: what the responses were sampled at; static.
+    temperature: temperature at which the responses were sampled; static.
     block_tokens: positions of each row that the head sees at once; static.
     with_entropy: whether to compute the entropy; static.
 
   Returns:
-    logprob_NxR and entropy_NxR (None if not asked for), 0 behind a response.
+    logprob_NxR and entropy_NxR (None if not asked for), 0 after a response.
 
   Raises:
-    ValueError: response_tokens or block_tokens below 1, a bad temperature.
+    ValueError: response_tokens or block_tokens below 1, or a bad temperature.
   """
   if block_tokens < 1:
     raise ValueError(f'block_tokens is {block_tokens}; expected at least 1.')
@@ -96,7 +96,7 @@ def response_log_probs(
     x_NxR = jnp.where(slot_1xR < response_length_N[:, None], x_NxR, 0.0)
     return x_NxR[:, :response_tokens]
 
-  # Gathered over a mesh here, or every block would do it again.
+  # Gathered over the mesh here; otherwise every block would repeat it.
   name = 'embedding' if config.tie_embeddings else 'head'
   whole = params | {name: constrain(params[name], 'vocab', 'embed')}
   # The scan keeps the two passes over a block apart by itself.
@@ -117,10 +117,10 @@ def log_probs_after(
   *,
   temperature: float,
 ) -> jax.Array:
-  """`response_log_probs` of responses that are rows of their own, R wide.
+  """`response_log_probs` for responses given as rows of their own, R wide.
 
   Returns:
-    float32 [N, R]; 0 behind a response.
+    float32 [N, R]; 0 after a response.
   """
   row = tokens_lib.concatenate([prompt, response])
   logprob_NxR, _ = response_log_probs(
@@ -142,7 +142,7 @@ def _head(
   with_entropy: bool,
   block: Any,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Log-prob of each token after its hidden state; the entropy, or None."""
+  """Log-prob of each token after its hidden state, and the entropy or None."""
   hidden_NxRxE, token_NxR = block
   logits_NxRxV = transformer.logits(config, params, hidden_NxRxE)
   logprob_NxRxV = decode.log_probabilities(logits_NxRxV, sampling)

@@ -3,8 +3,8 @@
     {"question": ..., "memory": ..., "chunk": ..., "response": ...}
       -> Demonstration -> demonstrations.py
 
-One object a line; `FIELDS` is the schema. Texts are taken as they are, white
-space included: they stand in the template as questions, memories and chunks do.
+One object per line; `FIELDS` is the schema. Texts are used as they are, with
+their white space, and fill the template as questions, memories and chunks do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,14 +29,14 @@ def read(
   *,
   max_line_bytes: int = json_records.MAX_RECORD_BYTES,
 ) -> Iterator[tuple[int, Demonstration]]:
-  """Line number (from 1) and demonstration, in the order of the file.
+  """Yields line number (from 1) and demonstration, in the order of the file.
 
   Args:
     path: a JSONL file as `FIELDS` says.
     max_line_bytes: longest line.
 
   Raises:
-    ValueError: at the first problem: file and line, field, got, expected.
+    ValueError: the first problem: file and line, field, got, expected.
   """
   for record in checked_records.read(
     path, FIELDS, noun='demonstration', max_line_bytes=max_line_bytes

@@ -24,7 +24,7 @@ from memagent_jax.sft.skills import SkillConfig
 from memagent_jax.train import sequences as sequences_lib
 from memagent_jax.train.sequences import Ids, Sequences
 
-# Most demonstrations drawn for a sequence until one fits.
+# Maximum draws per sequence to find demonstrations that fit.
 _MAX_DRAWS = 100
 # Prompt ids and response ids.
 _Pair = tuple[Ids, Ids]
@@ -41,16 +41,16 @@ class _Line:
 
 @dataclasses.dataclass(frozen=True)
 class EchoConfig:
-  """Random ids that repeat: where copying starts.
+  """Random ids that repeat: the start of learning to copy.
 
-  The first period is given, all that follows is learned.
+  The first period is given; everything after it is learned.
   """
 
-  # Different ids that occur, out of all but the control ids; at most all those.
+  # Number of distinct ids, at most all but the control ids.
   symbols: int = 32
-  # Every sequence has other ids, not the same ones.
+  # Whether every sequence draws its own ids instead of sharing one set.
   fresh: bool = False
-  # Ids until they repeat, drawn uniformly.
+  # Number of ids until they repeat, drawn uniformly.
   min_period: int = 8
   max_period: int = 32
 
@@ -66,14 +66,14 @@ class EchoConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FileConfig:
-  """The demonstrations of a file, epoch by epoch: each comes equally often.
+  """The demonstrations of a file, epoch by epoch: each is used equally often.
 
-  All mixes of equal content go through the file together.
+  All mixes of equal content share one pass through the file.
   """
 
-  # JSONL as `data.demonstration_files.FIELDS` says.
+  # JSONL file as `sft.demonstration_files.FIELDS` says.
   path: str
-  # Every epoch has an order of its own; False: that of the file.
+  # Whether every epoch has its own order; False: the order of the file.
   shuffle: bool = True
 
 
@@ -82,12 +82,12 @@ class Mix:
   """Batches of one kind and one shape."""
 
   content: SkillConfig | EchoConfig | FileConfig
-  # Demonstrations of a batch.
+  # Demonstrations per batch.
   batch_size: int = 64
-  # Slots of a sequence, prompt and response. Demonstrations that do not fit are drawn
-  # again; in a file they are an error.
+  # Slots of a sequence, for prompt and response. Demonstrations that do not fit
+  # are redrawn; in a file they are an error.
   sequence_tokens: int = 192
-  # Longest response, the ending control id included.
+  # Longest response, including the ending control id.
   response_tokens: int = 48
 
   def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Stage:
 
   # First step after this stage.
   until_step: int
-  # The batch of a step is one of these, in turn.
+  # The mixes that batches are made of, in turn.
   mixes: tuple[Mix, ...]
 
   def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class Curriculum:
 
     Raises:
       ValueError: no stages, stages that do not follow one another, or a file
-        with a demonstration that is wrong or does not fit.
+        with a demonstration that is invalid or does not fit.
     """
     ends = [stage.until_step for stage in stages]
     if not ends or ends != sorted(set(ends)) or ends[0] < 1:
@@ -150,7 +150,7 @@ class Curriculum:
     ]
     paths = {path for _, path in of_files}
     self._files = {path: self._read(path) for path in paths}
-    # Sequences follow from the step and from these.
+    # Sequences are determined by the step and these files.
     self.file_hashes = {
       path: downloads.sha256(assets.text(path)) for path in paths
     }
@@ -159,18 +159,18 @@ class Curriculum:
 
   @property
   def num_steps(self) -> int:
-    """Steps of all stages together."""
+    """The number of steps of all stages together."""
     return self.stages[-1].until_step
 
   def stage(self, step: int) -> Stage:
-    """The stage that a step belongs to; the last one goes on for ever."""
+    """The stage that a step belongs to; the last one never ends."""
     for stage in self.stages:
       if step < stage.until_step:
         return stage
     return self.stages[-1]
 
   def mix(self, step: int) -> Mix:
-    """What the batch of a step is made of."""
+    """The mix that the batch of a step is made of."""
     mixes = self.stage(step).mixes
     return mixes[step % len(mixes)]
 
@@ -198,7 +198,7 @@ class Curriculum:
     ]
 
   def _of_file(self, mix: Mix, content: FileConfig, step: int) -> list[_Pair]:
-    """The `mix.batch_size` demonstrations that come after those of earlier steps."""
+    """The next `mix.batch_size` demonstrations after those of earlier steps."""
     lines = self._files[content.path]
     first = self._taken_before(content, step)
     pairs: list[_Pair] = []
@@ -210,7 +210,7 @@ class Curriculum:
     return pairs
 
   def _taken_before(self, content: FileConfig, step: int) -> int:
-    """Demonstrations of a file that all steps before this one take."""
+    """Number of demonstrations that all earlier steps take from a file."""
     total = start = 0
     for stage in self.stages:
       last = stage is self.stages[-1]
@@ -218,7 +218,7 @@ class Curriculum:
       count = len(stage.mixes)
       for i, mix in enumerate(stage.mixes):
         if mix.content == content:
-          # Steps from `start` on whose remainder is i.
+          # Steps from `start` on whose remainder modulo `count` is i.
           steps = range(start + (i - start) % count, end, count)
           total += len(steps) * mix.batch_size
       start = stage.until_step
@@ -230,7 +230,7 @@ class Curriculum:
     """Random demonstrations that fit.
 
     Raises:
-      ValueError: hardly any fits.
+      ValueError: too few fit.
     """
     pairs: list[_Pair] = []
     for _ in range(_MAX_DRAWS * mix.batch_size):
@@ -260,14 +260,14 @@ class Curriculum:
       symbols = rng.sample(self._symbols, count)
     ids = rng.choices(symbols, k=period)
     row = (ids * (1 + mix.sequence_tokens // period))[: mix.sequence_tokens]
-    # The repeat's first id follows from nothing.
+    # The repeat's first id cannot be predicted.
     prompt = period + 1
     return row[:prompt], row[prompt:][: mix.response_tokens]
 
 
 @functools.lru_cache(maxsize=8)
 def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
-  """The places of an epoch, drawn from (seed, epoch)."""
+  """The order of an epoch's lines, drawn from (seed, epoch)."""
   order = list(range(count))
   seeded('epoch', seed, epoch).shuffle(order)
   return tuple(order)
@@ -295,8 +295,8 @@ def encode(
 
   Args:
     prompts: the compiled template.
-    tokenizer: of the model.
-    demonstration: what to encode.
+    tokenizer: the model's tokenizer.
+    demonstration: the turn to encode.
   """
   d = demonstration
   texts = {'question': d.question, 'memory': d.memory, 'chunk': d.chunk or ''}
@@ -323,12 +323,12 @@ def accuracy(
   """Share of exactly right responses to `count` demonstrations.
 
   Args:
-    respond: prompts -> responses with their ending control id, greedy.
+    respond: prompts -> greedy responses with their ending control id.
     encode: demonstration -> prompt and response.
-    config: what demonstrations to draw.
-    fillers: what to hide needles in.
-    count: how many; the same ones at every call.
-    seed: of the demonstrations.
+    config: which demonstrations to draw.
+    fillers: text to hide needles in.
+    count: number of demonstrations, the same ones at every call.
+    seed: seed of the demonstrations.
   """
   rng = seeded('accuracy', seed)
   drawn = [

@@ -19,11 +19,11 @@ class Imitation:
   """Negative log-likelihood of the responses: advantage 1, no ratio."""
 
   model: ModelConfig
-  # R, the widest response.
+  # R, the longest response in tokens.
   response_tokens: int
 
   def __call__(self, params: dict, sequences: Sequences) -> LossAndMetrics:
-    """The loss, and the same as `nll`."""
+    """The loss, which is also the metric `nll`."""
     logprob_NxR, _ = response_log_probs(
       self.model,
       params,

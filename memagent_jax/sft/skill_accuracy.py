@@ -1,4 +1,4 @@
-"""What the warm-up is measured by: single turns that are right to the token.
+"""The measure of the warm-up: single turns that are right token for token.
 
 params -> greedy responses -> accuracy of every skill
 """
@@ -21,12 +21,12 @@ from memagent_jax.sft import demonstrations
 from memagent_jax.sft.skills import SkillConfig
 from memagent_jax.structs import Params
 
-# Prompts are padded to a multiple of this, so that programs recur.
+# Prompts are padded to a multiple of this, so that programs are reused.
 _PROMPT_STEP = 64
 
 
 class SkillAccuracy:
-  """Share of single turns whose greedy response is right to the token."""
+  """Share of single turns whose greedy response is right token for token."""
 
   def __init__(
     self,
@@ -42,19 +42,19 @@ class SkillAccuracy:
     seed: int = 0,
     respond: Callable[..., list[list[int]]] | None = None,
   ):
-    """Makes a measurement.
+    """Prepares the measurement.
 
     Args:
-      model: its config and tokenizer are used.
+      model: the model, of which config and tokenizer are used.
       workdir: not used.
       template: wording of the turns.
-      skills: what to measure, by name.
-      essays: files or folders of filler text; other than what was trained on.
-      count: demonstrations of each skill; the same at every call.
-      batch_size: turns of one call of the device.
+      skills: skills to measure, by name.
+      essays: files or folders of filler text, other than in training.
+      count: demonstrations per skill, the same ones at every call.
+      batch_size: turns per device call.
       response_tokens: longest response.
-      seed: of the demonstrations.
-      respond: as `greedy_responses`, which is the default.
+      seed: seed of the demonstrations.
+      respond: function like `greedy_responses`, which is the default.
     """
     del workdir
     self._skills, self._count, self._seed = dict(skills), count, seed
@@ -92,10 +92,10 @@ def greedy_responses(
   params: Params,
   prompt_ids: list[list[int]],
 ) -> list[list[int]]:
-  """Greedy responses, the ending control id included, in batches of one shape."""
+  """Greedy responses with their ending control id, in batches of one shape."""
   width = max(map(len, prompt_ids))
   width = -(-width // _PROMPT_STEP) * _PROMPT_STEP
-  # Greedy decoding draws nothing from them.
+  # Required, but unused by greedy decoding.
   key_N = decode.row_keys(
     0,
     sharding.shard_rows(np.arange(batch_size, dtype=np.uint32)),

@@ -6,8 +6,8 @@
 `extract` reads a needle from one chunk with an empty memory, `answer` reads a
 value from a given memory, `keep` holds a memory over a chunk without the
 needle. `read`, for a model without a memory, answers from a text in the
-memory's place: it quotes the needle first, since a value straight from the text
-is a guess among needles for a tiny model.
+memory's place: it quotes the needle first, since for a tiny model a value taken
+straight from the text is a guess among needles.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,21 +30,21 @@ class SkillConfig:
 
   # Shares of demonstrations by skill; they need not sum to one.
   shares: tuple[tuple[str, float], ...] = ((EXTRACT, 0.7), (ANSWER, 0.3))
-  # Length of a chunk, or a text to read, in characters, drawn uniformly.
+  # Length of a chunk, or of a text to read, in characters; drawn uniformly.
   min_chunk_chars: int = 80
   max_chunk_chars: int = 900
   # Share of chunks that lack the needle asked for.
   absent_share: float = 0.25
-  # Share of distractors whose key has one word of the key asked for.
+  # Share of distractors whose key shares one word with the key asked for.
   near_miss_share: float = 0.3
   # Share of values that are UUIDs; the others have seven digits.
   uuid_share: float = 0.2
-  # Most needles with other keys in a chunk; their number is drawn uniformly.
+  # Maximum number of needles with other keys in a chunk; drawn uniformly.
   max_distractors: int = 4
-  # Most keys that an extraction or a reading asks for together; their number is
-  # drawn uniformly. Many records in succession teach more than one.
+  # Maximum number of keys that an extraction or a reading asks for at once; drawn
+  # uniformly. Many records in a row teach more than a single one.
   max_keys: int = 1
-  # Text of a memory that knows nothing: the template's empty memory.
+  # Text of a memory that holds nothing: the template's empty memory.
   nothing: str = 'none'
 
   def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ def _note(key: str, value: str) -> str:
 
 
 def _boxed(value: str) -> str:
-  # The space makes a value's first token that of the memory.
+  # The space gives a value the same first token as in the memory.
   return f' \\boxed{{ {value}}}'
 
 
@@ -125,7 +125,7 @@ def _distractors(
   make: Callable[[random.Random], str],
   rng: random.Random,
 ) -> list[tuple[str, str]]:
-  """Records of other keys; some share the adjective or the noun of one."""
+  """Records of other keys; some share an adjective or noun with `keys`."""
   records: list[tuple[str, str]] = []
   count = rng.randint(0, config.max_distractors)
   while len(records) < count:
@@ -152,5 +152,5 @@ def _chunk(
   room -= sum(len(text) + 1 for _, text, _ in needles)
   text, _ = rng.choice(fillers).cut(max(room, 0), rng)
   chunk = haystack.hide(text, needles)[0]
-  # Only a document's first chunk does not begin behind a space.
+  # Only a document's first chunk does not begin with a space.
   return chunk if rng.random() < _FIRST_CHUNK_SHARE else ' ' + chunk

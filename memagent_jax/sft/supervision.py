@@ -1,6 +1,6 @@
 """Supervised sequences of a curriculum as experience.
 
-stages -> demonstrations.Curriculum -> rows of the step -> Experience
+stages -> demonstrations.Curriculum -> sequences of the step -> Experience
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,15 +35,15 @@ class Demonstrations:
     """Makes a source.
 
     Args:
-      model: learns from it.
+      model: model that learns.
       stages: the curriculum.
       template: wording of the turns; the default is that of `Reader`.
-      essays: files or folders of filler text; RULER's sentences come with them.
+      essays: files or folders of filler text, in addition to RULER's sentences.
       micro_tokens: slots of one micro-batch.
-      seed: of the demonstrations.
+      seed: seed of the demonstrations.
 
     Raises:
-      ValueError: sequences beyond the model's window.
+      ValueError: sequences longer than the model's window.
     """
     self._model, self._micro_tokens = model, micro_tokens
     self._curriculum = Curriculum(
@@ -84,11 +84,11 @@ class Demonstrations:
     )
 
   def state(self) -> dict[str, Any]:
-    """SHA-256 by file: the sequences follow from the step and the files."""
+    """SHA-256 by file: step and files alone determine the sequences."""
     return dict(self._curriculum.file_hashes)
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Checks that the files are those of `state`.
+    """Checks that the files are the same as in `state`.
 
     Raises:
       ValueError: a file has changed.

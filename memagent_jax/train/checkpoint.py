@@ -3,8 +3,8 @@
     train loop -> Checkpoints.save ... (killed) ... Checkpoints.restore -> loop
 
 A step is a directory that Orbax writes: `state/` holds the arrays, `run/` a
-JSON of counters, config and environment. Orbax restores a flipped bit without a
-word, so a step also carries SHA256SUMS, written when all else is in place
+JSON of counters, config and environment. Orbax restores a flipped bit silently,
+so a step also has SHA256SUMS, written once everything else is in place
 (`sha256sum -c SHA256SUMS` checks it by hand). A step without it was never
 finished. Directories are local or gs://.
 """
@@ -29,7 +29,7 @@ from memagent_jax.train.train_state import TrainState
 
 _STATE, _RUN = 'state', 'run'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
-# What process 0 tells the others instead of a step.
+# What process 0 broadcasts instead of a step.
 _NOTHING, _ALL_DAMAGED = -1, -2
 
 
@@ -51,11 +51,11 @@ class Checkpoints:
   """
 
   def __init__(self, directory: str | os.PathLike, *, max_to_keep: int = 3):
-    """Opens a directory, which is made if need be.
+    """Opens a directory, creating it if necessary.
 
     Args:
       directory: local or gs://.
-      max_to_keep: steps to keep; older ones go once a newer one is written.
+      max_to_keep: steps to keep; each newer one replaces the oldest.
 
     Raises:
       ValueError: fewer than two steps to keep.
@@ -63,7 +63,7 @@ class Checkpoints:
     if max_to_keep < 2:
       raise ValueError(
         f'max_to_keep is {max_to_keep}; expected at least 2, so that a damaged '
-        'checkpoint leaves one to go on from.'
+        'checkpoint leaves one to resume from.'
       )
     self._directory = _absolute(directory)
     self._manager = ocp.CheckpointManager(
@@ -71,7 +71,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
         cleanup_tmp_directories=True,
-        # Metadata that cannot be read must not keep the older steps from us.
+        # Unreadable metadata must not make older steps unreachable.
         lightweight_initialize=True,
       ),
       item_handlers={
@@ -80,7 +80,7 @@ class Checkpoints:
       },
     )
     # Orbax's own hook runs before the step has its final files and name; a
-    # thread that waits for the manager needs nothing but its public interface.
+    # thread that waits for the manager needs only its public interface.
     self._sealer = concurrent.futures.ThreadPoolExecutor(1, 'seal')
     self._saving: tuple[int, concurrent.futures.Future] | None = None
 
@@ -97,20 +97,20 @@ class Checkpoints:
     extras: Mapping[str, Any],
     config_text: str,
   ) -> None:
-    """Starts to save; waits only for the save before.
+    """Starts a save; waits only for the previous one.
 
     `state` may be donated as soon as this returns.
 
     Args:
-      step: above every step that was saved before.
+      step: number of the step, above every step saved before.
       state: arrays, sharded or not.
       extras: counters and iterator state; dicts, lists, text, numbers and None.
-      config_text: of the run.
+      config_text: config of the run.
 
     Raises:
       ValueError: a step at or below the latest, or extras that JSON would
         change (keys that are not text, tuples, nan).
-      OSError: the save before this one failed.
+      OSError: the previous save failed.
     """
     self.wait()
     run = {
@@ -138,7 +138,7 @@ class Checkpoints:
     """Returns when the last save is complete, manifest included.
 
     Raises:
-      OSError: it failed; the step and the reason are named.
+      OSError: the save failed; the message has the step and the reason.
     """
     if self._saving is None:
       return
@@ -160,7 +160,7 @@ class Checkpoints:
       ) from error
 
   def close(self) -> None:
-    """Waits for the last save, then lets go of the directory.
+    """Waits for the last save, then releases the directory.
 
     Raises:
       OSError: the last save failed.
@@ -174,10 +174,10 @@ class Checkpoints:
   def restore(self, state_like: TrainState) -> Restored | None:
     """The newest good checkpoint; None if there is none at all.
 
-    Damaged steps on the way there are renamed to `damaged.STEP`, those whose save
-    was interrupted to `unfinished.STEP`, with a warning. Another environment than
-    the checkpoint's is a warning, too: only on the same does a run go on bit for
-    bit.
+    Newer steps are renamed, with a warning: damaged ones to `damaged.STEP`,
+    those whose save was interrupted to `unfinished.STEP`. An environment that
+    differs from the checkpoint's also gives a warning: only in the same one
+    does a run continue bit for bit.
 
     Args:
       state_like: arrays, or ShapeDtypeStructs with shardings. The result has
@@ -185,8 +185,9 @@ class Checkpoints:
 
     Raises:
       ValueError: all checkpoints are damaged, or `state_like` has another tree
-        or shape (the first difference is named) or a leaf without sharding.
-      OSError: a save before failed, or files cannot be read.
+        or shape (the message has the first difference) or a leaf without
+        sharding.
+      OSError: the previous save failed, or files cannot be read.
     """
     self.wait()
     target = jax.tree_util.tree_map_with_path(_abstract, state_like)
@@ -209,7 +210,7 @@ class Checkpoints:
     if changes:
       logging.warning(
         'checkpoint %d was saved under other conditions, so the run does not '
-        'go on bit for bit: %s',
+        'resume bit for bit: %s',
         step,
         '; '.join(changes),
       )
@@ -237,7 +238,7 @@ class Checkpoints:
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:
   path = epath.Path(directory)
-  # `absolute` would take gs:// for a local name.
+  # `absolute` would treat gs:// as part of a local path.
   return path if path.is_absolute() else path.absolute()
 
 
@@ -248,7 +249,7 @@ def _newest_good(directory: epath.Path, steps: list[int]) -> int:
     fault = manifest.first_difference(path)
     if fault is None:
       return step
-    # Without a manifest its save was interrupted: what it would have held is lost.
+    # Without a manifest, its save was interrupted, and its content is lost.
     state = 'damaged' if (path / manifest.NAME).exists() else 'unfinished'
     moved = _free_name(directory, f'{state}.{step}')
     path.rename(moved)
@@ -262,7 +263,7 @@ def _newest_good(directory: epath.Path, steps: list[int]) -> int:
 
 
 def _free_name(directory: epath.Path, name: str) -> epath.Path:
-  """`name`, or `name.2` and on where the same step was renamed before."""
+  """`name`, or `name.2`, `name.3` ... if the same step was renamed before."""
   path, count = directory / name, 1
   while path.exists():
     count += 1
@@ -274,7 +275,7 @@ def _free_name(directory: epath.Path, name: str) -> epath.Path:
 
 
 def _exact_json(extras: Mapping[str, Any]) -> dict[str, Any]:
-  """A copy, so that the caller's counters may run on while it is written."""
+  """A copy, so that the caller's counters may change while it is written."""
   try:
     copy = json.loads(json.dumps(extras))
   except TypeError as e:
@@ -304,7 +305,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _check_tree(where: str, saved: Any, target: Any) -> None:
-  """Orbax keeps names and shapes, not types, so those are compared."""
+  """Compares names and shapes, which Orbax keeps; it does not keep types."""
   saved_shapes, target_shapes = _shapes(saved), _shapes(target)
   for name in target_shapes | saved_shapes:
     got = target_shapes.get(name, 'absent')
@@ -322,7 +323,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _environment() -> dict[str, Any]:
-  """What must be equal for a run to go on bit for bit, besides its config."""
+  """The conditions, besides its config, for a run to continue bit for bit."""
   device = jax.devices()[0]
   environment: dict[str, Any] = {
     package: metadata.version(package) for package in _PACKAGES
@@ -334,13 +335,13 @@ def _environment() -> dict[str, Any]:
     'devices': jax.device_count(),
   }
   if device.platform == 'cpu':
-    # XLA splits reductions by threads.
+    # XLA splits reductions over threads.
     environment['cpu cores'] = _cpu_cores()
   return environment
 
 
 def _cpu_cores() -> int | None:
-  """Cores this process may use, where the system tells; else all."""
+  """The cores this process may use, if the system reports them, or all."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()

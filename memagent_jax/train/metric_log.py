@@ -1,6 +1,6 @@
 """Metrics of a run: TensorBoard event files, JSONL, and lines on the terminal.
 
-Of several processes only the first writes anything.
+If there are several processes, only the first writes anything.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ _WIDTH = 79
 
 
 class PacedLines:
-  """Shows a line every few seconds, and the last one; leaves out the rest."""
+  """Shows a line every few seconds, and the last one; omits the others."""
 
   def __init__(
     self,
@@ -26,12 +26,12 @@ class PacedLines:
     every_seconds: float = 5.0,
     clock: Callable[[], float] = time.monotonic,
   ):
-    """Begins with nothing shown.
+    """Starts with nothing shown.
 
     Args:
-      show: prints a line.
-      every_seconds: least time between two lines.
-      clock: gives the time in seconds.
+      show: function that prints a line.
+      every_seconds: minimum time between two lines.
+      clock: function that returns the time in seconds.
     """
     self._show, self._every_seconds, self._clock = show, every_seconds, clock
     self._shown_at = float('-inf')
@@ -56,7 +56,7 @@ class PacedLines:
 class MetricLog:
   """Appends the metrics of every step; a resumed run drops steps it repeats.
 
-  Files in the directory: `metrics.jsonl`, one object a step, and TensorBoard
+  Files in the directory: `metrics.jsonl`, one object per step, and TensorBoard
   event files.
   """
 
@@ -68,15 +68,16 @@ class MetricLog:
     shown: tuple[str, ...] = (),
     shown_every_seconds: float = 5.0,
   ):
-    """Opens the log to go on at `first_step`.
+    """Opens the log to continue at `first_step`.
 
     Args:
-      directory: made if need be.
-      first_step: rows of it and later, left by a run that was killed, go.
-      shown: metrics that the terminal shows, in this order, where present; none:
-        nothing is printed.
-      shown_every_seconds: least time between two steps on the terminal; the last
-        step is always there.
+      directory: directory of the files, created if necessary.
+      first_step: first step to write; rows of it and later, left by a killed
+        run, are dropped.
+      shown: metrics to show on the terminal, in this order, where present; if
+        empty, nothing is printed.
+      shown_every_seconds: minimum time between two steps on the terminal; the
+        last step is always shown.
     """
     import tensorboardX
 
@@ -107,7 +108,7 @@ class MetricLog:
       self._events.close()
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Appends the metrics of one step; numbers that are not finite as null."""
+    """Appends the metrics of one step; non-finite numbers become null."""
     if not self._main:
       return
     row = {
@@ -124,7 +125,7 @@ class MetricLog:
 
 
 def _wrapped(head: str, parts: list[str]) -> str:
-  """The parts on as few lines as fit the terminal, those after the first indented."""
+  """The parts on lines that fit the terminal, indented after the first."""
   lines = [head]
   for part in parts:
     if len(lines[-1]) + 2 + len(part) > _WIDTH:

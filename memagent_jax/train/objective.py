@@ -7,5 +7,5 @@ from memagent_jax.structs import WeightedMean
 
 LossAndMetrics = tuple[WeightedMean, dict[str, WeightedMean]]
 # (params, rows of a micro-batch) -> loss and metrics, as sums with weights. Frozen
-# and hashable, so that it is a static argument of `update`.
+# and hashable, so that it can be a static argument of `update`.
 Objective = Callable[[dict, Any], LossAndMetrics]

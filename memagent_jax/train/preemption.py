@@ -1,10 +1,10 @@
-"""One latched answer to "shall this run stop?", in one process or in many.
+"""One latched answer to "shall this run stop?", in one process or many.
 
     SIGTERM -> Preemption.reached(step) -> the train loop saves and returns
 
-In one process a Python handler sets the latch. With several, JAX's coordination
-service takes SIGTERM over and tells all of them the same step; that answer is True
-for one step only, so it is latched here.
+With one process, a Python handler sets the latch. With several, JAX's
+coordination service handles SIGTERM and gives all of them the same step to stop
+at; its answer is True for that step only, so it is latched here.
 """
 
 import signal
@@ -15,11 +15,11 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-  """A context manager; outside of it SIGTERM does what it did before."""
+  """A context manager; outside it, SIGTERM has its previous handler."""
 
   def __init__(self) -> None:
     self._latched = False
-    self._before: Any = None  # the handler of SIGTERM
+    self._before: Any = None  # the previous handler of SIGTERM
 
   def __enter__(self) -> 'Preemption':
     if jax.process_count() == 1:

@@ -19,20 +19,20 @@ from memagent_jax import sharding
 from memagent_jax import tokens as tokens_lib
 from memagent_jax.structs import Array
 
-# Token ids of one text on the host.
+# Token ids of one text, on the host.
 Ids = Sequence[int] | np.ndarray
 
 
 class Sequences(struct.PyTreeNode):
-  """N turns of S slots each; one of response length 0 is a dummy."""
+  """N turns of S slots each; a turn of response length 0 is a dummy."""
 
   ids_NxS: Array  # int32
   prompt_length_N: Array  # int32
-  response_length_N: Array  # int32, the ending control id included
+  response_length_N: Array  # int32, including the ending control id
 
 
 class PolicySequences(struct.PyTreeNode):
-  """Sequences with all that a policy loss wants to know of them."""
+  """Sequences with everything that a policy loss needs."""
 
   turns: Sequences
   sampler_logprob_NxR: Array  # float32, as recorded while sampling
@@ -65,23 +65,24 @@ def micro_batches(
 ) -> tuple[MicroBatches, ...]:
   """Sequences sorted into widths and cut into micro-batches, on the host.
 
-  Those without a response, and those of weight 0, change nothing and are left out.
-  Shapes depend on the other arguments alone.
+  Sequences without a response or of weight 0 change nothing and are left out.
+  Shapes depend only on the other arguments.
 
   Args:
-    sequences: N of them, NumPy arrays.
-    widths: slots of a sequence, rising; the last is that of the given ones.
-    micro_tokens: a micro-batch of width w has micro_tokens // w sequences, but
-      1 at least and `capacity` at most; on a mesh, a multiple of its row shards.
-    capacity: most sequences that can ever come.
+    sequences: N sequences of NumPy arrays.
+    widths: widths in slots, rising; the last is that of the given sequences.
+    micro_tokens: budget in slots: a micro-batch of width w has
+      micro_tokens // w sequences, but at least 1 and at most `capacity`; on a
+      mesh, rounded up to a multiple of its row shards.
+    capacity: maximum number of sequences that can ever be given.
 
   Returns:
-    one MicroBatches per width, on the mesh that is set; their dummies have no
+    one MicroBatches per width, on the current mesh; their dummies have no
     prompt and no response.
 
   Raises:
     ValueError: more sequences than `capacity`, or widths that do not rise to
-      their own.
+      the width of the sequences.
   """
   turns = (
     sequences.turns if isinstance(sequences, PolicySequences) else sequences

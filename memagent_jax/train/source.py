@@ -1,8 +1,8 @@
-"""What a model learns from at a step, whatever it comes from.
+"""What a model learns from in a step, whatever its origin.
 
     `supervision.Demonstrations`, `rollouts.Rollouts` -> Experience -> trainer.py
 
-A source is made for a model and asked once a step; its state is a few numbers.
+A source is made for a model and asked once per step; its state is small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class Experience:
   metrics: Mapping[str, float]
   # Wall seconds by phase.
   seconds: Mapping[str, float]
-  # Prompt and response tokens of the sequences that are computed; equal turns are one.
+  # Prompt and response tokens of the trained sequences, equal turns merged.
   trained_tokens: int
   warnings: Sequence[str] = ()
 
@@ -33,16 +33,16 @@ class Experience:
 class Source(Protocol):
   """Where experience comes from."""
 
-  num_steps: int | None  # None: endless
+  num_steps: int | None  # None: no end
 
   def next(self, step: int, params: dict) -> Experience:
     """The experience of a step, made with these params if it needs any."""
 
   def state(self) -> dict[str, Any]:
-    """What `restore` needs to go on here; JSON-able."""
+    """What `restore` needs to resume here; JSON-able."""
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Goes on where `state` was taken."""
+    """Resumes where `state` was taken."""
 
 
 def trained_tokens(

@@ -1,4 +1,4 @@
-"""Parameters and optimizer as one donated state, and how they are made."""
+"""Parameters and optimizer as one donated state, and how it is made."""
 
 import dataclasses
 from typing import Any
@@ -26,7 +26,7 @@ class OptimizerConfig:
   # `constant`, or `cosine` down to 0 over `decay_steps`.
   schedule: str = 'constant'
   decay_steps: int = 0
-  # Further cosines down to 0: (steps, share of learning_rate it begins at).
+  # Further cosines down to 0: (steps, initial share of learning_rate).
   # Source: SGDR, arXiv 1608.03983.
   restarts: tuple[tuple[int, float], ...] = ()
   beta1: float = 0.9
@@ -55,23 +55,23 @@ class OptimizerConfig:
 
 
 class TrainState(struct.PyTreeNode):
-  """What a training step takes, donates and gives back."""
+  """What a training step takes, donates and returns."""
 
   step: Array  # int32, updates that changed the params
-  params: Params  # float32; those that learn
+  params: Params  # float32; the params that learn
   opt_state: optax.OptState
   skipped: Array  # int32, updates that were not finite and were skipped
-  # Params beside those, where only adapters learn; of any dtype.
+  # The other params, where only adapters learn; of any dtype.
   frozen: Params = struct.field(default_factory=dict)
 
   @property
   def all_params(self) -> dict:
-    """The model's."""
+    """All params of the model."""
     return lora.join(self.params, self.frozen)
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-  """Learning rate by update."""
+  """The learning rate by update."""
   if config.schedule == 'cosine':
     begin, begins = config.decay_steps, []
     schedules = [
@@ -99,7 +99,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-  """Clipping, then AdamW."""
+  """The optimizer: clipping, then AdamW."""
   adamw = optax.adamw(
     learning_rate(config),
     b1=config.beta1,
@@ -118,9 +118,9 @@ def init_state(
   """The state before the first update, with float32 parameters.
 
   Args:
-    config: of the optimizer.
-    params: to start from; with adapters, these alone learn.
-    shardings: as `state_shardings` makes them; None: where the params are.
+    config: settings of the optimizer.
+    params: initial params; if they have adapters, only the adapters learn.
+    shardings: shardings from `state_shardings`; None: those of the params.
   """
 
   def init(params: Params) -> TrainState:
@@ -140,15 +140,15 @@ def init_state(
 def state_shardings(
   config: OptimizerConfig, abstract_params: Params, mesh: Mesh
 ) -> TrainState:
-  """A sharding for every leaf of the state: moments are laid out as params are.
+  """A sharding for every leaf of the state; moments are laid out like params.
 
   Args:
-    config: of the optimizer.
-    abstract_params: of `transformer.abstract_params`.
+    config: settings of the optimizer.
+    abstract_params: boxes from `transformer.abstract_params`.
     mesh: a Mesh or AbstractMesh.
 
   Raises:
-    ValueError: as `sharding.param_shardings`.
+    ValueError: as in `sharding.param_shardings`.
   """
   tx = optimizer(config)
   abstract_params, frozen = lora.split(abstract_params)
@@ -178,9 +178,9 @@ def apply_gradients(
 ) -> tuple[TrainState, jax.Array]:
   """The state after one update, and the gradients' global norm.
 
-  A norm that is not finite leaves parameters and optimizer as they were; it is
-  counted in `skipped`. So does `anything` False, uncounted: no row had a weight,
-  and momentum alone must not move the parameters.
+  If the norm is not finite, parameters and optimizer stay as they were and
+  `skipped` counts it. If `anything` is False they stay too, uncounted: no row
+  had a weight, and momentum alone must not move the parameters.
   """
   norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(norm)

@@ -1,9 +1,9 @@
 """Training, read from top to bottom: evaluate -> experience -> update -> log ->
 checkpoint.
 
-Reinforcement and supervised warm-up are one loop over two sources (`experience`).
-Everything it needs is an argument; gin binds the arguments in `commands/train.py` and
-is not known here.
+Reinforcement learning and supervised warm-up are one loop over two sources
+(`source`). Everything it needs is an argument; gin binds the arguments in
+`commands/train.py` and is unknown here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,9 @@ from memagent_jax.train.preemption import Preemption
 from memagent_jax.train.source import Experience, Source
 from memagent_jax.train.train_state import OptimizerConfig, TrainState
 
-# Updates that may be skipped for not being finite before a run stops.
+# Maximum number of non-finite, skipped updates; one more stops the run.
 _MAX_SKIPPED = 20
-# Steps in a row without any difference between rewards before a warning.
+# Consecutive steps without any difference between rewards before a warning.
 _DULL_STEPS = 20
 _SHOWN = (
   'reward/mean',
@@ -48,7 +48,7 @@ _SHOWN = (
   'tokens_per_second',
 )
 
-# (params, step) -> metrics; what it writes beside them is its own business.
+# (params, step) -> metrics; it may write files of its own.
 Evaluator = Callable[[dict, int], Mapping[str, float]]
 
 
@@ -73,42 +73,42 @@ def train(
   operative_config: Callable[[], str] = str,
   on_step: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> dict[str, float]:
-  """Trains a model on what its source gives; resumes where it stopped.
+  """Trains a model on experience from a source; resumes where it stopped.
 
   Args:
-    workdir: gets `config.gin`, `checkpoints/`, `metrics.jsonl`, TensorBoard
-      events, what the evaluators write, and at the end `model/`, a Hugging Face
-      directory.
-    model: to start from; its params are donated.
-    source: makes the source of experience for the model.
-    optimizer: of all steps.
-    evaluators: each makes, for the model and the workdir, what measures params
-      before the first step, then every so many steps, and after the last.
-    num_steps: steps of the run; None: as many as the source has.
-    compute_dtype: of activations and cache, float32 or bfloat16; params, losses
-      and optimizer stay float32.
-    remat: compute layers again for the gradient, see `ModelConfig`.
-    lora: train adapters beside the model's params, which stay as they are loaded;
-      they are merged into `model/` at the end. None: train all params.
+    workdir: directory for `config.gin`, `checkpoints/`, `metrics.jsonl`,
+      TensorBoard events, what the evaluators write, and at the end `model/`, a
+      Hugging Face directory.
+    model: initial model; its params are donated.
+    source: function that makes the source of experience for the model.
+    optimizer: optimizer settings for all steps.
+    evaluators: functions that make, for model and workdir, an evaluator to call
+      before the first step, every `evaluate_every_steps` and after the last.
+    num_steps: number of steps; None: as many as the source has.
+    compute_dtype: dtype of activations and cache, float32 or bfloat16; params,
+      losses and optimizer stay float32.
+    remat: whether to recompute layers for the gradient, see `ModelConfig`.
+    lora: adapters to train while the model's params stay as loaded; they are
+      merged into `model/` at the end. None: train all params.
     mesh: devices that share the work; None: the default device alone.
-    evaluate_every_steps: between measurements.
-    checkpoint_every_steps: between checkpoints; the last step is kept too.
-    stop_at_step: end before this step and let a later call go on.
-    stop_when: end early once every named metric of a measurement is at least
-      this.
-    config_text: kept in the checkpoints; another one is refused on resuming.
-    operative_config: gives all settings in use, those by default too, once the
-      first step is done: kept beside it, and in `operative_config.gin`.
+    evaluate_every_steps: steps between measurements.
+    checkpoint_every_steps: steps between checkpoints; the last is kept too.
+    stop_at_step: step before which to end, for a later call to resume there.
+    stop_when: lower bounds of metrics; the run ends early once a measurement
+      reaches them all.
+    config_text: config of the run; resuming with another one is refused.
+    operative_config: returns all settings in use, including defaults; kept in
+      checkpoints and, once the first step is done, in `operative_config.gin`.
     on_step: called with the number and the metrics of every step, instead of a
       line on the terminal.
 
   Returns:
-    the last measurement. SIGTERM ends a run after the step it comes in, with a
+    the last measurement. SIGTERM ends a run after the current step, with a
     checkpoint.
 
   Raises:
     ValueError: a workdir of another run, no number of steps, intervals below 1,
-      or too many updates that were not finite.
+      or too many non-finite updates.
   """
   if evaluate_every_steps < 1 or checkpoint_every_steps < 1:
     raise ValueError(
@@ -151,7 +151,7 @@ def train(
         'dull_steps': dull_steps,
         'operative_config': operative_config(),
       }
-      # What is frozen is in the model that the run starts from.
+      # Frozen params are in the model that the run starts from.
       learned = state.replace(frozen={})
       checkpoints.save(step, learned, extras, config_text)
       saved_step = step
@@ -165,8 +165,8 @@ def train(
       shown=_SHOWN if on_step is None else (),
     ) as log,
   ):
-    # The row of a step is about the params that its updates start from; a last
-    # row only measures.
+    # The row of a step describes the params that its updates start from; the
+    # last row has measurements only.
     for step in range(first_step, num_steps + 1):
       if step == stop_at_step:
         return measure.latest
@@ -251,7 +251,7 @@ def train(
 
 
 class _Layout:
-  """Where params and state are, and the programs that depend on it."""
+  """The layout of params and state, and the programs that depend on it."""
 
   def __init__(
     self, model: Model, optimizer: OptimizerConfig, mesh: MeshConfig | None
@@ -266,14 +266,14 @@ class _Layout:
     self.for_rollouts = sharding.make_reshard(reading, model.config.dtype)
 
   def place(self, params: dict) -> dict:
-    """Params as training has them."""
+    """Params in the layout of training."""
     if self.state is None:
       return params
     return jax.device_put(params, self.state.all_params)
 
 
 class _Measure:
-  """All evaluators as one, which remembers what it measured."""
+  """All evaluators as one, which remembers its latest measurement."""
 
   def __init__(self, evaluators: Sequence[Evaluator]):
     self._evaluators = evaluators
@@ -296,7 +296,7 @@ def _apply(
   state: TrainState,
   experience: Experience,
 ) -> tuple[TrainState, dict[str, float]]:
-  """One optimizer step a mini-batch; metrics are means over all of them."""
+  """Takes an optimizer step per mini-batch; metrics are means over them all."""
   measured: list[dict[str, WeightedMean]] = []
   for batches in experience.mini_batches:
     state, metrics = update(experience.objective, optimizer, state, batches)
@@ -304,7 +304,7 @@ def _apply(
   total = jax.tree.map(lambda *x: sum(x), *measured)
   means = {name: float(mean.mean()) for name, mean in total.items()}
   if 'sampler_gap' in means:
-    # Before the first update sampler and trainer have the same params.
+    # Before the first update, sampler and trainer have the same params.
     means['sampler_gap'] = float(measured[0]['sampler_gap'].mean())
   return state, means
 
@@ -318,7 +318,7 @@ def _stop_if_broken(skipped: int, step: int) -> None:
 
 
 def _warn_once(warned: set[str], step: int, warning: str) -> None:
-  # Numbers differ from step to step; what is wrong does not.
+  # Numbers differ from step to step; the problem does not.
   kind = ''.join(c for c in warning if not c.isdigit())
   if kind not in warned:
     warned.add(kind)

@@ -23,11 +23,11 @@ from memagent_jax.train.train_state import OptimizerConfig, TrainState
 
 
 def make_update(shardings: TrainState | None = None) -> Callable:
-  """`_update` under jit: (objective, optimizer, state, batches) -> see there.
+  """`_update` under jit, with the same arguments and results.
 
   Args:
-    shardings: of the state, as `train_state.state_shardings` makes them; None:
-      where it is.
+    shardings: shardings of the state, from `train_state.state_shardings`; None:
+      those that it has.
   """
   return jax.jit(
     _update,
@@ -46,7 +46,7 @@ def _update(
   """One step on the mean loss of all sequences.
 
   Args:
-    objective: hashable, such as those of `objectives`; static.
+    objective: a hashable value, such as `Policy` or `Imitation`; static.
     optimizer: static.
     state: donated.
     batches: sequences by width, from `sequences.micro_batches`.
@@ -79,11 +79,11 @@ def gradient_sums(
   batches: tuple[MicroBatches, ...],
   frozen: Params | None = None,
 ) -> tuple[dict, WeightedMean, dict[str, WeightedMean]]:
-  """Gradient of the loss' sum, loss and metrics, added over micro-batches.
+  """Gradient of the summed loss, loss and metrics, added over micro-batches.
 
   Args:
     objective: as in `_update`.
-    params: what the gradient is of.
+    params: params to differentiate with respect to.
     batches: as in `_update`.
     frozen: the model's other params, if there are any.
   """

@@ -103,7 +103,7 @@ def _distractors(
   pool, gold = questions.pool, set(question.gold)
   if len(pool) == len(gold):
     raise ValueError(
-      f'{questions.name}: no paragraph beside the gold of {question.id}.'
+      f'{questions.name}: no paragraph besides the gold ones of {question.id}.'
     )
   for i in question.near:
     yield pool[i]

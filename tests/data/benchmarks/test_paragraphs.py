@@ -95,5 +95,7 @@ def test_every_question_comes_once_before_any_comes_again():
 def test_what_cannot_be_made_is_named():
   with pytest.raises(ValueError, match='1 paragraphs do not hold the 2 gold'):
     make(question_set(5, 60), 0, 1)
-  with pytest.raises(ValueError, match='no paragraph beside the gold of q0'):
+  with pytest.raises(
+    ValueError, match='no paragraph besides the gold ones of q0'
+  ):
     make(question_set(1, 2), 0, 50)
