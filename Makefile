@@ -5,11 +5,11 @@ PY := $(VENV)/bin/python
 MEMAGENT := $(VENV)/bin/memagent
 INSTALLED := $(VENV)/.installed
 OUT := demo_output
-# The TPU compiler: not beside jax, which would look for a TPU at every start.
+# The TPU compiler, apart from jax, which would otherwise look for a TPU at every start.
 TPU_AOT := $(VENV)/tpu_aot
 DOCS := $(VENV)/.docs
 TWO_DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count=2
-# Tests compile more than they compute.
+# Tests spend more time compiling than computing.
 QUICK_COMPILES := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .PHONY: demo test test-slow mutants lint docs
@@ -40,7 +40,7 @@ test-slow: $(INSTALLED) $(TPU_AOT)
 	PYTHONPATH=$(TPU_AOT) TPU_SKIP_MDS_QUERY=1 $(PY) -m pytest -m slow --numprocesses=2 --dist=worksteal --durations=10
 
 # Small bugs, put into a copy of the code one at a time: the tests must notice each.
-# ONLY=TEXT takes those with the text in their words or file.
+# ONLY=TEXT selects the bugs with TEXT in their description or file.
 mutants: $(INSTALLED) $(TPU_AOT)
 	@echo '== small bugs, one at a time'
 	$(QUICK_COMPILES) PYTHONPATH=$(TPU_AOT) TPU_SKIP_MDS_QUERY=1 $(PY) -m tests.mutants.run --only='$(ONLY)'

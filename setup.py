@@ -1,4 +1,4 @@
-"""Installs memagent_jax: to read; to train as well; to develop it.
+"""Installs memagent_jax: to read; with extras, to train or to develop it.
 
 Extras pick the accelerator too; the CPU needs none.
 """

@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.ask`, started in a checkout."""
+"""Starts `memagent_jax.commands.ask` in a checkout."""
 
 from memagent_jax.commands import cli
 

@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.benchmark`, started in a checkout."""
+"""Starts `memagent_jax.commands.benchmark` in a checkout."""
 
 from memagent_jax.commands import cli
 

@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.compare_objectives`, started in a checkout."""
+"""Starts `memagent_jax.commands.compare_objectives` in a checkout."""
 
 from memagent_jax.commands import cli
 

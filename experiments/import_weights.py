@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.import_weights`, started in a checkout."""
+"""Starts `memagent_jax.commands.import_weights` in a checkout."""
 
 from memagent_jax.commands import cli
 

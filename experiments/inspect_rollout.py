@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.inspect_rollout`, started in a checkout."""
+"""Starts `memagent_jax.commands.inspect_rollout` in a checkout."""
 
 from memagent_jax.commands import cli
 

@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.make_data`, started in a checkout."""
+"""Starts `memagent_jax.commands.make_data` in a checkout."""
 
 from memagent_jax.commands import cli
 

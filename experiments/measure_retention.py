@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.measure_retention`, started in a checkout."""
+"""Starts `memagent_jax.commands.measure_retention` in a checkout."""
 
 from memagent_jax.commands import cli
 

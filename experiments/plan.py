@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.plan`, started in a checkout."""
+"""Starts `memagent_jax.commands.plan` in a checkout."""
 
 from memagent_jax.commands import cli
 

@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.report`, started in a checkout."""
+"""Starts `memagent_jax.commands.report` in a checkout."""
 
 from memagent_jax.commands import cli
 

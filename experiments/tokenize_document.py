@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.tokenize_document`, started in a checkout."""
+"""Starts `memagent_jax.commands.tokenize_document` in a checkout."""
 
 from memagent_jax.commands import cli
 

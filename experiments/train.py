@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.train`, started in a checkout."""
+"""Starts `memagent_jax.commands.train` in a checkout."""
 
 from memagent_jax.commands import cli
 

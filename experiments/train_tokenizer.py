@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.train_tokenizer`, started in a checkout."""
+"""Starts `memagent_jax.commands.train_tokenizer` in a checkout."""
 
 from memagent_jax.commands import cli
 

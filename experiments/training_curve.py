@@ -1,4 +1,4 @@
-"""`memagent_jax.commands.training_curve`, started in a checkout."""
+"""Starts `memagent_jax.commands.training_curve` in a checkout."""
 
 from memagent_jax.commands import cli
 

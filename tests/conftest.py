@@ -10,7 +10,7 @@ import pytest
 
 from memagent_jax.models.weights import pretrained
 
-# The machine decides how long an example takes; tests that must be quick say so.
+# Example time depends on the machine; tests that must be quick say so themselves.
 hypothesis.settings.register_profile('tests', deadline=None)
 hypothesis.settings.load_profile('tests')
 
@@ -19,14 +19,14 @@ _SLOW_TIMEOUT_SECONDS = 1200
 
 
 def pytest_collection_modifyitems(items):
-  """Gives every slow test its own timeout; that of the others is in pyproject."""
+  """Gives every slow test its own timeout; pyproject has that of the others."""
   for item in items:
     if item.get_closest_marker('slow'):
       item.add_marker(pytest.mark.timeout(_SLOW_TIMEOUT_SECONDS))
 
 
 # A chat format with everything ours must handle: control tokens, a system
-# message, and a thinking switch as Qwen3 has it.
+# message, and a thinking switch like Qwen3's.
 CHAT_TEMPLATE = (
   "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content"
   " + '<|im_end|>\\n' }}{% endfor %}"
@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(scope='session')
 def smollm2_dir():
-  """Directory of the default model; skips where it cannot be obtained."""
+  """Directory of the default model; skips if it cannot be obtained."""
   try:
     return pretrained.default_model_dir()
   except ValueError as e:
@@ -49,8 +49,8 @@ def smollm2_dir():
 def tiny_tokenizer():
   """A byte-level tokenizer of 269 ids: 256 bytes, 6 merges, 7 added tokens.
 
-  Added: 262 <|endoftext|> (pad), 263 <|im_start|>, 264 <|im_end|> (eos), and
-  not special: 265 <think>, 266 </think>, 267 <tool_call>, 268 </tool_call>.
+  Added: 262 <|endoftext|> (pad), 263 <|im_start|>, 264 <|im_end|> (eos); not
+  special: 265 <think>, 266 </think>, 267 <tool_call>, 268 </tool_call>.
   """
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers
@@ -103,7 +103,7 @@ def tiny_model_dir(tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_on_eight_devices():
-  """Runs Python code in a process of its own that has eight CPU devices."""
+  """Runs Python code in its own process, which has eight CPU devices."""
 
   def run(code: str) -> None:
     root = Path(__file__).parents[1]

@@ -1,9 +1,9 @@
-"""A tiny run on any mesh and any number of processes, in a process of its own.
+"""A tiny run on any mesh, with any number of processes, in its own process.
 
   python -m tests.mesh_runs OUT DATAxFSDPxTENSOR|none [PROCESSES INDEX PORT]
 
-Writes OUT.npz: what two steps sampled, the gradient of the first, losses, and the
-params at the end. Devices are virtual ones, as XLA_FLAGS says.
+Writes OUT.npz: the samples of two steps, the gradient of the first, losses, and
+the final params. Devices are virtual, as set by XLA_FLAGS.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from memagent_jax.train.metric_log import read_metrics
 from memagent_jax.train.train_state import OptimizerConfig
 from tests import tiny_runs
 
-# Every axis that a mesh may split has a size of eight or more, but kv_heads.
+# Every axis that a mesh may split, except kv_heads, has a size of at least 8.
 CONFIG = ModelConfig(
   'qwen3', 2048, 16, 2, 8, 4, 8, 32, 256, 1e-5, RopeConfig(), qk_norm=True
 )
@@ -38,8 +38,8 @@ DOCUMENTS, ROLLOUTS = 8, 3
 
 
 def source(model: Model, seen: list):
-  # A mesh reads prompts in three blocks, one device all at once. About half of the
-  # memories are less likely than the ones before and not taken.
+  # A mesh reads prompts in three blocks, one device reads all at once. About half
+  # of the memories are less likely than those before them and are not taken.
   mesh = jax.sharding.get_abstract_mesh()
   engine = Lockstep(prefill_prompts=0 if mesh.empty else 8)
   reading = dataclasses.replace(tiny_runs.READING, rule=Guarded(1.0))
@@ -64,7 +64,7 @@ def new_model() -> Model:
 
 
 def first_gradient(mesh: MeshConfig | None) -> dict:
-  """Sums of the first step's rows, on the host."""
+  """Gradient sums over the first step's rows, on the host."""
 
   @sharding.under_mesh
   def gradient(mesh):

@@ -1,4 +1,4 @@
-"""The floors of the house: imports go strictly downwards, and the pages say so."""
+"""The floors of the house: imports go strictly downwards, as the pages state."""
 
 import ast
 from collections import defaultdict
@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'memagent_jax'
-# From below. A wing imports from lower floors alone; `__init__` and `__main__` are
-# the doors.
+# From the bottom up. A wing imports only from lower floors; `__init__` and
+# `__main__` are the doors.
 FLOORS = (
   ('structs', 'sharding', 'rewards', 'io'),
   ('tokens', 'models'),
@@ -40,7 +40,7 @@ PACKAGES = {
 
 
 def imported(path: Path) -> set[str]:
-  """Modules of this package that a file imports, inside of functions too."""
+  """Modules of this package that a file imports, including within functions."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
     if isinstance(node, ast.Import):
@@ -75,13 +75,13 @@ def test_imports_go_strictly_downwards():
 
 
 def folder(module: str) -> str:
-  """The folder of a module; a module at the top is a room of its own."""
+  """The folder of a module; a module at the top is its own folder."""
   parts = module.split('.')[1:]
   return '/'.join(parts[:-1]) or parts[0]
 
 
 def circles(edges: dict[str, set[str]]) -> list[str]:
-  """Nodes that lie on a circle."""
+  """Nodes that lie on a cycle."""
   found = []
   for start in sorted(edges):
     seen, open_nodes = set(), list(edges[start])
@@ -116,7 +116,7 @@ def test_a_circle_is_found():
 
 
 def wings_of_table(text: str, heading: str) -> list[tuple[str, ...]]:
-  """The second column of the table behind a heading, from the floors' rows."""
+  """The second column of the table after a heading, from the floors' rows."""
   rows = re.findall(r'^\| \d+ \|([^|]*)\|', text.split(heading)[1], re.M)
   return [tuple(re.findall(r'`([\w/]+?)/?`', row)) for row in rows]
 
@@ -127,5 +127,5 @@ def wings_of_table(text: str, heading: str) -> list[tuple[str, ...]]:
 )
 def test_the_pages_have_the_same_floors(page, heading):
   text = (ROOT / page).read_text(encoding='utf-8')
-  # The doors are no wings.
+  # The doors are not wings.
   assert wings_of_table(text, heading) == list(FLOORS[:-1])

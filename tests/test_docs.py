@@ -1,4 +1,4 @@
-"""The pages keep their word: commands, gin, examples and links of README and docs/."""
+"""The pages are true: commands, gin, examples and links of README and docs/."""
 
 import ast
 import functools
@@ -25,14 +25,14 @@ PAGES = [
   ROOT / 'experiments' / 'launch' / 'README.md',
 ]
 PLUGINS = sorted((ROOT / 'docs').glob('add-*.md'))
-# What their examples print.
+# The output of their examples, as patterns.
 PRINTED = {
   'add-a-memory-rule': r'((kept|written) .*)+',
   'add-a-reward': r'12 Score\(value=1.0, .*\n260 Score\(value=0.9, .*\n',
   'add-a-task': r"\('birthdays/0/\d+', .*",
   'add-an-engine': r'\(3, 8\) 1 [\d.]+ s\n\n',
 }
-# What a command that starts with these words needs or takes.
+# Why commands that start with these words are not run.
 NOT_RUN = {
   'make demo': 'installs into .venv and trains for minutes',
   'make test': 'is this suite',
@@ -76,7 +76,7 @@ ONE_STEP = (
   '--gin_bindings=rollouts.RolloutConfig.width_shares = (1.0,)',
   '--gin_bindings=rollouts.RolloutConfig.micro_tokens = 1024',
 )
-# What makes a command quick: flags that come after its own.
+# Flags, put after a command's own, that make it quick.
 QUICK = {
   'ask': (
     *(TINY, '--chunk_tokens=128', '--memory_tokens=16', '--answer_tokens=8'),
@@ -111,7 +111,7 @@ def clean_gin():
   gin.clear_config(clear_constants=True)
 
 
-# --- What stands in a page ----------------------------------------------------
+# --- Contents of a page -------------------------------------------------------
 
 
 def text_of(page: Path) -> str:
@@ -129,7 +129,7 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 
 def shell_lines(page: Path) -> list[str]:
-  """The commands of a page's shell blocks, one a line."""
+  """The commands of a page's shell blocks, one per line."""
   return [
     line
     for language in ('bash', 'sh')
@@ -140,7 +140,7 @@ def shell_lines(page: Path) -> list[str]:
 
 
 def words(line: str) -> list[str]:
-  """The words of a command, without comments and variables before it."""
+  """The words of a command, without comments and leading variables."""
   found = shlex.split(line, comments=True)
   while found and re.match(r'[A-Z_]+=', found[0]):
     del found[0]
@@ -148,7 +148,7 @@ def words(line: str) -> list[str]:
 
 
 def started(line: str) -> str:
-  """The command without what stands before it, spaces as single ones."""
+  """The command without leading variables, with single spaces."""
   return ' '.join(words(line))
 
 
@@ -177,7 +177,7 @@ def memagent_commands(page: Path) -> list[list[str]]:
 
 @functools.cache
 def flags_of(command: str) -> flags.FlagValues:
-  """The flags of a command, read from its source, so that none is started."""
+  """The flags of a command, read from its source without starting it."""
   values = flags.FlagValues()
   names = [command]
   source = text_of(COMMANDS / f'{command}.py')
@@ -195,7 +195,7 @@ def flags_of(command: str) -> flags.FlagValues:
         for argument in node.args:
           try:
             given.append(ast.literal_eval(argument))
-          except ValueError:  # a default that is computed
+          except ValueError:  # a computed default
             given.append(None)
         define(*given, flag_values=values)
   return values
@@ -207,7 +207,7 @@ def flags_of(command: str) -> flags.FlagValues:
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_every_command_and_flag_of_a_page_exists(page):
   for name, *given in memagent_commands(page):
-    # `memagent NAME` stands for any.
+    # `memagent NAME` stands for any command.
     if name != 'NAME':
       assert name in cli.COMMANDS, name
       values = flags_of(name)
@@ -217,7 +217,7 @@ def test_every_command_and_flag_of_a_page_exists(page):
 
 def test_commands_are_found_in_blocks_and_in_the_text():
   counts = {page.stem: len(memagent_commands(page)) for page in PAGES}
-  # At least: those of the front page, of every table of results, of long runs.
+  # At least those of the front page, of every table of results, of long runs.
   assert counts['RUNS'] >= 15 and counts['results'] >= 15
   assert counts['training'] >= 10 and len(shell_lines(PAGES[0])) >= 8
 
@@ -269,7 +269,7 @@ def test_gin_files_of_the_pages_exist_and_take_the_bindings(
 
 
 def save_blocks(folder: Path) -> dict[str, str]:
-  """Writes the titled blocks of all pages as the files that they are."""
+  """Writes the titled blocks of all pages to the files that they name."""
   saved = {}
   for page in PAGES:
     for language in ('python', 'gin', 'json'):
@@ -302,7 +302,7 @@ def test_files_that_a_page_names_exist(page):
     r'`((?:gin_configs|memagent_jax|tests|docs)/[^`*\s]*)`', text
   ):
     assert (ROOT / name).exists(), name
-  # Files that a run writes, and those that readers of the pages write.
+  # Files written by a run, and by readers of the pages.
   written = {'config', 'operative_config'} | titles()
   for name in set(re.findall(r'`(\w+)\.gin`', text)) - written:
     assert gin_files.find(name).is_file(), name
@@ -331,7 +331,7 @@ def test_links_between_files_lead_somewhere(page):
 
 
 def anchors(page: Path) -> set[str]:
-  """The headings of a page as GitHub and the site name them."""
+  """A page's headings as GitHub and the site turn them into anchors."""
   headings = re.findall(r'^#+ (.*)$', text_of(page), re.M)
   plain = [re.sub(r'[^\w\s-]', '', heading).strip() for heading in headings]
   return {re.sub(r'\s+', '-', heading).lower() for heading in plain}
@@ -340,7 +340,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize(
   'page',
   [
-    # Sampling at a temperature takes longest to compile.
+    # Sampling with a temperature takes longest to compile.
     pytest.param(page, marks=pytest.mark.slow)
     if page.stem == 'add-an-engine'
     else page
@@ -354,7 +354,7 @@ def test_the_example_of_a_page_works(
   monkeypatch.chdir(tmp_path)
   ((title, code),) = blocks(page, 'python')
   assert len(code.splitlines()) < 40
-  # The model of the tests, for one that takes longer to compile.
+  # The tests' model, in place of one that takes longer to compile.
   path = tmp_path / title
   path.write_text(code.replace("'memagent-tiny'", repr(str(tiny_model_dir))))
   runpy.run_path(str(path), run_name='__main__')
@@ -383,7 +383,7 @@ def test_every_shell_command_is_run_or_says_why_not():
 
 
 def quick(line: str) -> list[str] | None:
-  """A command with the flags that make it quick; None where none is known."""
+  """A command with the flags that make it quick; None if none are known."""
   command, *rest = words(line)
   if command == 'python' and len(rest) == 1:
     return [sys.executable, *rest]
@@ -418,7 +418,7 @@ def quick(line: str) -> list[str] | None:
   ids=lambda page: page.stem,
 )
 def test_the_commands_of_a_page_run_quickly(page, tmp_path):
-  """One after another in one folder, as a reader would."""
+  """One after another in one folder, as a reader would run them."""
   save_blocks(tmp_path)
   (tmp_path / 'own.jsonl').write_text(
     dict(blocks(ROOT / 'docs' / 'data.md', 'json'))['own.jsonl']
@@ -426,7 +426,7 @@ def test_the_commands_of_a_page_run_quickly(page, tmp_path):
   (tmp_path / 'huge.txt').write_text('The King wears the mask. \n' * 200)
   environment = os.environ | {
     'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}',
-    # They compile more than they compute.
+    # They spend more time compiling than computing.
     'XLA_FLAGS': '--xla_backend_optimization_level=0',
   }
   for line in shell_lines(page):

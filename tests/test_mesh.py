@@ -1,4 +1,4 @@
-"""Whole runs split over devices and processes do what one device does."""
+"""Whole runs split over devices and processes match a run on one device."""
 
 import os
 from pathlib import Path
@@ -45,10 +45,10 @@ def alone(tmp_path_factory):
 
 
 def assert_same_run(got, expected):
-  """Tokens are equal; of what is added up in another order, norms of differences.
+  """Equal tokens; sums in another order are compared by the norm of differences.
 
-  Not the params after Adam: it divides by the square root of a mean square, so
-  that what is nearly 0 goes anywhere.
+  Params after Adam are not compared: it divides by the root of a mean square, so
+  that values near 0 can go anywhere.
   """
   assert set(got) == set(expected)
   for name in expected:

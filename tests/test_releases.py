@@ -1,4 +1,4 @@
-"""What a release says of itself is said in one place, or the same in all."""
+"""Facts about a release are stated in one place, or everywhere the same."""
 
 from pathlib import Path
 import re

@@ -1,4 +1,4 @@
-"""Scorers by literal cases, by slow oracles, and by their limits."""
+"""Scorers against literal cases and slow oracles, and at their limits."""
 
 from collections import Counter
 import subprocess
@@ -71,7 +71,7 @@ def test_the_normal_form(text, normal):
     (r'\boxed{NYC}', ['New York', 'NYC'], CORRECT),  # the best of the answers
     (r'\boxed{Paris} \boxed{Rome}', ['Paris'], WRONG),  # the last box
     (r'\boxed{Rome} \boxed{Paris}', ['Paris'], CORRECT),
-    (r'\boxed{Rome} or rather Paris', ['Paris'], WRONG),  # not outside it
+    (r'\boxed{Rome} or rather Paris', ['Paris'], WRONG),  # not text outside it
     (r'The text says \boxed{Paris}; I say \boxed{Rome', ['Paris'], NO_BOX),
     ('Paris', ['Paris'], NO_BOX),
     ('', ['Paris'], NO_BOX),
@@ -83,7 +83,7 @@ def test_the_normal_form(text, normal):
     (r'\boxed{}', ['Paris'], EMPTY),
     (r'\boxed{ {} }', ['Paris'], EMPTY),
     (r'\boxed{\boxed{}}', ['Paris'], EMPTY),
-    # Golds of which nothing is left: comparing '' with '' would give 1.
+    # Golds that normalise to nothing: comparing '' with '' would give 1.
     (r'\boxed{}', ['The'], EMPTY),
     (r'\boxed{}', [''], EMPTY),
     (r'\boxed{.}', ['The'], WRONG),
@@ -116,7 +116,7 @@ def test_boxed_em(prediction, answers, expected):
     (r'\boxed{A, C}', ['A', 'C'], CORRECT),  # 'A' normalises to nothing
     (r'\boxed{C}', ['A', 'C'], Score(0.5, 'partial')),
     (r'\boxed{C}', ['', 'C'], Score(0.5, 'partial')),  # blank: never found
-    (r'\boxed{.}', [''], WRONG),  # nor where nothing is left of the box
+    (r'\boxed{.}', [''], WRONG),  # nor if nothing is left of the box
     (r'\boxed{\boxed{11}\boxed{22}}', ['11', '22'], CORRECT),
     (r'11 22 \boxed{33}', ['11', '22'], WRONG),
     (r'\boxed{}', ['11'], EMPTY),
@@ -132,10 +132,10 @@ def test_boxed_all(prediction, answers, expected):
   [
     ('The Paris!', ['Rome', 'paris'], CORRECT),
     ('It is Paris', ['Paris'], WRONG),
-    (r'It is \boxed{Paris}', ['Paris'], CORRECT),  # the box, where there is one
+    (r'It is \boxed{Paris}', ['Paris'], CORRECT),  # the box, if there is one
     (r'Paris \boxed{Rome}', ['Paris'], WRONG),
     (r'Paris \boxed{}', ['Paris'], EMPTY),
-    # No whole box, so the whole text, whose brace and macro name are junk.
+    # No complete box, so the whole text, whose brace and macro name are junk.
     (r'\boxed{Paris', ['Paris'], WRONG),
     (' \n', ['Paris'], EMPTY),
     ('the', ['The'], CORRECT),
@@ -213,8 +213,8 @@ def test_ruler_all(prediction, answers, expected):
     ('It is Paris, I think', ['Paris'], CORRECT, CORRECT),
     (r'Rome? \boxed{in Paris}', ['Paris'], CORRECT, CORRECT),
     (r'Paris? \boxed{Rome}', ['Paris'], WRONG, WRONG),
-    # What the released evaluation is known to get wrong. 'the' and '.'
-    # normalise to '', and '' is in everything; 'e' is a letter of the answer.
+    # Known errors of the released evaluation. 'the' and '.' normalise to '',
+    # which is in everything; 'e' is a letter of the answer.
     ('the', ['Greenwich Village'], WRONG, CORRECT),
     ('.', ['Greenwich Village'], WRONG, CORRECT),
     ('e', ['Greenwich Village'], WRONG, CORRECT),
@@ -259,7 +259,7 @@ def test_wrong_arguments_are_refused(arguments, message):
     score(*arguments)
 
 
-# Text as hypothesis likes it, and text made of what the scorers look for.
+# Text that hypothesis makes, and text made of what the scorers look for.
 _PIECES = r'\boxed{ \boxed { } the A an Paris 12 123 , ; . yes no ﬁ é İ'.split()
 _PIECES += [' ', '\n', '\x00', '\u0301', '\ud800', '٣', '\\']
 _TEXT = st.text() | st.lists(st.sampled_from(_PIECES), max_size=20).map(''.join)
@@ -290,14 +290,14 @@ def test_how_the_scorers_agree(prediction, answers, outside):
     assert value['boxed_em'] == value['boxed_all'] == 0
   else:
     assert value['boxed_em'] == value['em']
-    # What stands before the last box, or after it without a box, is not read.
+    # Text before the last box, or after it without a box, is not read.
     for text in (prediction + outside.replace('\\', ''), 'Paris' + prediction):
       assert score('boxed_em', text, answers).value == value['boxed_em']
       assert score('boxed_all', text, answers).value == value['boxed_all']
 
 
 def _slow_last_box(text):
-  """By the definition: match each box's brace, then skip to its end."""
+  """By definition: match each box's brace, then skip to its end."""
   content = None
   i = 0
   while i < len(text):
@@ -345,7 +345,7 @@ def test_words_against_lists_of_words(got, golds, more):
   assert score('sub_em_strict', text, answers).value == any(runs.values())
   listed = score('boxed_all', f'\\boxed{{{text}}}', answers).value
   assert listed == pytest.approx(sum(runs.values()) / len(runs))
-  # Listing more, or being asked the same again, never takes anything away.
+  # Listing more, or being asked the same again, never lowers the score.
   longer = score('boxed_all', f'\\boxed{{{text} {" ".join(more)}}}', answers)
   assert longer.value >= listed
   again = score('boxed_all', f'\\boxed{{{text}}}', answers + answers)
@@ -377,7 +377,7 @@ _LONG = {
   'commas': f'\\boxed{{{"x," * (_MB // 2)}}}',
   'wide spaces': '\u3000' * (_MB // 3),
   # NFKC is quadratic in marks out of order (the second is two of them in one)
-  # and makes 18 characters of the ligature; the short ones go through it.
+  # and turns the ligature into 18 characters; the short texts go through it.
   'marks': '\\boxed{' + '\u0301\u0316' * (_MB // 4) + '}',
   'some marks': '\\boxed{' + '\u0f73' * 8192 + '}',
   'ligatures': '\\boxed{' + '\ufdfa' * (_MB // 3) + '}',
@@ -387,7 +387,7 @@ _LONG = {
 
 @pytest.mark.parametrize('text', _LONG.values(), ids=_LONG)
 def test_a_megabyte_takes_less_than_a_second(text):
-  # The answers make a search that starts over at each token quadratic.
+  # With these answers a search that restarts at each token is quadratic.
   answers = ['Paris', 'x ' * 5000 + 'y', 'y' + ' x' * 5000]
   for name in SCORERS:
     start = time.process_time()

@@ -1,4 +1,4 @@
-"""What an installation asks for: no accelerator unless an extra names it."""
+"""What an installation requires: no accelerator unless an extra names it."""
 
 from pathlib import Path
 import re
@@ -13,11 +13,11 @@ ACCELERATORS = re.compile(r'cuda|tpu|rocm|nvidia|triton|cudnn|metal', re.I)
 
 @pytest.fixture(scope='module')
 def asked():
-  """What setup.py tells setuptools, with nothing installed or built."""
+  """The arguments that setup.py gives setuptools; nothing is installed."""
   told = {}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(setuptools, 'setup', lambda **given: told.update(given))
-    # Packages are looked for in the working directory.
+    # setuptools looks for packages in the working directory.
     patch.chdir(ROOT)
     runpy.run_path('setup.py')
   return told

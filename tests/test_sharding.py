@@ -147,7 +147,7 @@ def on_mesh(function, *shape):
       ('rows', 'tokens', 'mlp'),
       "P(('data', 'fsdp'), None, 'tensor')",
     ),
-    # Whole, but for its tensor shards.
+    # Whole, except for its tensor shards.
     (
       sharding.gather_kernel,
       ('embed', 'gate_up', 'mlp'),
@@ -159,7 +159,7 @@ def test_activations_and_kernels_are_laid_out_by_their_names(
   lay_out, axes, spec
 ):
   assert spec in on_mesh(lambda x: lay_out(x, *axes), 2, 2, 2)
-  # On one device nothing is said, and nothing is checked.
+  # On one device there are no constraints, and no checks.
   x = jax.numpy.zeros((3, 5, 7))
   assert lay_out(x, *axes) is x
 
@@ -179,7 +179,7 @@ def test_what_an_activation_cannot_be():
   assert "'data' x 'fsdp' of size 4" in str(e.value)
 
 
-# Runs in a process of its own: devices are counted once per process.
+# Runs in its own process: devices are counted once per process.
 ON_EIGHT_DEVICES = f"""
 import jax, jax.numpy as jnp, numpy as np
 from memagent_jax import sharding

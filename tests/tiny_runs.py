@@ -46,7 +46,7 @@ READING = ReadingConfig(
   chunk_cut='token',
   seed=2,
 )
-# No KL: no second model.
+# Without KL there is no second model.
 GRPO = GrpoConfig(kl_coefficient=0.0)
 OBJECTIVES = Path(__file__).parents[1] / 'gin_configs' / 'objectives'
 
@@ -54,7 +54,7 @@ OBJECTIVES = Path(__file__).parents[1] / 'gin_configs' / 'objectives'
 def model(tokenizer) -> Model:
   """A random model that ends about half of its turns before their cap.
 
-  A new one at every call: training donates its params.
+  Every call makes a new one: training donates its params.
   """
   params = jax.tree.map(jnp.array, _random_params())
   (eos,) = tokenizer.eos_ids
@@ -68,7 +68,7 @@ def _random_params():
 
 
 def document(number: int, chunks: int) -> Example:
-  """Text of so many chunks of READING; its id is its question."""
+  """A text with this many chunks of READING; its id is its question."""
   rng = random.Random(number)
   size = READING.chunk_tokens * chunks - rng.randrange(READING.chunk_tokens)
   return Example(
@@ -101,7 +101,7 @@ def agent(of: Model) -> AgentConfig:
 
 
 def batch(tokenizer, *, chunks: int, rows: int) -> Batch:
-  """The first documents of a source of `rollouts`, of so many chunks each."""
+  """The first documents of a source of `rollouts`, each with `chunks` chunks."""
   config = trajectories.batch_config(READING, rows, READING.seed)
   task = documents((chunks,))(tokenizer, config)
   return next(BatchIterator(task, tokenizer, config))
@@ -110,7 +110,7 @@ def batch(tokenizer, *, chunks: int, rows: int) -> Batch:
 def rollouts(
   of: Model, *, chunks=(2,), count=64, reading=READING, grpo=GRPO, **changes
 ) -> Rollouts:
-  """A source of 4 documents a step, 3 rollouts each."""
+  """A source with 4 documents per step and 3 rollouts of each."""
   given = {
     name: changes.pop(name)
     for name in ('stages', 'engine', 'reward')
@@ -132,7 +132,7 @@ def rollouts(
 
 
 def scripted_reward(*rewards_BxG) -> Callable:
-  """A reward: every batch gets the next of these; the last one stays."""
+  """A reward: every batch gets the next of these; the last one repeats."""
   values = itertools.chain(
     *(np.ravel(r).tolist() for r in rewards_BxG),
     itertools.cycle(np.ravel(rewards_BxG[-1]).tolist()),
@@ -147,7 +147,7 @@ def scripted_reward(*rewards_BxG) -> Callable:
 
 
 def length_reward(view) -> Score:
-  """Odd answers are right: rewards that differ, of a model that knows nothing."""
+  """Odd answers are right: varied rewards, from a model that knows nothing."""
   value = float(len(view.answer) % 2)
   return Score(value, 'correct' if value else 'wrong')
 
@@ -168,7 +168,7 @@ class Watched:
 
 
 class HookedSession(Session):
-  """A session whose every `read` calls a hook first, with the turn's number."""
+  """A session that calls a hook with the turn's number before every `read`."""
 
   def __init__(self, *args, hook, **kwargs):
     super().__init__(*args, **kwargs)
@@ -181,7 +181,7 @@ class HookedSession(Session):
 
 @dataclasses.dataclass(frozen=True)
 class Hooked:
-  """An engine that calls a hook before every call of the device."""
+  """An engine that calls a hook before every device call."""
 
   hook: Callable[[int], None]
 
@@ -190,7 +190,7 @@ class Hooked:
 
 
 def dies_at(call: int) -> Hooked:
-  """An engine of a process that dies at this call of the device."""
+  """An engine whose process dies at this device call."""
   calls = itertools.count(1)
 
   def hook(turn):

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Starts a run on a GKE cluster with XPK (https://github.com/AI-Hypercomputer/xpk).
 #
-# The image has the project in /app with '.[train,tpu]' installed; the volume of
-# --storage is mounted on every host.
+# The image has the project in /app with '.[train,tpu]' installed; every host mounts
+# the volume of --storage.
 set -euo pipefail
 
 CLUSTER=my-cluster

@@ -11,7 +11,7 @@ VERSION=v2-alpha-tpuv5
 REPOSITORY=https://github.com/OWNER/memagent_jax
 RUN=qwen2p5_7b_hotpotqa
 MESH=v5p_64
-# Seen by all hosts: a bucket, mounted with gcsfuse on each.
+# A bucket that every host sees, mounted with gcsfuse.
 BUCKET=my-bucket
 SHARED=/mnt/shared
 

@@ -4,8 +4,8 @@
     --output=reading.json --trace=reading.html
 
 Hardware: any; two CPU cores read about 250 tokens a second with the default
-model (SmolLM2-135M-Instruct, 98 MB, obtained on first use). The first chunk
-also compiles, about half a minute; later runs find that in a cache.
+model (SmolLM2-135M-Instruct, 98 MB, obtained on first use). Compiling delays
+the first chunk by about half a minute; later runs find the programs in a cache.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -79,12 +79,12 @@ _STATE = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON of answers and turns.')
 _TRACE = flags.DEFINE_string('trace', None, "HTML page of the memory's life.")
 
-# Characters (of a token store: tokens) fed at a time: small against a chunk, so
-# that an answer between two chunks has little unread text to look at.
+# Characters (tokens, for a token store) fed at a time: few compared with a
+# chunk, so that an answer between two chunks sees little unread text.
 _FEED_SIZE = 2048
 _STORE_WINDOW_TOKENS = 1 << 16
-_Saved = dict[str, Any]  # the content of --state, and parts of it
-# Without a terminal: columns of a line, and the least time between two chunks.
+_Saved = dict[str, Any]  # the content of --state, or a part of it
+# Without a terminal: columns of a line, and least time between printed chunks.
 _LOG_WIDTH = 79
 _LOG_EVERY_SECONDS = 2.0
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run() -> int:
-  """Reads and answers; the process's exit code."""
+  """Reads and answers; returns the process's exit code."""
   from memagent_jax.agent import trace
   from memagent_jax.data import text as text_lib
 
@@ -160,11 +160,11 @@ def _run() -> int:
 
 
 def _location() -> str:
-  """Where the document is; - and an address of a store as they are."""
+  """The path of the document; `-` and the address of a store as given."""
   from memagent_jax.io import assets
 
   value = _DOCUMENT.value
-  assert value is not None  # `main` asks for it
+  assert value is not None  # `main` requires it
   return value if value == '-' or '://' in value else str(assets.text(value))
 
 
@@ -181,7 +181,7 @@ def _open_store() -> 'TokenStore | None':
 
 
 def _make_reader(saved: _Saved | None, store: 'TokenStore | None') -> 'Reader':
-  """A new reader, or the one of the state file."""
+  """A new reader, or the one saved in the state file."""
   import jax
 
   import memagent_jax
@@ -226,7 +226,7 @@ def _make_reader(saved: _Saved | None, store: 'TokenStore | None') -> 'Reader':
 
 
 def _load_state() -> _Saved | None:
-  """The content of --state, or None where there is none yet."""
+  """The content of --state, or None if there is no such file yet."""
   if _STATE.value is None or not Path(_STATE.value).exists():
     return None
   try:
@@ -241,7 +241,7 @@ def _load_state() -> _Saved | None:
 
 
 def _check_same(state: _Saved, given: _Saved) -> None:
-  """Raises ValueError where flags contradict the saved reading."""
+  """Raises ValueError if flags contradict the saved reading."""
   settings: list[tuple[str, Any, Any]] = [
     ('question', state['questions'], _QUESTION.value)
   ]
@@ -275,9 +275,9 @@ def _feed(
 ) -> None:
   """Feeds the document in small steps; answers and saves between chunks.
 
-  `feed` takes what the pieces are: text, or the ids of a token store.
+  `feed` takes what the pieces hold: text, or ids of a token store.
   """
-  # The same file again: what an earlier run has read is passed over.
+  # The same file again: skip what an earlier run has read.
   skip = 0
   if (
     saved is not None
@@ -316,7 +316,7 @@ def _chain(first: Any, pieces: Iterator[Any]) -> Iterator[Any]:
 
 
 def _turns_path() -> Path:
-  """The JSONL that grows while reading; in a temporary file if unwanted."""
+  """The JSONL that grows during reading; a temporary file without --output."""
   import tempfile
 
   if _OUTPUT.value is not None:
@@ -327,7 +327,7 @@ def _turns_path() -> Path:
 
 
 def _write(log_path: Path, header: _Saved, answers: list[_Saved]) -> None:
-  """JSON and page, from the turns that were logged."""
+  """Writes the JSON and the page from the logged turns."""
   from memagent_jax.agent import trace
 
   if _OUTPUT.value is not None:
@@ -359,8 +359,8 @@ class _Display:
     self._start = time.perf_counter()
     self._memories = list(reader.memories)
     self._note = 'reading; the first chunk also compiles'
-    # Without a terminal: lines of the latest chunk that are not printed, and the
-    # chunk that was printed last.
+    # Without a terminal: lines of the latest chunk not printed yet, the latest
+    # chunk, and the last chunk that was printed.
     self._kept: list[str] = []
     self._logged_chunk: int | None = None
     self._shown_chunk: int | None = None
@@ -415,7 +415,7 @@ class _Display:
     self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
   def note(self, text: str) -> None:
-    """Says what happens now."""
+    """Shows what is happening now."""
     self._note = text
     self._draw()
 
@@ -463,7 +463,7 @@ class _Display:
 def _expected_chunks(
   reader: 'Reader', first: Any, store: 'TokenStore | None'
 ) -> tuple[int, bool] | None:
-  """(chunks, whether that is exact) of the document; None for a pipe."""
+  """(chunks, whether exact) of the document; None for a pipe or a PDF."""
   if store is not None:
     return -(-store.num_tokens // reader.config.chunk_tokens), False
   if _DOCUMENT.value == '-' or _location().lower().endswith('.pdf'):

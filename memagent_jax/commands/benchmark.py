@@ -1,4 +1,4 @@
-"""Times decode, reading and update, next to PyTorch.
+"""Times decode, reading and update against PyTorch.
 
   memagent benchmark --suite=decode --out=docs/results/decode.json
   memagent benchmark --suite=reading --out=docs/results/reading.json
@@ -7,21 +7,21 @@
     --tunix_python=VENV/bin/python --out=docs/results/tpu_aot.json
 
 `decode`: tokens/s at batch 1 and 8 after a prompt of 1,024 tokens, float32,
-SmolLM2-135M; ours and transformers take turns, each in a process of its own.
-PyTorch runs where the extra [parity] is installed, or in --torch_python.
-`reading`: seconds a chunk and peak host memory, few chunks against many, a tiny
-random model, through the public `Reader`.
+SmolLM2-135M; ours and transformers take turns, each in its own process. PyTorch
+runs if the extra [parity] is installed, or in the interpreter --torch_python.
+`reading`: seconds a chunk and peak host memory for few chunks and for many, with
+a tiny random model, through the public `Reader`.
 `update`: trained tokens/s and peak host memory of one optimizer step on 16 turns
 of 640 + 64 tokens, float32, SmolLM2-135M, by size of the micro-batch; both sides
 take turns and must agree in loss and gradient norm.
-`tpu_aot`: memory and bytes of one update of a Qwen2.5-7B with fewer layers, compiled
-ahead of time for a slice (extra [tpu_aot]); a venv of its own has google-tunix and
-libtpu.
+`tpu_aot`: memory and traffic of one update of a Qwen2.5-7B with fewer layers,
+compiled ahead of time for a slice (extra [tpu_aot]); --tunix_python is the
+interpreter of a venv with google-tunix and libtpu.
 
 Hardware: two CPU cores, about 15, 5, 45 (with --repeats=3) and 15 minutes. Goals:
 prefill at least 1.0x and decode at least 2.0x of PyTorch's rate; seconds a chunk
 within 10 %, memory within 64 MB; update at least 1.0x of PyTorch's rate with no more
-memory; on TPU no more memory and bytes than tunix. docs/results.md has the measured tables.
+memory; on TPU no more memory and traffic than tunix. Results: docs/results.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _work(worker: str) -> None:
-  """One side of a suite; all its flags are given by `Worker`."""
+  """Runs one side of a suite, with the flags that `workers` passed to it."""
   if worker == 'reading':
     reading.read_once(*_integers(_CHUNKS))
     return

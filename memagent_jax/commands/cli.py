@@ -80,7 +80,7 @@ def run(name: str) -> None:
 
 
 def _overview() -> str:
-  """Every command with what it does, without loading any."""
+  """The list of commands and what each does; imports none of them."""
   lines = [
     'usage: memagent NAME [flags]; memagent NAME --help lists the flags',
     '',
@@ -100,7 +100,7 @@ def _overview() -> str:
 def _parse_flags(
   name: str, command: ModuleType, argv: Sequence[str]
 ) -> list[str]:
-  """What is left of the arguments without flags."""
+  """Parses the flags; returns the remaining arguments."""
   try:
     return flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as e:
@@ -126,7 +126,7 @@ def _start(name: str, command: ModuleType, argv: Sequence[str]) -> None:
 
 
 def _with_extras(name: str, function: Callable[..., Any], *args: object) -> Any:
-  """Calls a function; ends with one line where it needs an extra."""
+  """Calls a function; ends the process with one line if an extra is missing."""
   try:
     return function(*args)
   except ModuleNotFoundError as e:
@@ -140,11 +140,11 @@ def _with_extras(name: str, function: Callable[..., Any], *args: object) -> Any:
 
 
 def _print(text: str) -> None:
-  """Prints to a reader that may have enough of it, such as `head`."""
+  """Prints to a reader that may stop early, such as `head`."""
   try:
     print(text, flush=True)
   except BrokenPipeError:
-    # What is left goes nowhere, at the end of the process too.
+    # Discard the rest, and whatever is flushed when the process ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -154,7 +154,7 @@ def _shown(name: str) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-  """Ends the process as one that was called wrongly."""
+  """Ends the process with exit code 2, for wrong usage."""
   print(f'error: {message}', file=sys.stderr)
   sys.exit(2)
 

@@ -3,7 +3,7 @@
   memagent compare-objectives --gin_file=gin_configs/objectives/paper.gin \\
     --gin_file=gin_configs/objectives/dapo.gin
 
-Any gin file that binds grpo.GrpoConfig will do, that of a run too.
+Any gin file that binds grpo.GrpoConfig will do, including that of a run.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
-"""Compares prompt wordings: needles in a novel, read in a few chunks, greedy.
+"""Compares prompt wordings on needles hidden in a novel.
 
   memagent compare-templates --out=docs/results/templates.json
 
-Hardware: any; about 15 minutes a wording on two CPU cores with the default
-model. Resumes by repeating the command: wordings already in --out are kept.
-Expected numbers: the table of wordings in docs/results.md.
+Documents are a few chunks long; decoding is greedy. Hardware: any; about 15
+minutes a wording on two CPU cores with the default model. Resumes by repeating
+the command: wordings already in --out are kept. Expected numbers: the table of
+wordings in docs/results.md.
 """
 
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
 def _example(
   tokenizer: 'Tokenizer', haystack: list[int], index: int
 ) -> dict[str, Any]:
-  """A question, its golden number, and the chunks with the needle in one."""
+  """A question, its golden number, and the chunks, one with the needle."""
   rng = random.Random(f'{_SEED.value}/{index}')
   thing = rng.choice(_THINGS)
   number = str(rng.randrange(1_000_000, 10_000_000))

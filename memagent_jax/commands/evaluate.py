@@ -1,4 +1,4 @@
-"""Runs a grid of evaluation; repeating the command resumes.
+"""Runs an evaluation grid; repeating the command resumes.
 
   memagent evaluate --gin_file=gin_configs/eval/eval_quick.gin \\
     --workdir=runs/eval_quick
@@ -6,9 +6,9 @@
   memagent evaluate ... --shard=0/4        # on each of four machines
   memagent evaluate ... --merge=OTHER_WORKDIR --merge=...
 
-Records go to WORKDIR/records.jsonl as batches are finished. `memagent report` draws
-them, finished or not. What it is for and the hardware stand at the top of each
-gin file.
+Records go to WORKDIR/records.jsonl as batches finish. `memagent report` draws
+them, whether the grid is finished or not. The top of each gin file states what
+it is for, and on which hardware.
 """
 
 from collections.abc import Sequence
@@ -54,13 +54,13 @@ def main(argv: Sequence[str]) -> None:
   else:
     given = {'shard': _shard(), 'retry_failed': _RETRY_FAILED.value}
   runs.main(argv, _WORKDIR.value, **given)
-  assert _WORKDIR.value is not None  # `runs.main` asks for it
+  assert _WORKDIR.value is not None  # `runs.main` requires it
   if given.get('shard', (0, 1)) == (0, 1):
     _print_cells(_WORKDIR.value)
 
 
 def _print_cells(workdir: str) -> None:
-  """The score of every length, over all tasks and by task."""
+  """Prints the score at every length, over all tasks and by task."""
   from memagent_jax.evals import records
   from memagent_jax.evals.report import series, tables
 
@@ -103,8 +103,8 @@ def _run_processes() -> None:
 
 
 def _settle(cores: Sequence[int]) -> None:
-  """Keeps this process to its cores, and from outliving its parent."""
+  """Pins this process to its cores, and ends it when its parent dies."""
   os.sched_setaffinity(0, cores)
-  # A signal that no library handles: whoever repeats the command at once finds
-  # the locks free.
+  # SIGKILL, which no library can handle: whoever repeats the command at once
+  # finds the locks free.
   ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

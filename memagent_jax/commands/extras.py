@@ -14,7 +14,7 @@ _EXTRAS: Mapping[str, str] = dict.fromkeys(
 
 
 def missing(error: ModuleNotFoundError) -> str | None:
-  """The extra that has the missing package; None: it is of no extra."""
-  # By the message, which gin keeps: it drops the error's name.
+  """The extra that has the missing package; None if no extra has it."""
+  # From the message, which gin keeps; it drops the error's `name`.
   match = re.match(r"No module named '(\w+)", str(error))
   return _EXTRAS.get(match[1]) if match else None

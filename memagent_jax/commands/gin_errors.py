@@ -1,4 +1,4 @@
-"""What is wrong with gin files and bindings, and the name that was meant."""
+"""Explains errors in gin files and bindings; suggests the name meant."""
 
 from collections.abc import Iterable, Sequence
 import difflib
@@ -15,7 +15,7 @@ _CALL = '\n  In call to configurable '
 
 
 def explain(error: Exception) -> str:
-  """What gin says is wrong, with the nearest known name, on as few lines."""
+  """Gin's message without its call stack, with the nearest known name."""
   text = str(error).split(_CALL)[0]
   for pattern, known in _UNKNOWN:
     if match := re.match(pattern, text):
@@ -29,7 +29,7 @@ def check_used(bindings: Sequence[str]) -> None:
   """Raises ValueError for a macro or scope that nothing refers to.
 
   Args:
-    bindings: those of the command line; the whole configuration has been read.
+    bindings: those of the command line, after the whole configuration was read.
   """
   text = gin.config_str()
   macros = set(re.findall(r'%(\w+)', text))
@@ -55,14 +55,14 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _parameters(selector: str) -> Iterable[str]:
-  """What a configurable can be given."""
+  """The parameters of a configurable."""
   return inspect.signature(
     gin.config._REGISTRY.get_match(selector).wrapped
   ).parameters
 
 
 def _configurables() -> Iterable[str]:
-  """What the modules loaded so far define, as gin files name it."""
+  """The definitions in all loaded modules, by their names in gin files."""
   return {
     f'{module.__name__.rpartition(".")[2]}.{name}'
     for module in list(sys.modules.values())
@@ -85,7 +85,7 @@ def _macros() -> Iterable[str]:
   return re.findall(r'^(\w+) = ', gin.config_str(), re.MULTILINE)
 
 
-# How gin begins what it says of an unknown name, and where known ones are.
+# How gin's messages about unknown names begin, and what lists the known ones.
 _UNKNOWN = (
   (r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", _parameters),
   (r"No configurable matching (?:reference )?'@?(.+?)'", _configurables),

@@ -28,8 +28,8 @@ def find(name: str | os.PathLike) -> Path:
   """The path of a gin file.
 
   Args:
-    name: a path; a shipped file as in `shipped`; or the bare name of one that no
-      other has, with or without its ending.
+    name: a path; a shipped file as in `shipped`; or a bare name that only one
+      shipped file has, with or without `.gin`.
 
   Raises:
     ValueError: no such file; says which shipped one is nearest.
@@ -54,7 +54,7 @@ def find(name: str | os.PathLike) -> Path:
 
 
 def is_found(name: str) -> bool:
-  """True for every gin file that there is, as gin asks before it opens one.
+  """True if the gin file exists; gin asks before it opens one.
 
   Raises:
     ValueError: as `find`.
@@ -63,5 +63,5 @@ def is_found(name: str) -> bool:
 
 
 def open_found(name: str) -> TextIO:
-  """Opens what `find` finds."""
+  """Opens the file that `find` gives."""
   return find(name).open(encoding='utf-8')

@@ -2,13 +2,13 @@
 
   memagent import-weights --source=MODEL.gguf --out=DIR
 
---source is a Hugging Face directory, a .gguf file or a model name (as --model
+--source is a Hugging Face directory, a .gguf file or a model name (like --model
 of the other commands). The directory holds safetensors, config.json, the
 tokenizer and its chat template, and loads in transformers. Verifying reads it
 back into params and compares every tensor with the source's, bit for bit.
 
-One CPU core, a few seconds for 135M parameters from GGUF; host memory is the
-params and one tensor more.
+Hardware: one CPU core, a few seconds for 135M parameters from GGUF; host memory
+for the params and one more tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ def import_weights(
     ValueError: the source is unknown, unsupported or damaged; `out` is not
       empty; a weight does not fit `dtype`; or what was written differs.
   """
-  # Here, so that --help need not wait for jax.
+  # Imported here so that --help need not wait for jax.
   from pathlib import Path
   import shutil
 
@@ -76,14 +76,14 @@ def verify(
   read: Callable[[str], Any],
   dtype: str,
 ) -> None:
-  """Raises ValueError unless `directory` reads back as what it was made from.
+  """Raises ValueError unless `directory` reads back as what was written to it.
 
   Args:
     directory: the written model directory.
     config: the source's ModelConfig.
     tokenizer: the source's Tokenizer.
     read: tensor name -> the source's tensor.
-    dtype: of the directory's weights.
+    dtype: type of the directory's weights.
   """
   import jax.numpy as jnp
   import numpy as np

@@ -1,13 +1,13 @@
-"""Shows one trajectory of a reinforcement run turn by turn, as training sees it.
+"""Shows one trajectory turn by turn, as training sees it.
 
   memagent inspect-rollout \\
     --gin_file=gin_configs/train/tiny_grpo.gin --model=runs/tiny_grpo/model
 
-Samples the first batch of the run's documents and prints prompts, memories, the
-ratio of a token's probability between trainer and sampler (1 but for rounding),
-reward and advantage; with --full the ratio of every token, and texts in full
-length. Hardware: any; `--gin_bindings="rollouts.RolloutConfig.documents_per_step =
-1"` samples no more than it shows.
+Samples the first batch of a reinforcement run's documents; prints prompts,
+memories, the ratio of a token's probability between trainer and sampler (1 up
+to rounding), reward and advantage; --full adds the ratio of every token and
+shows texts in full. Hardware: any; to sample no more than it shows, use
+`--gin_bindings="rollouts.RolloutConfig.documents_per_step = 1"`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ _FULL = flags.DEFINE_bool(
 )
 
 _WIDTH = 100
-# Characters of a shortened text: of its head, and of its tail.
+# Characters that a shortened text keeps of its head and of its tail.
 _HEAD_CHARS, _TAIL_CHARS = 320, 160
-# A gap shorter than this is not worth it.
+# Largest number of characters not worth cutting.
 _LEAST_GAP_CHARS = 80
 
 
@@ -125,7 +125,7 @@ def _show(found: 'Inspection') -> None:
 
 
 def _print_fields(console: Any, fields: Mapping[str, str]) -> None:
-  """Names and texts as two columns."""
+  """Prints names and texts in two columns."""
   from rich.table import Table
   from rich.text import Text
 
@@ -183,7 +183,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _shown(text: str) -> str:
-  """Text that a terminal can show, its middle left out without --full."""
+  """Text that a terminal can show, without its middle unless --full is set."""
   left_out = len(text) - _HEAD_CHARS - _TAIL_CHARS
   if left_out > _LEAST_GAP_CHARS and not _FULL.value:
     gap = f' [... {left_out:,} characters ...] '

@@ -1,4 +1,4 @@
-"""A live display of a training's reward: curve, slope with interval, time so far."""
+"""A live display of a run's reward: curve, slope with its interval, time so far."""
 
 from collections.abc import Mapping, Sequence
 import time
@@ -12,8 +12,8 @@ _WIDTH = 60
 class LiveReward:
   """Called after every step with its metrics; a context manager.
 
-  On a terminal one panel is drawn again and again; elsewhere a line is printed
-  every few seconds.
+  On a terminal one panel is redrawn; elsewhere a line is printed every few
+  seconds.
   """
 
   def __init__(self) -> None:
@@ -41,15 +41,15 @@ class LiveReward:
     if self._console.is_terminal:
       self._live.stop()
     self._lines.finish()
-    # A line of its own for the slope: both are too long for one.
+    # The slope gets its own line: the summary is too long for one.
     for line in f'reward {summary(self._rewards)}'.split('; '):
       self._console.print(line, highlight=False)
 
   def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Shows one step more.
+    """Shows one more step.
 
     Raises:
-      ValueError: a run without rewards.
+      ValueError: the run has no rewards.
     """
     if 'reward/mean' not in metrics:
       raise ValueError(

@@ -1,4 +1,4 @@
-"""Makes benchmark documents of a given length; converts and checks other files.
+"""Makes benchmark documents; converts and checks files.
 
   memagent make-data --task=niah_single_2 --tokens=8192 \\
     --num_examples=64 --out=data/niah_single_2_8192.jsonl
@@ -9,12 +9,13 @@
   memagent make-data --validate=own.jsonl
   memagent make-data --estimate=own.jsonl --tokens_per_second=250
 
-Writes one JSON object a line (fields of `memagent_jax.data.examples.Example`)
-and the same examples as TFRecords; `memagent_jax.data.tasks.file_task` reads
-both. --upstream takes MemAgent's published files, Parquet or JSON; those that
-have paragraph numbers need --hotpotqa=hotpot_dev_distractor_v1.json as well.
-Hardware: any; a document of 512K tokens takes about 5 s on one core. The same
-seed gives the same bytes, whatever --workers is.
+Documents have a given length. Writes one JSON object a line (fields of
+`memagent_jax.data.examples.Example`) and the same examples as TFRecords;
+`memagent_jax.data.tasks.file_task` reads both. --upstream takes MemAgent's
+published files, Parquet or JSON; those that have paragraph numbers also need
+--hotpotqa=hotpot_dev_distractor_v1.json. Hardware: any; a document of 512K
+tokens takes about 5 s on one core. The same seed gives the same bytes with any
+--workers.
 """
 
 import collections
@@ -102,7 +103,7 @@ _worker: dict[str, Any] = {}
 
 
 def main(argv: list[str]) -> None:
-  """Does what one of --validate, --estimate, --upstream and --task asks for."""
+  """Does what --validate, --estimate, --upstream or --task asks for."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   try:
@@ -151,7 +152,7 @@ def _print_estimate(path: str) -> None:
 
 
 def _tokenizer_directory() -> str | None:
-  """Where --tokenizer lies; None for bytes."""
+  """The directory of --tokenizer; None for bytes."""
   from memagent_jax.models.weights import pretrained
 
   if _TOKENIZER.value == 'bytes':
@@ -160,7 +161,7 @@ def _tokenizer_directory() -> str | None:
 
 
 def _encoder(directory: str | None) -> 'Encoder':
-  """The tokenizer of a directory; one token per byte without it."""
+  """The tokenizer of a directory; without one, one token per byte."""
   from memagent_jax.data.encoders import ByteEncoder
   from memagent_jax.models.tokenizer import Tokenizer
 
@@ -218,7 +219,7 @@ def _write(out: Path) -> None:
 def _counted(
   examples: Iterable['Example'], total: int | None
 ) -> Iterator['Example']:
-  """The examples, and on the terminal their number so far."""
+  """Yields the examples, and shows their number so far on the terminal."""
   of_total = '' if total is None else f' of {total}'
   for number, example in enumerate(examples, 1):
     print(f'\r{number}{of_total}', end='', file=sys.stderr, flush=True)
@@ -263,12 +264,12 @@ def _in_order(
 
 
 def _settings() -> dict[str, Any]:
-  """All that a worker needs, as plain values; fetches the files it lacks."""
+  """All that a worker needs, as plain values; fetches missing files."""
   from memagent_jax.data.benchmarks import registry
   from memagent_jax.models.weights import pretrained
 
   task = _TASK.value
-  assert task is not None  # `main` asks for it
+  assert task is not None  # `main` requires it
   if task == registry.OWN:
     raise ValueError('own documents are not made; see --validate.')
   texts = registry.Texts((_ESSAYS.value,), _SQUAD.value, _HOTPOTQA.value)

@@ -1,10 +1,11 @@
-"""How often a turn loses what a memory holds, over hundreds of thousands of turns.
+"""Measures how often a turn loses what a memory holds.
 
   memagent measure-retention \\
     --gin_file=gin_configs/eval/tiny_retention.gin --workdir=runs/tiny_retention
 
-Counts go to WORKDIR/turns.jsonl; repeating the command goes on.
-Hardware, time and expected numbers stand at the top of the gin file.
+Checks hundreds of thousands of turns. Counts go to WORKDIR/turns.jsonl;
+repeating the command resumes. The hardware is at the top of the gin file, the
+expected numbers are in docs/results.md.
 """
 
 from collections.abc import Sequence

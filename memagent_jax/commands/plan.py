@@ -1,12 +1,11 @@
-"""Prices a run on TPUs, compiled where there are none.
+"""Prices a run on TPUs by compiling it; needs no TPU.
 
   TPU_SKIP_MDS_QUERY=1 memagent plan --topology=v5p:4x4x4 \\
     --gin_file=gin_configs/train/qwen2p5_7b_hotpotqa.gin
 
-Prints memory, FLOPs, time and price. Compiles what the run would run, with the
-chip's own compiler (extra [tpu_aot]), and reads the programs: see
-`memagent_jax.planning`. Caps are taken to be reached: every memory and answer is as
-long as it may be.
+Prints memory, FLOPs, time and price. Compiles the run's programs with the
+chip's own compiler (extra [tpu_aot]) and reads the costs from them: see
+`memagent_jax.planning`. Assumes that every memory and answer reaches its cap.
 
 Hardware: any; two depths of a 7B model take four minutes on two CPU cores, all
 layers (--depths=) half an hour.
@@ -45,9 +44,9 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not runs.GIN_FILE.value or _TOPOLOGY.value is None:
     raise app.UsageError('--gin_file and --topology are needed.')
-  # The compiler is that of TPUs; what runs here runs on the CPU.
+  # Only the compiler is for TPUs; what runs here runs on the CPU.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  # Several plans at once do no harm: no TPU is used.
+  # Several plans may run at once: none uses a TPU.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   with runs.clear_errors():
     runs.parse()

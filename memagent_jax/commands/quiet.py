@@ -14,23 +14,23 @@ from types import ModuleType
 
 from absl import logging
 
-# What TensorFlow's libraries print while they are loaded: their notes and warnings,
-# and what comes before and after those.
+# What TensorFlow's libraries print while loading: notes and warnings, and the
+# lines before and after them.
 _NOTES = re.compile(
   rb'WARNING: All log messages before|[IW]\d{4} |To enable the f'
 )
 
 
 def libraries() -> None:
-  """Leaves warnings and errors; call it before anything large is imported.
+  """Silences all but warnings and errors; call it before large imports.
 
   Child processes inherit what is in the environment; those that import
   TensorFlow call this too.
   """
-  # jax sets 1 in every process that imports it, of which this may be a child.
+  # jax sets this to 1 in every process that imports it; this may be its child.
   if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-  # Its advice to install torch, which no tokenizer needs.
+  # Silences the advice to install torch, which no tokenizer needs.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   logging.set_verbosity(logging.WARNING)
   logging.get_absl_handler().setFormatter(
@@ -43,7 +43,7 @@ def libraries() -> None:
 class _QuietTensorFlow(importlib.abc.MetaPathFinder):
   """Imports TensorFlow without the notes of its libraries.
 
-  They print them before they look at TF_CPP_MIN_LOG_LEVEL.
+  The libraries print them before they read TF_CPP_MIN_LOG_LEVEL.
   """
 
   def find_spec(
@@ -52,7 +52,7 @@ class _QuietTensorFlow(importlib.abc.MetaPathFinder):
     path: Sequence[str] | None,
     target: ModuleType | None = None,
   ) -> ModuleSpec | None:
-    """As the other finders, once, for TensorFlow alone."""
+    """Finds TensorFlow as the other finders do, once; finds nothing else."""
     if fullname != 'tensorflow':
       return None
     sys.meta_path.remove(self)
@@ -70,7 +70,7 @@ class _QuietTensorFlow(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def _without_notes() -> Iterator[None]:
-  """Standard error of this process, that of C++ too, without notes."""
+  """Drops the notes from standard error, including that of C++."""
   sys.stderr.flush()
   stderr = os.dup(2)
   with tempfile.TemporaryFile() as printed:

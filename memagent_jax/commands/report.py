@@ -1,4 +1,4 @@
-"""Draws a grid of evaluation: a page, pictures, tables.
+"""Reports an evaluation grid: a page, pictures, tables.
 
 The grid need not be finished.
 

@@ -1,4 +1,4 @@
-"""What commands that start from a gin file share: flags, errors, and `run`."""
+"""Shared by commands that start from a gin file: flags, errors, and `run`."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -38,8 +38,8 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Number of this process, from 0.'
 )
-# Included files are looked for as those of --gin_file are. gin's own readers would
-# log every folder that has none.
+# Included files are found as those of --gin_file are. gin's own readers would
+# log every folder that lacks them.
 gin.config._FILE_READERS[:] = [(gin_files.open_found, gin_files.is_found)]
 
 
@@ -50,10 +50,10 @@ def run(start: Callable = gin.REQUIRED, **given: Any) -> Any:
 
 
 def main(argv: Sequence[str], workdir: str | None, **given: Any) -> None:
-  """Starts what the flags name, or ends the process with what is wrong.
+  """Starts what the flags name, or ends the process and says what is wrong.
 
   Args:
-    argv: of the command; nothing may be left of it beside its name.
+    argv: the command line without its flags: only the command's name.
     workdir: where everything goes.
     **given: further arguments of the run's function.
   """
@@ -123,12 +123,12 @@ def parse_files(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
 def bound(argument: str, *path: str) -> Any:
   """What the files bind to an argument of the function that `run` starts.
 
-  As gin would pass it: `@name` is a function, `@name()` what it returns.
+  The value is what gin would pass: `@name` is a function, `@name()` its result.
 
   Args:
-    argument: its name.
-    *path: arguments that are functions, each bound to one of the function before:
-      the value is then that of the last.
+    argument: name of the argument.
+    *path: names of arguments bound to functions, each an argument of the
+      function before it; `argument` is then one of the last of them.
 
   Raises:
     ValueError: nothing is bound to it.
@@ -149,8 +149,8 @@ def bound(argument: str, *path: str) -> Any:
 
 def _config_text() -> str:
   """All bindings; the same text in every process that reads the same files."""
-  # gin keeps imports in a set: of a module that is imported under two names, the
-  # text would have one by chance.
+  # gin keeps imports in a set: of a module imported under two names, the text
+  # would have either one by chance.
   imports = gin.config._IMPORTS
   gin.config._IMPORTS = sorted(imports, key=lambda line: line.format())
   try:
@@ -161,13 +161,13 @@ def _config_text() -> str:
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-  """Ends the process with one line where something that a user gave is wrong."""
+  """Ends the process with one line if something that the user gave is wrong."""
   try:
     yield
   except (ValueError, OSError) as e:
     sys.exit(f'error: {gin_errors.explain(e)}')
   except (RuntimeError, TypeError) as e:
-    # Of an argument that no file binds; every other one is a defect of ours.
+    # About an argument that no file binds; any other such error is our own bug.
     if not re.match(r'Required bindings|\S+ missing \d+ required', str(e)):
       raise
     sys.exit(f'error: {gin_errors.explain(e)}')

@@ -3,7 +3,8 @@
   memagent train --gin_file=gin_configs/train/tiny_warmup.gin \\
     --workdir=runs/tiny_warmup
 
-Hardware, time and expected numbers stand at the top of each gin file.
+The hardware is at the top of each gin file, the expected numbers are in
+docs/results.md.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,8 @@
   memagent train-tokenizer --out=DIR
 
 Merges are learned from the texts and from the words of RULER's needles; digits
-stay single, so that a number is its digits. Hardware: any, some seconds.
+stay single, so that a number is its digits one by one. Hardware: any, some
+seconds.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Lines of progress of a grid: how far it is, and how long the rest will take.
+"""Progress lines of a grid: how far it is, and how long the rest will take.
 
-finished batches, and the share of the one that runs -> rates -> a line
+finished batches, and the share of the running one -> rates -> a line
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ class Eta:
     outcome: str,
     seconds: float,
   ) -> None:
-    """Reports a batch's outcome, such as `3/4 right`; takes its rate."""
+    """Reports a batch's outcome, such as `3/4 right`; records its rate."""
     self._write(batch, remaining, position, outcome, 1.0, seconds)
     self._rates = self._rates_with(batch, 1.0, seconds)
 
@@ -94,7 +94,7 @@ class Eta:
 
 
 def _seconds(batches: Sequence[GridBatch], rates: _Rates) -> float:
-  """The seconds that batches will take; unknown ones at the mean rate."""
+  """The seconds that batches will take; those without a rate, at the mean."""
   all_flops, all_spent = map(sum, zip(*rates.values(), strict=True))
   seconds = 0.0
   for batch in batches:

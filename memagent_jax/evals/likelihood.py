@@ -1,9 +1,9 @@
-"""How much better a text is predicted from the memory of what came before it.
+"""Measures how much better a text is predicted given the memory of its past.
 
     novel -> chunks -> Session.read -> memories
       -> log p(chunk | memory before it) and log p(chunk | empty memory)
 
-The read term of the factorisation p(c_k | m_{k-1}) p(m_k | c_k, m_{k-1}).
+It is the read term of the factorisation p(c_k | m_{k-1}) p(m_k | c_k, m_{k-1}).
 Source: MemAgent, arXiv 2507.02259, section 3.
 """
 
@@ -29,15 +29,15 @@ from memagent_jax.structs import Params, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodConfig:
-  """What is read, and how."""
+  """The text to read, and how to read it."""
 
   # Files or folders of one text.
   essays: tuple[str, ...]
-  # What the memory is kept for.
+  # Question that the memory is written for.
   question: str = 'What has happened so far?'
   reading: ReadingConfig = dataclasses.field(default_factory=ReadingConfig)
   engine: Engine = dataclasses.field(default_factory=Lockstep)
-  # Parts of the text that are read side by side: the beginnings of equal pieces.
+  # Parts of the text, read side by side: the beginnings of equal pieces.
   parts: int = 8
   # Chunks of each part; the first has no memory yet and is not counted.
   chunks: int = 9
@@ -55,9 +55,9 @@ def measure(model: Model, config: LikelihoodConfig) -> dict:
   """Mean log-probabilities of a chunk's tokens; JSON-able.
 
   Returns:
-    `chunks` counted, `with_memory` and `without_memory`, means over chunks of
-    the mean over their tokens (nats), and `difference` of the two with the 95 %
-    interval of resampled chunks.
+    `chunks`, their number; `with_memory` and `without_memory`, means over chunks
+    of the mean over their tokens (nats); `difference`, with less without, and
+    its 95 % interval from resampled chunks.
 
   Raises:
     ValueError: a text too short, or caps beyond the model's window.

@@ -122,13 +122,13 @@ class Writer:
     jsonl.append(self._workdir / f'records{self._suffix}.jsonl', records)
 
   def add_timing(self, timing: Mapping) -> None:
-    """Appends what a batch took."""
+    """Appends the timing of a batch."""
     jsonl.append(self._workdir / f'timings{self._suffix}.jsonl', [timing])
 
   def write_trace(
     self, cell: Cell, example_id: str, lines: Sequence[Mapping]
   ) -> str:
-    """Writes the trace of an example; its path in the workdir."""
+    """Writes the trace of an example; returns its path in the workdir."""
     name = f'{example_id.replace("/", "_")}.jsonl'
     path = Path('traces') / cell.model / cell.method / name
     (self._workdir / path).parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def join(
   """Brings all records of a workdir into one file, in the grid's order.
 
   The order is as `GridPlan.order` gives it. Returns the number of records in
-  the file, and the number the whole grid has.
+  the file, and the number in the whole grid.
   """
   records = {
     order[key(record)]: record

@@ -1,19 +1,19 @@
 """How often a right memory survives a chunk: the error that short documents hide.
 
     keys -> one turn each over a needle -> right memories
-      -> each beside many needle-free chunks: does the turn write the value again?
+      -> each with many needle-free chunks: does the turn write the value again?
 
-A turn is checked by teacher forcing: where every token of the memory has more
-than half of the probability, greedy decoding writes the same memory again. The
-few turns without that certainty are gathered and decoded.
+A turn is checked by teacher forcing: if every token of the memory has more than
+half of the probability, greedy decoding writes the same memory again. The few
+turns without that certainty are gathered and decoded.
 
-How well founded a turn's memory is (`memory_rules.support`) is recorded for turns
-that take a needle up and for those that lose it: what lies between is of use as the
-ratio of `memory_rules.Guarded`.
+The support of the new memory (`memory_rules.support`) is recorded for turns
+that take up a needle and for turns that lose it: a value in between is a useful
+ratio for `memory_rules.Guarded`.
 
-Turns of one key are alike: a memory that is hard to copy is lost again and again.
-So keys that were lost are counted as well as turns, and the bound of the error is
-that of so many turns fewer as losses come together.
+Turns of one key are correlated: a memory that is hard to copy is lost again and
+again. So lost keys are counted as well as lost turns, and the bound of the error
+counts only as many independent turns as the clustering of losses leaves.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,26 +48,26 @@ from memagent_jax.sharding import MeshConfig
 from memagent_jax.structs import Params, Tokens
 
 TURNS = 'turns.jsonl'
-# lost_squared: squares of a key's lost turns, added up.
+# lost_squared: sum over keys of the squared number of lost turns.
 _COUNTS = ('turns', 'lost', 'changed', 'keys', 'lost_keys', 'lost_squared')
 
 
 @dataclasses.dataclass(frozen=True)
 class RetentionConfig:
-  """Which right memories are put to which chunks."""
+  """Numbers and kinds of right memories, and of chunks to test them on."""
 
-  # Least turns to check; text repeats when it runs out, with other keys.
+  # Least turns to check; text that runs out repeats, with other keys.
   turns: int = 200_000
-  # Keys of one batch.
+  # Keys per batch.
   batch_size: int = 128
-  # Chunks that one memory is put to.
+  # Chunks that each memory is tested on.
   chunks_per_key: int = 16
   # Share of values that are UUIDs; the others have seven digits.
   uuid_share: float = 0.25
   # Share of chunks with a needle whose key has one word of the key asked for.
   near_miss_share: float = 0.0
   # Probability of a memory's least likely token above which a turn is certain to
-  # write it again; the other turns are decoded.
+  # write the memory again; the other turns are decoded.
   certain_probability: float = 0.5
   # Seed of keys, values and near misses.
   seed: int = 0
@@ -88,20 +88,20 @@ def measure(
   """Counts turns that lose a right memory; appends `turns.jsonl`, resumable.
 
   Args:
-    workdir: of this measurement.
-    model: reads greedily.
-    reading: caps, and what is taken; its temperature is not used.
+    workdir: workdir of this measurement.
+    model: the model that reads, greedily.
+    reading: caps, wording and memory rule; its temperature is not used.
     essays: files or folders of text, cut into chunks as documents are.
-    config: how much is read beside what.
-    engine: who takes the turns; None: `Lockstep()`.
+    config: numbers of keys, chunks and turns.
+    engine: engine that takes the turns; None: `Lockstep()`.
     mesh: devices that share the rows; None: the default device alone.
-    config_text: a workdir of another one is refused.
+    config_text: the measurement's config; a workdir of another one is refused.
 
   Returns:
     `turns`, `lost` (the value is gone), `changed` (kept in other words), `keys`,
-    `lost_keys` (in one turn at least), and `bound`, the upper end of the one-sided
-    95 % interval of a turn's error; the same for each kind of value, as
-    `KIND/turns` and so on.
+    `lost_keys` (lost in at least one turn), and `bound`, the upper end of the
+    one-sided 95 % interval of a turn's error; the same for each kind of value,
+    as `KIND/turns` and so on.
 
   Raises:
     ValueError: a workdir of another measurement, or a model that takes up no
@@ -141,8 +141,8 @@ def _totals(batches: Sequence[Mapping]) -> dict[str, float]:
       )
     turns, lost = total[prefix + 'turns'], total[prefix + 'lost']
     if turns:
-      # The design effect of keys as clusters, for rare losses; without any of them
-      # a key is one turn.
+      # The design effect of keys as clusters, for rare losses; without any loss
+      # a key counts as one turn.
       together = turns / total[prefix + 'keys']
       if lost:
         together = total[prefix + 'lost_squared'] / lost
@@ -151,7 +151,7 @@ def _totals(batches: Sequence[Mapping]) -> dict[str, float]:
 
 
 class _Measurement:
-  """Batches of right memories that are put to chunks without their needle."""
+  """Tests batches of right memories on chunks without their needle."""
 
   def __init__(
     self,
@@ -173,12 +173,12 @@ class _Measurement:
     self._config, self._engine = config, engine
 
   def batch(self, number: int) -> dict:
-    """One batch of keys, each put to `chunks_per_key` chunks.
+    """One batch of keys, each tested on `chunks_per_key` chunks.
 
-    `counts` by kind of value; `taken` by kind, the log ratio of each right memory
-    to the empty one before it; and `losses`: for each key that was lost, how often,
-    what a turn turned its memory into, and the support of such turns: log ratios,
-    and whether an empty memory had become the same.
+    Returns `counts` by kind of value; `taken` by kind, the log ratio of each
+    right memory to the empty one before it; and `losses`, for each lost key: the
+    number of losses, the memory and one that replaced it, and the support of the
+    losing turns: log ratios, and whether an empty memory becomes the same.
 
     Raises:
       ValueError: a model that takes up no needle.
@@ -281,7 +281,7 @@ class _Measurement:
   def _hide(
     self, key: '_Key', chunk: Sequence[int], rng: random.Random
   ) -> list[int]:
-    """The chunk with a needle in it, cut to its budget."""
+    """The chunk with a needle in it, cut to the chunk's cap."""
     needle = self._tokenizer.encode(' ' + ruler.needle(*key))
     around = chunk[: self._agent.chunk_tokens - len(needle)]
     at = rng.randrange(len(around) + 1)
@@ -293,7 +293,7 @@ class _Measurement:
     memory: Tokens,
     pairs: list[tuple[int, list[int]]],
   ) -> Iterator[tuple[int, str, float, bool]]:
-    """The key's number, the memory's text after the chunk, and its support."""
+    """Yields the key's number, the memory after the chunk, and its support."""
     size = self._config.batch_size
     for start in range(0, len(pairs), size):
       part = pairs[start : start + size]
@@ -322,7 +322,7 @@ class _Measurement:
     session = self._engine.open(
       self._agent,
       self._params,
-      # Greedy decoding draws nothing from the names.
+      # Greedy decoding makes no use of the names.
       Start(question, ['retention'] * len(chunks), memory=memory),
     )
     before = session.carried
@@ -338,7 +338,7 @@ class _Measurement:
 
 
 class _Key(NamedTuple):
-  """A key that is asked for, and its value."""
+  """A key to ask for, and its value."""
 
   kind: str
   name: str
@@ -358,9 +358,9 @@ def _least_log_prob(
   memory: Tokens,
   chunk: Tokens,
 ) -> jax.Array:
-  """float32 [N]: of the least likely token of writing the memory again."""
+  """Log-prob of the least likely token of writing the memory again, [N]."""
   prompt = prompts_lib.memory_prompt(agent.prompts, question, memory, chunk)
-  # Slots behind the end hold 0, which is larger than any log-prob.
+  # Slots beyond the end hold 0, which is larger than any log-prob.
   return memory_rules.memory_log_probs(agent, params, prompt, memory).min(
     axis=1
   )

@@ -1,4 +1,4 @@
-"""Runs a grid, resumably: makes documents, has them answered, scores, writes.
+"""Runs a grid, resumably: makes documents, gets answers, scores, writes.
 
     GridPlan.shard -> batch by batch -> traces/, records.jsonl, timings.jsonl
 
@@ -39,7 +39,7 @@ from memagent_jax.sharding import MeshConfig
 
 # Longest document in which the tokens of two tokenizers are compared.
 _SAMPLE_TOKENS = 65_536
-# The model of a name, with or without params.
+# Loads the model of a name, with or without params.
 _Loader = Callable[[str, bool], Model]
 
 
@@ -55,21 +55,21 @@ class ChunkSizes:
 
 @dataclasses.dataclass(frozen=True)
 class DocumentsConfig:
-  """The documents of a grid: their texts, and how their sizes are counted."""
+  """The documents of a grid: their texts, and the unit of their sizes."""
 
   texts: Texts = dataclasses.field(default_factory=Texts)
   # Model whose tokenizer counts sizes and the `tokens` of every record.
   counted_with: str = pretrained.DEFAULT_MODEL
-  # None: sizes in the units of `registry.unit`.
+  # Chunks in which sizes are counted; None: sizes in `registry.unit`.
   chunks: ChunkSizes | None = None
-  # Part of a size that is left for the wording around document and question.
+  # Tokens of a size reserved for the wording around document and question.
   template_tokens: int = 64
-  # Part of a size that is left for the answer; None: the task's published budget.
+  # Tokens of a size reserved for the answer; None: the task's published budget.
   answer_tokens: int | None = None
 
   @property
   def size_tokens(self) -> int | None:
-    """Tokens of one unit of size; None: the units differ by task."""
+    """Tokens of one unit of size; None: the unit depends on the task."""
     return None if self.chunks is None else self.chunks.chunk_tokens
 
 
@@ -91,7 +91,7 @@ def evaluate(
   save_every_seconds: float = 30.0,
   report: Callable[[str], None] = print,
 ) -> None:
-  """Runs what is missing of a grid, or of one shard of it.
+  """Runs what is missing from a grid, or from one shard of it.
 
   Args:
     workdir: shards may share a workdir or have their own.
@@ -103,7 +103,7 @@ def evaluate(
     config_text: the grid's config; a workdir of another one is refused.
     shard: index of this part of the grid, and the number of parts.
     retry_failed: whether failed records are computed again.
-    merge: workdirs of shards, whose records are taken over and nothing is run;
+    merge: workdirs of shards whose records are taken over, without running any;
       None: the grid is run.
     likelihood: what the first shard measures for every model; None: nothing.
     mesh: devices of this process that share every batch, for models too large for
@@ -155,9 +155,9 @@ def evaluate(
 
 
 def _loader(models: Mapping[str, str], mesh: MeshConfig | None) -> _Loader:
-  """Loads models by name; the two that were used last are kept.
+  """Loads models by name; keeps the two that were used last.
 
-  Without params a model has config and tokenizer alone.
+  Without params a model has only its config and tokenizer.
   """
 
   @functools.lru_cache(maxsize=2)
@@ -268,7 +268,7 @@ class _Runner:
   def _run_batch(
     self, batch: GridBatch, on_progress: Callable[[float, float], None]
   ) -> tuple[list[dict], float]:
-    """Answers a batch, writes its missing records; these, and the seconds."""
+    """Answers a batch; writes and returns its missing records, and seconds."""
     method, missing = self.methods[batch.cell.method], self._missing(batch)
     computed: Sequence[CellExample] = missing
     filler: Sequence[CellExample] = ()
@@ -309,9 +309,9 @@ class _Runner:
     result: Result,
     method: Method,
   ) -> dict:
-    """A line of `records.jsonl`, whose trace is written.
+    """Writes an example's trace; returns its line of `records.jsonl`.
 
-    It holds no times, so that the records of two runs are equal.
+    The line holds no times, so that the records of two runs are equal.
     """
     trace = ''
     if result.trace:
@@ -369,7 +369,7 @@ def _timing(
     'chunk_seconds': round(statistics.median(chunk_seconds), 6)
     if chunk_seconds
     else None,
-    # Whether the seconds are those of chunks, or of whole prompts.
+    # Whether the seconds are those of chunks; else of whole prompts.
     'chunked': any(result.turns for result in results),
     'peak_host_bytes': host_bytes,
     'peak_device_bytes': _device_bytes(),

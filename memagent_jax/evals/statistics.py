@@ -11,7 +11,7 @@ _Z = 1.959964
 
 
 def wilson_interval(successes: float, count: int) -> tuple[float, float]:
-  """95 % interval (low, high) of a share, good near 0 and 1 and for few.
+  """95 % interval (low, high) of a share, good near 0 and 1 and for few trials.
 
   Successes may be a sum of scores in [0, 1]; there is at least 1 trial.
 
@@ -41,8 +41,8 @@ def slope(values: Sequence[float]) -> tuple[float, float, float]:
 def upper_bound(events: float, count: float) -> float:
   """Upper end of the one-sided exact 95 % interval of a rate.
 
-  Without events it is about 3 / count. Of correlated events and trials the
-  numbers are the effective ones.
+  Without events it is about 3 / count. For correlated trials, pass effective
+  numbers of events and trials.
 
   Source: Clopper and Pearson 1934.
   """
@@ -56,7 +56,7 @@ def difference_interval(
 ) -> tuple[float, float, float]:
   """Difference of two shares, second - first, with its 95 % interval.
 
-  Both are successes and count, on different examples.
+  Each share is (successes, count); the examples of the two differ.
 
   Source: Newcombe 1998, "Interval estimation for the difference between
   independent proportions", method 10.

@@ -1,4 +1,4 @@
-"""Memories made by hand: what is measured, and what sets off an alarm."""
+"""Hand-made memories: what is measured, and what sets off an alarm."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ CAP = 12
 
 
 class AGENT:
-  """All that is asked of an agent: its rule, which names the outcomes."""
+  """The only part of an agent in use: its rule, which names the outcomes."""
 
   rule = Overwrite()
 
 
 def padded(tokenizer, texts):
-  """Rows of CAP ids; behind their ends stands what must not count."""
+  """Rows of CAP ids; beyond their ends are ids that must not count."""
   tokens = tokens_lib.pad_rows([tokenizer.encode(t) for t in texts], CAP)
   ids, length = np.array(tokens.ids_NxW), np.asarray(tokens.length_N)
   rng = np.random.default_rng(len(texts[0]))
@@ -38,7 +38,7 @@ def padded(tokenizer, texts):
 def trajectories(tokenizer, memories, cut=(), rollouts=1):
   """Trajectories from their memories, turn by turn; None: nothing was read.
 
-  `cut`: (trajectory, turn) of the memories that were cut at the cap.
+  `cut`: (trajectory, turn) of the memories cut at the cap.
   """
   turns = max(map(len, memories))
   rows = [[*m, *[None] * (turns - len(m))] for m in memories]
@@ -100,9 +100,9 @@ def test_lengths_and_shares_are_of_the_turns_that_were_read(measure):
   for q in (10, 50, 90):
     assert found[f'length_p{q}'] == pytest.approx(np.percentile(lengths, q))
   assert found['saturated'] == found['empty'] == pytest.approx(0.1)
-  # Not the skipped turns of the third, which kept its memory.
+  # Without the skipped turns of the third, which kept its memory.
   assert found['unchanged'] == pytest.approx(0.2)
-  # Of three with several turns, none keeps its first memory to the end.
+  # None of the three with several turns keeps its first memory to the end.
   assert found['constant'] == 0.0
   assert memory_health.alarms(prefixed(found)) == []
 
@@ -116,7 +116,7 @@ def test_a_turn_that_returns_the_first_memory_is_unchanged(measure):
 
 
 def test_evidence_enters_and_leaves(measure):
-  """Turns from 0: enters at 1, 0, 2, never; leaves at 3 of the first."""
+  """Counting turns from 0: enters at 1, 0, 2, never; leaves the first at 3."""
   found = measure(
     [
       ['a', 'b 42', '42', 'c'],
@@ -126,7 +126,7 @@ def test_evidence_enters_and_leaves(measure):
     ]
   )
   assert found['evidence_found'] == 0.75
-  # The second lost it for a turn; the third ends with what it found.
+  # The second lost it for a turn; the third ends with what it gained.
   assert found['evidence_kept'] == pytest.approx(2 / 3)
   assert found['evidence_enters_turn'] == pytest.approx((1 + 0 + 2) / 3)
   assert found['evidence_leaves_turn'] == pytest.approx((3 + 2) / 2)
@@ -142,7 +142,7 @@ def test_evidence_that_never_leaves_has_no_turn(measure):
 
 
 def test_evidence_is_that_of_the_trajectory_s_own_document(measure):
-  """Two rollouts a document; any of its answers counts."""
+  """Two rollouts per document; any of its answers counts."""
   found = measure(
     [['7'], ['8'], ['9'], ['7']], answers=[['7', '77'], ['9']], rollouts=2
   )
@@ -163,7 +163,7 @@ def test_saturation_sets_off_an_alarm(measure):
   assert found['saturated'] == 0.75
   (alarm,) = memory_health.alarms(prefixed(found))
   assert '75% of the memories were cut at their cap' in alarm
-  # Half of them is not yet an alarm.
+  # Half of the memories cut is not yet an alarm.
   assert memory_health.alarms(prefixed(measure(SATURATED, cut=cut[:4]))) == []
 
 

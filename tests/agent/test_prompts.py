@@ -137,12 +137,12 @@ def test_a_row_over_its_width_is_refused():
     ([1, 8, 5, 9, 2], [1, 2]),  # a whole span
     ([8, 9, 1, 8, 7, 9, 2], [1, 2]),  # two spans, one of them empty
     ([1, 8, 5, 5], [1]),  # never closed: cut while thinking
-    ([1, 9, 2], [1, 2]),  # a close mark on its own
+    ([1, 9, 2], [1, 2]),  # a closing mark alone
     ([1, 2], [1, 2]),
   ],
 )
 def test_thinking_is_stripped(row, kept):
-  # What follows the row's length holds marks too, and must not count.
+  # Beyond the row's length there are marks too, which must not count.
   tokens = Tokens(
     jnp.array([[*row, 8, 1, 9][:8]]), jnp.array([len(row)], jnp.int32)
   )

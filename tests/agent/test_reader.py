@@ -1,4 +1,4 @@
-"""`Reader`: feeding in any pieces, answering at any moment, state and resume."""
+"""`Reader`: feeding in pieces of any size, early answers, state and resume."""
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ def test_answering_disturbs_nothing_and_reads_the_tail(model):
 
 @pytest.mark.slow
 def test_several_questions_share_the_pass(model):
-  """Each question's samples are those it gets alone."""
+  """Each question's samples equal those of asking it alone."""
   both = Reader(model, ['Who?', 'Where was it?'], CONFIG)
   turns = _turns(both, [TEXT])
   alone = Reader(model, 'Where was it?', CONFIG)
@@ -91,7 +91,7 @@ def test_state_goes_on_exactly(model):
 
 
 class InterruptedSession(Session):
-  """Somebody presses Ctrl-C in its fourth turn, once."""
+  """A session in which Ctrl-C is pressed once, in the fourth turn."""
 
   pressed = False
 

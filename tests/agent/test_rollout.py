@@ -84,7 +84,7 @@ def _real(tokens, row):
 
 
 def test_each_turn_is_a_conversation_of_its_own():
-  """The scan equals prompts put together by hand, turn after turn."""
+  """The scan equals prompts assembled by hand, turn after turn."""
   agent = _agent()
   chunks = _chunks([[8, 5], [3, 8]])
   memory, turns = _read(agent, chunks)
@@ -135,7 +135,7 @@ def test_every_turn_has_a_key_of_its_own():
     for c in range(2):
       expected = by_hand(row, first + c, 6)
       assert turns.response.ids_NxR[c, row].tolist() == expected
-    # No document has so many turns that the last one's number is this.
+    # The answer's key number, which no document has enough turns to reach.
     assert got.ids_NxR[row].tolist() == by_hand(row, 2**31 - 1, 4)
 
 
@@ -194,7 +194,7 @@ def test_a_memory_as_likely_as_decoding_says():
     np.testing.assert_allclose(
       logprob_NxR[row, :length], got.logprob_NxR[row, :length], atol=1e-4
     )
-    # Then its end, whether it was sampled or not.
+    # Then its end, whether sampled or not.
     assert (logprob_NxR[row, : int(memory.length_N[row]) + 1] < 0).all()
     assert (logprob_NxR[row, int(memory.length_N[row]) + 1 :] == 0).all()
 
@@ -232,7 +232,7 @@ def test_a_memory_is_taken_if_it_is_likelier_by_the_ratio():
 
 
 def test_a_guard_goes_by_its_ratio_unless_the_chunk_gives_it():
-  """Likelier by 3, by 2, by 1 and by 1, of which the chunk gives the last."""
+  """Likelier by factors of 3, 2, 1 and 1; the chunk gives only the last."""
   log_ratio_N = jnp.log(jnp.array([3.0, 2.001, 1.0, 1.0]))
   given_N = jnp.array([False, False, False, True])
   taken = Guarded(2.0).takes(log_ratio_N, given_N)
@@ -247,7 +247,7 @@ def test_a_memory_is_taken_if_an_empty_one_became_it_too():
   old, fresh = pad_rows([[20, 21, 22]], 6), pad_rows([[25, 26]], 6)
 
   def takes(fresh, likely, likely_alone):
-    """With these probabilities after the old memory, and after none."""
+    """Whether it is taken, given probabilities after `old` and after none."""
 
     def log_probs(agent, params, prompt, memory):
       del agent, params
@@ -271,7 +271,7 @@ def test_a_memory_is_taken_if_an_empty_one_became_it_too():
   assert not takes(fresh, 0.7, 0.49)
   assert takes(fresh, 0.7, 0.51)
   assert takes(fresh, 2.1, 0.1)
-  # Nothing is what an empty memory becomes after most chunks.
+  # Most chunks leave an empty memory empty, so that proves nothing.
   assert not takes(empty, 0.7, 0.99)
   assert not takes(pad_rows([[15, 16]], 6), 0.7, 0.99)
   assert takes(pad_rows([[15, 16, 17]], 6), 0.7, 0.99)
@@ -280,13 +280,13 @@ def test_a_memory_is_taken_if_an_empty_one_became_it_too():
 
 def test_the_ratio_asks_nothing_of_a_memory_that_stays():
   agent, rule = _agent(), Guarded(10.0)
-  # The same two tokens, other ids behind them.
+  # The same two tokens, with other ids beyond them.
   old = Tokens(jnp.array([[20, 21, 3, 3, 0, 0]]), jnp.array([2]))
   same = Tokens(jnp.array([[20, 21, 0, 7, 0, 0]]), jnp.array([2]))
   question, chunk = pad_rows([[11]], 3), pad_rows([[13, 14]], 8)
 
   def update(fresh):
-    """With params that nothing can be computed with."""
+    """Uses params from which nothing can be computed."""
     with jax.disable_jit():
       turn = WrittenTurn(question, chunk, MemoryState(old), fresh)
       return rule.update(agent, {}, turn)

@@ -85,7 +85,7 @@ def test_a_cut_memory_and_an_interrupted_reading_are_said(tmp_path):
 
 
 def test_a_long_reading_keeps_both_ends_and_every_change(tmp_path):
-  """10,000 turns of which three change the memory between the ends."""
+  """10,000 turns; between the two ends, three change the memory."""
   changes = {0: 'one', 3000: 'two', 3001: 'three', 7000: 'four'}
   memory, turns = '', []
   for i in range(10_000):

@@ -1,4 +1,4 @@
-"""Readings of a batch: the same turns whatever is read beside them, and by whom."""
+"""Readings of a batch: the same turns with any neighbours and from any caller."""
 
 import dataclasses
 
@@ -32,12 +32,12 @@ def agent(model):
 
 @pytest.fixture(scope='module')
 def batch(tiny_tokenizer):
-  """Two documents, of one and of four chunks."""
+  """Two documents, of one and four chunks."""
   return make_batch(tiny_tokenizer, (1, 4))
 
 
 def make_batch(tokenizer, chunks) -> Batch:
-  """Documents 0, 1, ... of so many chunks, in this order."""
+  """Documents 0, 1, ... with these numbers of chunks."""
   examples = [tiny_runs.document(i, c) for i, c in enumerate(chunks)]
   width, slots = tiny_runs.READING.chunk_tokens, max(chunks)
   ids = [tokenizer.encode(e.document) for e in examples]
@@ -61,7 +61,7 @@ def make_batch(tokenizer, chunks) -> Batch:
 
 
 def part(batch: Batch, order) -> Batch:
-  """The documents with these numbers."""
+  """The documents at these positions."""
   order = list(order)
   named = {
     name: tuple(getattr(batch, name)[b] for b in order)
@@ -75,7 +75,7 @@ def part(batch: Batch, order) -> Batch:
 
 
 def ids_of(found, n):
-  """Sampled ids of every turn of trajectory n; [] where it was skipped."""
+  """Sampled ids of every turn of trajectory n; [] for skipped turns."""
   response = found.turns.response
   turns = [
     response.ids_NxR[c, n, : response.length_N[c, n]].tolist()
@@ -91,7 +91,7 @@ def whole(agent, model, batch):
 
 
 def test_turns_are_those_of_the_documents(whole, tiny_tokenizer):
-  """Trajectory b * G + g reads document b, all its chunks and no more."""
+  """Trajectory b * G + g reads all chunks of document b, and no others."""
   read_CxN = whole.turns.response.finish_N != SKIPPED
   assert read_CxN.sum(axis=0).tolist() == [1, 1, 1, 4, 4, 4]
   assert whole.rollouts == 3
@@ -138,13 +138,13 @@ def test_windows_change_nothing(agent, model, batch, whole):
 def test_samples_follow_from_seed_example_and_rollout(
   agent, model, batch, whole
 ):
-  """And the reading: not a row's place, nor what is sampled beside it."""
+  """And the reading: not from a row's place, nor from its neighbours."""
   expected = [ids_of(whole, n) for n in range(6)]
   swapped = Lockstep().sample(
     agent, model.params, part(batch, (1, 0)), rollouts=3, seed=2
   )
   assert [ids_of(swapped, n) for n in range(6)] == expected[3:] + expected[:3]
-  # The second document for the second time: as its rollouts 3, 4 and 5.
+  # The second document, read for the second time: like its rollouts 3, 4 and 5.
   again = dataclasses.replace(batch, readings=(0, 1))
   later = Lockstep().sample(agent, model.params, again, rollouts=3, seed=2)
   more = Lockstep().sample(agent, model.params, batch, rollouts=6, seed=2)
@@ -159,7 +159,7 @@ def test_samples_follow_from_seed_example_and_rollout(
 
 
 def answers_of(tokenizer, texts, finish) -> Response:
-  """Answers of these texts; those that ended have their control id."""
+  """Answers with these texts; finished ones end with their control id."""
   rows = [
     [*tokenizer.encode(text), *([tokenizer.eos_ids[0]] * (f == EOS))]
     for text, f in zip(texts, finish, strict=True)
@@ -198,7 +198,7 @@ def test_verdicts_are_of_the_documents_own_scorers(
     metrics=('sub_em_strict', 'boxed_em'),
   )
   verdicts = trajectories.judge(tiny_tokenizer, batch, found)
-  # The second document is rewarded for what stands there without a box, too.
+  # The second document's reward also counts the unboxed answer.
   assert verdicts.reward_BxG.tolist() == [[1, 0, 0], [0, 1, 0]]
   assert verdicts.metric_BxG.tolist() == [[1, 1, 0], [0, 0, 0]]
   assert list(verdicts.answers) == texts
@@ -222,7 +222,7 @@ def test_memory_moves_as_ids_that_encoding_would_change(
   letters = [tiny_tokenizer.encode(c)[0] for c in 'hel']
   embedding = np.array(model.params['embedding'])
   others = np.setdiff1d(np.arange(len(embedding)), letters)
-  # Tied: these are the head's rows, too.
+  # Tied embeddings: these are also rows of the head.
   embedding[others] *= 0.1
   embedding[letters] *= 3.0
   params = {**model.params, 'embedding': jnp.asarray(embedding)}
@@ -236,7 +236,7 @@ def test_memory_moves_as_ids_that_encoding_would_change(
       memory = sampled[t][: len(sampled[t]) - (finish == EOS)]
       text = tiny_tokenizer.decode(memory)
       changed += tiny_tokenizer.encode(text) != memory
-      # The prompt of the next turn, the answer's behind that of the last.
+      # The next turn's prompt; after the last memory turn, the answer's.
       row = (t + 1) * 6 + n
       prompt = np.asarray(rows.ids_NxS)[row][: int(rows.prompt_length_N[row])]
       start = len(prompts_of(tiny_tokenizer).memory_turn[0])
@@ -251,7 +251,7 @@ def test_memory_moves_as_ids_that_encoding_would_change(
 
 @dataclasses.dataclass(frozen=True)
 class Recording(Overwrite):
-  """Overwrites, and keeps what every memory turn's prompt was made of."""
+  """Overwrites, and keeps the parts of every memory turn's prompt."""
 
   seen: list = dataclasses.field(default_factory=list, compare=False)
 
@@ -269,7 +269,7 @@ class Recording(Overwrite):
         )
 
   def take(self):
-    """What was seen since the last time: (question, memory, chunk) in ids."""
+    """The parts seen since the last call: (question, memory, chunk) in ids."""
     jax.effects_barrier()
     taken = sorted(self.seen)
     self.seen.clear()
@@ -302,7 +302,7 @@ def without_end(response, n):
 def test_reader_training_and_evaluation_see_the_same_ids(
   model, tiny_tokenizer, tmp_path
 ):
-  """A document's id is its question, so that all of them sample alike."""
+  """A document's id is its question, so all three draw the same samples."""
   document = tiny_runs.document(0, 3)
   assert document.id == document.question
   rule = Recording()
@@ -313,7 +313,7 @@ def test_reader_training_and_evaluation_see_the_same_ids(
   expected = by_hand(tiny_tokenizer, turns, document)
   assert len(expected) == 4
   seen = rule.take()
-  # What a turn's prompt is made of: question, memory before, chunk.
+  # The parts of a turn's prompt: question, memory before, chunk.
   encode = tiny_tokenizer.encode
   memories = [prompts_of(tiny_tokenizer).empty_memory]
   memories += [tuple(turn.memory_ids) for turn in turns[:-1]]
@@ -321,7 +321,7 @@ def test_reader_training_and_evaluation_see_the_same_ids(
     (tuple(encode(document.question)), memory, tuple(encode(turn.chunk)))
     for memory, turn in zip(memories, turns, strict=True)
   )
-  # What the answer turn asks for has one pair of braces.
+  # The answer turn asks with a single pair of braces.
   text = tiny_tokenizer.decode(expected[-1])
   assert '\\boxed{}?' in text
 
@@ -335,7 +335,7 @@ def test_reader_training_and_evaluation_see_the_same_ids(
   )
   validation(model.params, 0)
   both = rule.take()
-  # The other half is another document's.
+  # The other half belongs to another document.
   assert len(both) == 6 and set(seen) <= set(both)
 
   # The first of two rollouts has the reader's key.
@@ -353,7 +353,7 @@ def test_reader_training_and_evaluation_see_the_same_ids(
   verdicts = source.judge(batch, found)
   rows = source.sequences(found, source.scores(found, verdicts)).turns
   sampled = ids_of(found, 0)
-  # Four chunk slots, of which the last is empty, and the answer; two rollouts.
+  # Four chunk slots, the last one empty, and the answer; two rollouts.
   for t, prompt in zip((0, 1, 2, 4), expected, strict=True):
     row, p = rows.ids_NxS[2 * t].tolist(), int(rows.prompt_length_N[2 * t])
     assert tuple(row[:p]) == prompt

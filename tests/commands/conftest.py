@@ -1,4 +1,4 @@
-"""Runs a command of `experiments` in a process of its own."""
+"""Runs a command of `experiments` in its own process."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def run_command(tmp_path):
   """Calls `python -m experiments.NAME flags...` in the test's folder, or `cwd`.
 
-  What it prints is captured as text; `environment` adds to this process's.
+  Its output is captured as text; `environment` adds to this process's.
   """
 
   def run(name, *flags, cwd=tmp_path, **environment):

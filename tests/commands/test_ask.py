@@ -51,8 +51,8 @@ def ask(tiny_model_dir, tmp_path, cache):
     )
 
   def start(*flags):
-    # A shell that runs the tests in the background has them ignore Ctrl-C, and
-    # what they start inherits that.
+    # A shell that runs the tests in the background makes them ignore Ctrl-C,
+    # and child processes inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
       return subprocess.Popen(
@@ -98,7 +98,7 @@ def test_json_and_page_hold_the_whole_reading(ask, tmp_path, cache):
   page = (tmp_path / 'out.html').read_text()
   assert 'Who?' in page
   assert '<script>x' not in page
-  # The next run finds what this one compiled.
+  # The next run finds the programs that this one compiled.
   assert list((cache / 'compiled').glob('jit_read-*'))
   assert b'Q: Where?' in done.stdout
 

@@ -1,4 +1,4 @@
-"""`experiments.benchmark` end to end, at sizes where only its shape matters."""
+"""`experiments.benchmark` end to end, at sizes that only test its mechanics."""
 
 import json
 
@@ -69,7 +69,7 @@ def test_update_suite_makes_the_same_steps_at_every_micro_batch(
     '--response_tokens=8',
   )
   assert 'has no torch: measuring ours alone' in printed
-  # 2 steps each: the one that compiles, and --repeats=1.
+  # 2 steps each: the one that compiles, and one for --repeats=1.
   assert 'losses differ by at most' in printed
   rows = result['rows']
   assert [(row['micro_batch'], row['step']) for row in rows] == [
@@ -78,8 +78,8 @@ def test_update_suite_makes_the_same_steps_at_every_micro_batch(
     (4, 0),
     (4, 1),
   ]
-  # At the first step all ratios are 1: the loss is minus the mean advantage, all
-  # responses being equally long.
+  # At the first step all ratios are 1, so the loss is minus the mean advantage,
+  # as all responses are equally long.
   ids, advantage_N = update.Workload(6, 24, 8).draw(vocab_size=200)
   assert ids.shape == (6, 32)
   assert rows[0]['loss'] == pytest.approx(-advantage_N.mean(), abs=1e-6)

@@ -1,4 +1,4 @@
-"""`memagent` as a user types it: the overview, and one line for every slip."""
+"""`memagent` as a user types it: the overview, and a line for every mistake."""
 
 import os
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_slips_in_gin_are_one_line_and_no_library_says_a_word(memagent):
 
 # --- Extras -------------------------------------------------------------------
 
-# A module that Python imports at its start; the packages in BLOCKED are not there.
+# A module that Python imports at startup; it hides the packages in BLOCKED.
 BLOCK = """
 import os
 import sys
@@ -116,7 +116,7 @@ TRAIN = 'gin seqio tensorflow bm25s matplotlib tensorboardX wonderwords'
 
 @pytest.fixture
 def without(memagent, tmp_path):
-  """Runs a command where packages are missing."""
+  """Runs a command without some packages."""
   site = tmp_path / 'site'
   site.mkdir()
   (site / 'sitecustomize.py').write_text(BLOCK)
@@ -165,7 +165,7 @@ def test_a_missing_package_of_no_extra_is_not_hidden(without):
 
 @pytest.mark.slow
 def test_the_base_reads(without, tiny_model_dir, tmp_path):
-  """Asks, scores and tokenises without anything of [train]."""
+  """Asks, scores and tokenises without any package of [train]."""
   document = tmp_path / 'document.txt'
   document.write_text('The mask was worn by the King. ' * 20)
   model = f'--model={tiny_model_dir}'

@@ -1,4 +1,4 @@
-"""Two presets side by side, by command."""
+"""The command that prints the difference between two presets."""
 
 from pathlib import Path
 

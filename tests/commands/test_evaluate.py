@@ -85,7 +85,7 @@ def evaluate(grid_file, workdir, *flags, ok=True):
 
 
 def killed(grid_file, workdir, *flags, at_bytes):
-  """Starts the grid, and kills it when its files have grown by so much."""
+  """Starts the grid; kills it once its files have grown by `at_bytes`."""
 
   def written():
     return sum(
@@ -102,7 +102,7 @@ def killed(grid_file, workdir, *flags, at_bytes):
     while process.poll() is None:
       try:
         grown = written() - before
-      except FileNotFoundError:  # replaced just now
+      except FileNotFoundError:  # was just replaced
         continue
       if grown > at_bytes:
         os.kill(process.pid, signal.SIGKILL)
@@ -115,7 +115,7 @@ def test_a_grid_killed_three_times_equals_one_that_was_not(grid_file, tmp_path):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   printed = evaluate(grid_file, whole)
   assert '36/36' in printed and 'niah_single_1, greedy' in printed
-  # In the first batch, behind it, and later.
+  # In the first batch, right after it, and later.
   kills = [killed(grid_file, cut, at_bytes=n) for n in (500, 4000, 6000)]
   assert kills == [True, True, True]
   evaluate(grid_file, cut)
@@ -129,8 +129,8 @@ def test_processes_and_shards_make_the_same_records(grid_file, tmp_path):
   whole, both = tmp_path / 'whole', tmp_path / 'both'
   evaluate(grid_file, whole)
   if len(os.sched_getaffinity(0)) > 1:
-    # Other numbers of cores may differ in a record's last bits, not in its tokens.
-    # Both go down with the process that started them.
+    # With other numbers of cores, a record's last bits may differ, not its tokens.
+    # Both children die with the process that started them.
     assert killed(grid_file, both, '--processes=2', at_bytes=2000)
     printed = evaluate(grid_file, both, '--processes=2')
     assert '36 of 36 records' in printed
@@ -161,7 +161,7 @@ def test_a_report_of_a_part_and_a_seed_of_ones_own(
   assert done.returncode == 0, done.stderr
   page = (workdir / 'report' / 'report.html').read_text(encoding='utf-8')
   assert '<h1>Mine</h1>' in page and 'recent' in done.stdout
-  # The same folder for another grid.
+  # The same folder with another grid.
   error = evaluate(grid_file, workdir, ok=False)
   (line,) = [x for x in error.splitlines() if x.startswith('error:')]
   assert 'belongs to a run of another config' in line

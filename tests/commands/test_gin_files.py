@@ -1,4 +1,4 @@
-"""Gin files by path, by the name that ships, and by bare name."""
+"""Gin files by path, by shipped name, and by bare name."""
 
 from pathlib import Path
 
@@ -32,14 +32,14 @@ def test_a_file_of_ones_own_wins(tmp_path, monkeypatch):
   mine.write_text('')
   assert gin_files.find(mine) == mine
   assert gin_files.find(mine.absolute()) == mine.absolute()
-  # A bare name is no path to it.
+  # A bare name is not a path to it.
   assert gin_files.find('tiny_grpo') == ROOT / mine
 
 
 @pytest.mark.parametrize(
   ('name', 'meant'),
   [
-    # Where it was before, and what has a slip.
+    # Former paths, and misspelt names.
     ('gin_configs/runs/tiny_grpo.gin', 'did you mean gin_configs/train/tiny_g'),
     ('gin_configs/runs/eval_quick.gin', 'did you mean gin_configs/eval/eval_q'),
     (

@@ -26,7 +26,7 @@ def gguf_path(tmp_path_factory):
 
 
 def run(source, out, dtype='float32'):
-  """The lines that the command prints."""
+  """The lines printed by the command."""
   lines = []
   import_weights.import_weights(str(source), str(out), dtype, lines.append)
   return lines
@@ -41,7 +41,7 @@ def test_imports_gguf_then_its_own_output(tmp_path, gguf_path, dtype):
     np.testing.assert_array_equal(
       stored[name], tensor.astype(jnp.dtype(dtype)), strict=True
     )
-  # 2 layers of 9 tensors, embedding and norm.
+  # 2 layers of 9 tensors each, an embedding and a norm.
   parameters = sum(t.size for t in tensors_of(WITH_TOKENIZER).values())
   (summary,) = [line for line in lines if ' tensors, ' in line]
   assert f'llama, 20 tensors, {parameters:,} parameters, {dtype}' in summary
@@ -94,7 +94,7 @@ def test_an_occupied_directory_is_refused_before_any_work(tmp_path):
 
 
 def test_the_command_line(tmp_path):
-  # A tensor short: the message is one line and no traceback.
+  # With one tensor missing, the message is one line without a traceback.
   tensors = tensors_of(WITH_TOKENIZER)
   del tensors['model.norm.weight']
   path = write(tmp_path / 'm.gguf', WITH_TOKENIZER, tensors)
@@ -118,7 +118,7 @@ def test_the_command_line(tmp_path):
 
 
 def _modules_of_help():
-  """Top-level modules that are loaded once the command has defined its flags."""
+  """Top-level modules loaded once the command has defined its flags."""
   code = (
     'import sys, experiments.import_weights;'
     'print(*{m.partition(".")[0] for m in sys.modules})'

@@ -77,7 +77,7 @@ def test_a_trajectory_is_shown_turn_by_turn(run):
   shown = [f for f in fields if f in {*turn, 'memory', 'answer', 'question'}]
   last = ['prompt', 'memory', 'answer', 'ratio']
   assert shown == ['question', *turn, *turn, *last, 'answer', 'ratio']
-  # A random model answers nothing, so nobody has an advantage.
+  # A random model answers nothing correctly, so no rollout has an advantage.
   end = '\n'.join(lines[lines.index(headings[-1]) :])
   assert re.search(r"right answers +'\d{7}'", end)
   assert re.search(r'reward +0\.000 by boxed_em', end)
@@ -95,12 +95,12 @@ def test_long_texts_are_cut_but_with_full(run):
   """A chunk of 700 bytes makes a prompt of about 800 characters."""
   cut, full = (run(run.model, *flags).stdout for flags in ([], ['--full']))
   gaps = re.findall(r'\[\.\.\.\s+(\d+)\s+characters\s+\.\.\.\]', cut)
-  # Both memory turns; questions and memories are short.
+  # Only the prompts of both memory turns; questions and memories are short.
   assert len(gaps) == 2 and all(150 < int(gap) < 600 for gap in gaps)
   assert '[...' not in full
   sizes = [len(''.join(text.split())) for text in (cut, full)]
   assert sizes[1] - sizes[0] > sum(map(int, gaps)) / 2
-  # The ratio of every token that was written.
+  # The ratio of every token written.
   written = sum(map(int, re.findall(r'(\d+) written, finish', full)))
   ratios = re.findall(r'[\'"]\d\.\d{6}', ''.join(full.split()))
   assert len(ratios) == written > 0

@@ -1,4 +1,4 @@
-"""What the live display says of a row of rewards."""
+"""The live display of a series of rewards."""
 
 import io
 

@@ -104,7 +104,7 @@ def test_upstream_files_are_converted(run, tmp_path):
 
 @pytest.mark.slow
 def test_upstream_files_of_paragraph_numbers(run, tmp_path):
-  """These need the whole of HotpotQA's dev set."""
+  """They need the whole dev set of HotpotQA."""
   record = {'input': 'Who?', 'context': [4, 66_634], 'answers': ['Ann']}
   (tmp_path / 'eval.json').write_text(json.dumps([record]), encoding='utf-8')
   out = '--out=eval.jsonl'
@@ -131,7 +131,7 @@ def test_own_documents_are_checked_and_estimated(run, tmp_path):
     *('--estimate=good.jsonl', '--tokenizer=bytes', '--chunk_tokens=100'),
     *('--memory_tokens=10', '--answer_tokens=5', '--tokens_per_second=1'),
   )
-  # 990 bytes are 10 chunks, an answer turn, and 990 seconds.
+  # 990 bytes make 10 chunks and an answer turn, and take 990 seconds.
   assert [line.split()[-1] for line in printed.splitlines()[:3]] == [
     *('1', '11', '990')
   ]

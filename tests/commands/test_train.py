@@ -1,4 +1,4 @@
-"""Gin files of runs: they parse, and what is wrong with one is said."""
+"""Gin files of runs: they parse, and mistakes in them are reported."""
 
 import dataclasses
 from pathlib import Path
@@ -109,12 +109,12 @@ def test_a_configuration_is_one_text_whatever_the_order_of_its_imports(
   assert len(texts) == 1
 
 
-# --- What is wrong is said ----------------------------------------------------
+# --- Error messages -----------------------------------------------------------
 
 
 @pytest.fixture
 def error_of(tmp_path, tiny_model_dir):
-  """The one line with which a run of the tiny model ends, flags changed."""
+  """The line that ends a run of the tiny model with changed flags."""
 
   def failed(*bindings, file='gin_configs/train/tiny_grpo.gin'):
     flags.FLAGS.mark_as_parsed()
@@ -131,7 +131,7 @@ def error_of(tmp_path, tiny_model_dir):
       pytest.raises(SystemExit) as e,
     ):
       train.main(['train'])
-    # Text as the code of an exit goes to stderr; the status is 1.
+    # An exit code that is text goes to stderr; the status is then 1.
     assert e.value.code.startswith('error: ')
     return e.value.code.removeprefix('error: ')
 
@@ -205,7 +205,7 @@ def test_settings_that_cannot_be_run(error_of, tmp_path, binding, message):
 
 def test_a_window_that_is_too_small_is_counted_out(error_of):
   error = error_of('config.ReadingConfig.chunk_tokens = 4000')
-  # The tiny model sees 2,048 tokens.
+  # The tiny model has a window of 2,048 tokens.
   for part in ('4000 (chunk_tokens)', '64 (memory_tokens)', 'sees 2048'):
     assert part in error
 
@@ -238,7 +238,7 @@ def test_processes_that_are_half_told(error_of, given, message):
 
 
 def test_launch_files_start_runs_that_are_there():
-  """Of each: a shell reads it, and its run and its mesh exist."""
+  """Each is valid shell, and its run and its mesh exist."""
   files = sorted((ROOT / 'experiments/launch').glob('*.s*'))
   assert len(files) == 3
   for path in files:

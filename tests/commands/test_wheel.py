@@ -1,4 +1,4 @@
-"""What a wheel brings is enough to train, evaluate, report, ask and make data."""
+"""The wheel alone can train, evaluate, report, ask and make data."""
 
 import json
 import os
@@ -54,12 +54,12 @@ def memagent(wheel, tmp_path_factory):
     done = subprocess.run(
       [sys.executable, '-m', 'memagent_jax.commands.cli', *arguments],
       cwd=folder,
-      # The compiler of TPUs, where the tests have one, looks for a TPU.
+      # The TPU compiler, if the tests have one, looks for a TPU.
       env={k: v for k, v in os.environ.items() if not k.startswith('TPU_')}
       | {
         'PYTHONPATH': str(target),
         'MEMAGENT_CACHE': str(folder / 'cache'),
-        # Programs run for seconds only.
+        # Programs run for only a few seconds.
         'XLA_FLAGS': '--xla_backend_optimization_level=0',
       },
       capture_output=True,
@@ -109,7 +109,7 @@ def test_it_holds_what_runs_need_and_no_results(wheel):
 @pytest.mark.slow
 def test_the_overview_comes_from_the_wheel(memagent):
   assert 'make-data' in memagent('--help').stdout
-  # Errors of gin files show where they are looked for: not in the checkout.
+  # Errors about gin files name the folder searched: not the checkout's.
   done = memagent(
     'compare-objectives', '--gin_file=zzz', '--gin_file=y', code=1
   )

@@ -1,4 +1,4 @@
-"""The order of examples, exact resuming, and what a batch holds."""
+"""The order of examples, exact resuming, and the content of batches."""
 
 import collections
 
@@ -64,7 +64,7 @@ def test_readings_of_an_example_are_numbered_over_all_epochs():
   numbers = collections.defaultdict(set)
   for position in range(24):
     numbers[schedule.at(position)].add(schedule.reading(position))
-  # Two places of four belong to the one example of the second task.
+  # Two of every four places go to the only example of the second task.
   assert numbers[1, 0] == set(range(12))
   assert all(numbers[0, i] == set(range(4)) for i in range(3))
 
@@ -73,7 +73,7 @@ def test_rates_share_out_an_epoch_and_leave_no_example_out():
   schedule = Schedule((8, 2), (1.0, 1.0), seed=1)
   counts = collections.Counter(schedule.at(i) for i in range(80))
   assert sum(n for (task, _), n in counts.items() if task == 0) == 40
-  # 40 turns over 8 examples and over 2 examples: each equally often.
+  # 40 turns over 8 examples, and over 2 examples: each equally often.
   assert set(counts[0, i] for i in range(8)) == {5}
   assert set(counts[1, i] for i in range(2)) == {20}
 
@@ -92,7 +92,7 @@ def test_a_restored_iterator_goes_on_exactly(
   stopped = BatchIterator(mixture, tiny_tokenizer, CONFIG)
   before = ids(take(stopped, batches_before))
   state = stopped.state()
-  # 10 positions an epoch, 4 a batch.
+  # 10 positions per epoch, 4 per batch.
   assert state == {
     'seed': 3,
     'epoch': 4 * batches_before // 10,
@@ -104,7 +104,7 @@ def test_a_restored_iterator_goes_on_exactly(
 
 
 def test_an_iterator_that_was_used_is_restored_too(mixture, tiny_tokenizer):
-  """Forwards and backwards, whatever it was about to give."""
+  """Forwards and backwards, whatever it was about to yield."""
   iterator = BatchIterator(mixture, tiny_tokenizer, CONFIG)
   states, expected = [], []
   for _ in range(4):

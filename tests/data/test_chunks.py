@@ -67,7 +67,7 @@ def test_a_tokenizer_without_safe_cuts_gets_the_whole_text():
 
 
 class _Words:
-  """One id per character, so that a cut can be read off the text."""
+  """One id per character, so that a cut can be read from the text."""
 
   def encode(self, text):
     return list(map(ord, text))
@@ -80,7 +80,7 @@ class _Words:
   ('text', 'budget', 'expected'),
   [
     # The last sentence end within the budget, not the first; white space stays
-    # with what it follows.
+    # with the text before it.
     ('A b. C d. Efg hij', 13, 'A b. C d. '),
     # Closing quotes belong to the sentence.
     ('He said "no." Then left', 16, 'He said "no." '),
@@ -90,7 +90,7 @@ class _Words:
     ('abcdefghijkl', 5, 'abcde'),
     # A blank line ends a heading.
     ('CHAPTER I\n\nIt was a', 16, 'CHAPTER I\n\n'),
-    # A mark inside a number or a name is no end.
+    # A full stop inside a number or a name is not a sentence end.
     ('It cost 3.14 for two', 12, 'It cost 3.14'),
     ('It cost 3.14159 and more', 12, 'It cost '),
   ],

@@ -1,4 +1,4 @@
-"""All RULER tasks at exact lengths, by three unlike tokenizers."""
+"""All RULER tasks at exact lengths, with three different tokenizers."""
 
 import functools
 import importlib.resources
@@ -78,5 +78,5 @@ def test_long_samples(task, name, encoders, corpus):
 def test_half_a_million_tokens_in_ten_seconds(task, encoders, corpus):
   start = time.process_time()
   check(task, 'smollm2', 524_288, encoders, corpus)
-  # The check encodes once more: less than ten seconds with it, too.
+  # The check encodes once more: even with it, less than ten seconds.
   assert time.process_time() - start < 10

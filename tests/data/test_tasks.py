@@ -1,4 +1,4 @@
-"""seqio tasks, of files too, and the document converter."""
+"""seqio tasks, including those from files, and the document converter."""
 
 import numpy as np
 import pytest

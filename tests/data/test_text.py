@@ -1,4 +1,4 @@
-"""Documents as text: encodings, pipes, and what is said when they are wrong."""
+"""Documents as text: encodings, pipes, and errors about wrong ones."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""TFRecords: what is written is read back, by number, and damage is seen."""
+"""TFRecords: written records are read back, by number; damage is detected."""
 
 import pytest
 import tensorflow as tf

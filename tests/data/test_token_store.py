@@ -1,4 +1,4 @@
-"""Stored ids are those of the whole text, whatever is killed on the way."""
+"""Stored ids equal those of the whole text, whatever is killed on the way."""
 
 from contextlib import contextmanager
 import gzip
@@ -31,7 +31,7 @@ _SENTENCE = 'the hell of "it", he said in 1972; naïve 漢字 🙂. '
 
 
 class _Letters:
-  """One id per character; notes what it encoded."""
+  """One id per character; records what it encoded."""
 
   fingerprint = 'letters'
 
@@ -112,9 +112,9 @@ def test_stored_ids_are_those_of_the_whole(
   window_tokens,
   kills,
 ):
-  # 'the hell' is a place to cut in every repeat.
+  # 'the hell' is a safe place to cut in every repeat.
   content = ' '.join([*words, 'the', 'hell'] * repeat)
-  # A byte-order mark at the start is dropped by the reader of documents.
+  # The document reader drops a byte-order mark at the start.
   expected = tiny_tokenizer.encode(content.removeprefix('\ufeff'))
   with (
     tempfile.TemporaryDirectory() as directory,
@@ -177,7 +177,7 @@ def test_text_is_encoded_in_parts(tmp_path):
   tokenizer = _Letters()
   source = _document(tmp_path, 'some words ' * 10_000)
   tokenize_to_store(source, tmp_path / 'store', tokenizer)
-  # A part of 8,192, the tail of 256 that is held back, and a word.
+  # A part of 8,192, the held-back tail of 256, and a word.
   assert tokenizer.longest < 8192 + 256 + 12
 
 
@@ -194,7 +194,7 @@ def test_without_safe_cuts_the_whole_is_encoded_once(
 
 
 def test_text_without_words_takes_linear_time(tmp_path):
-  # Searching all that is held whenever 8,192 characters come would look at
+  # Searching all held text whenever 8,192 characters arrive would look at
   # 366 * 3M / 2 = 549M characters, and at four times as many in twice the text.
   source = _document(tmp_path, '0' * 3_000_000)
   tokenizer = _Letters()
@@ -228,14 +228,14 @@ def test_killed_after_the_ids_and_before_their_record(tmp_path):
     tokenize_to_store(source, location, _Letters(), **sizes)
   record = json.loads((location / 'tokens.json').read_text())
   array = ts.open(store_spec(location)).result()
-  # One commit is recorded; the ids of the second are there without a record.
+  # One commit is recorded; the second has written its ids but no record.
   assert 3000 <= record['tokens'] < array.shape[0]
   with pytest.raises(ValueError, match=r'unfinished \([\d,]+ tokens so far\)'):
     open_store(location)
   tokenizer = _Letters()
   store = tokenize_to_store(source, location, tokenizer, commit_tokens=999)
   assert _all_ids(store) == list(map(ord, content))
-  # What was committed is not encoded again; proving cuts takes 256 each.
+  # Committed text is not encoded again; proving each cut safe takes 256.
   again = tokenizer.characters - (len(content) - record['characters'])
   assert 0 <= again < 256 * 8
 
@@ -277,7 +277,7 @@ def test_a_repeat_on_a_finished_store_encodes_nothing(tmp_path, monkeypatch):
   location = tmp_path / 'store'
   first = tokenize_to_store(source, location, _Letters())
   tokenizer = _Letters()
-  # With another date the text is compared; the new date is then recorded.
+  # If the date differs, the text is compared; then the new date is recorded.
   os.utime(source, (1, 1))
   tokenize_to_store(source, location, tokenizer)
   monkeypatch.setattr(text, 'read_pieces', None)
@@ -286,7 +286,7 @@ def test_a_repeat_on_a_finished_store_encodes_nothing(tmp_path, monkeypatch):
   assert _all_ids(again) == _all_ids(first)
 
 
-# ---- What is refused.
+# ---- Refusals.
 
 
 def test_a_changed_source_is_refused(tmp_path):
@@ -296,7 +296,7 @@ def test_a_changed_source_is_refused(tmp_path):
   source.write_text('some words ' * 51)
   with pytest.raises(ValueError, match=r'550 bytes; .* now has 561 bytes'):
     tokenize_to_store(source, location, _Letters())
-  # The same size is not the same text.
+  # The same size does not mean the same text.
   source.write_text('some world ' * 50)
   os.utime(source, (1, 1))
   with pytest.raises(ValueError, match=r'now has a different text\. Choose'):
@@ -369,7 +369,7 @@ def test_locations(tmp_path, monkeypatch):
   def kvstore(location):
     spec = store_spec(location)
     assert spec['driver'] == 'zarr3'
-    # TensorStore knows the driver and takes its members.
+    # TensorStore knows the driver and accepts its members.
     ts.KvStore.Spec(spec['kvstore'])
     return spec['kvstore']
 
@@ -397,7 +397,7 @@ def test_unknown_locations_are_refused(location, message):
 
 
 class _Bucket(http.server.BaseHTTPRequestHandler):
-  """As much of the Cloud Storage JSON API as TensorStore's gcs driver needs."""
+  """The part of the Cloud Storage JSON API that TensorStore's driver needs."""
 
   protocol_version = 'HTTP/1.1'
   # Header and body are two writes; the second would wait for the first's ACK.
@@ -449,7 +449,7 @@ class _Bucket(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def bucket_objects(monkeypatch):
-  """The objects of a bucket server on this machine, by name."""
+  """The objects of a local bucket server, by name."""
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Bucket)
   server.objects = {}
   threading.Thread(
@@ -485,7 +485,7 @@ def test_a_store_in_a_bucket(tmp_path, bucket_objects):
 
 
 def _pages():
-  """50 MB of English-like pages, a line break before a letter at their ends."""
+  """50 MB of English-like pages, cut at a line break before a letter."""
   size = page = 0
   while size < 50_000_000:
     lines = (
@@ -505,8 +505,8 @@ def test_50_megabytes_in_less_than_300_of_memory(tmp_path, tiny_tokenizer):
   with source.open('w') as stream:
     stream.writelines(_pages())
   tiny_tokenizer.save(tmp_path)
-  # The peak is the process's own: getrusage would count the parent's, which
-  # fork and exec hand down.
+  # The process's own peak: getrusage would include the parent's, which fork and
+  # exec pass on.
   program = """if True:
     import re, sys, time
     from memagent_jax.data.token_store import tokenize_to_store
@@ -534,7 +534,7 @@ def test_50_megabytes_in_less_than_300_of_memory(tmp_path, tiny_tokenizer):
     f'read in {read_seconds:.1f} s'
   )
   assert peak_bytes < 300e6
-  # A page ends where words are cut, so pages can be encoded one by one.
+  # Every page ends at a safe cut, so pages can be encoded one by one.
   store, start = open_store(location, tiny_tokenizer), 0
   for page in _pages():
     ids = tiny_tokenizer.encode(page)

@@ -1,4 +1,4 @@
-"""Lines of progress: what they say, when, and how wide they are."""
+"""Progress lines: what they say, when, and how wide they are."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_a_line_names_the_batch_and_estimates_by_the_rate_of_its_method():
   lines = []
   progress = Eta(lines.append)
   alike, shorter = batch(), batch(tokens=512, flops=1e11)
-  # 1e12 FLOPs take 600 s: one more is 10 minutes, and a tenth of it 1.
+  # 1e12 FLOPs take 600 s: one more batch takes 10 minutes, a tenth of it 1.
   progress.on_finished(batch(), [alike, shorter], '4/12', '3/4 right', 600.0)
   assert lines == [
     '4/12 MemAgent tiny 65,536 tokens 3/4 right | left 10:00, all 11:00'
@@ -31,7 +31,7 @@ def test_a_method_without_a_rate_has_the_mean_rate():
   other = batch(method='window', flops=1e12)
   progress.on_finished(other, [], '8/12', '4/4 right', 300.0)
   third = batch(method='BM25', flops=2e12)
-  # 400 s for 2e12 FLOPs so far; then 8,000 s for what the first batch took.
+  # 400 s for 2e12 FLOPs so far; 8,000 s for what took the first batch 100 s.
   progress.on_finished(batch(), [third], '9/12', '4/4 right', 0.0)
   assert lines[-1].endswith(' | left 0:00, all 4:27')
 

@@ -53,7 +53,7 @@ def test_blocks_that_overlap_share_their_examples():
 def test_tasks_of_one_length_fill_a_batch_together():
   grid_plan = plan(block(tasks=('vt', 'cwe', 'fwe'), examples=3), batch_size=4)
   assert [len(b.examples) for b in grid_plan.batches] == [4, 4, 1]
-  # The last one is filled up to the shape of the others.
+  # The last batch is filled up to the shape of the others.
   assert {b.size for b in grid_plan.batches} == {4}
   assert len({b.name for b in grid_plan.batches}) == 3
 

@@ -37,7 +37,7 @@ def config(tmp_path):
 
 @functools.partial(jax.jit, static_argnums=0)
 def log_probs(config, params, ids_1xT, length_1):
-  """Of every next token, [T, V]."""
+  """Log-probs of every next token, [T, V]."""
   hidden, _ = Decoder(config).apply(
     {'params': params},
     ids_1xT,
@@ -51,7 +51,7 @@ def log_probs(config, params, ids_1xT, length_1):
 
 
 def score(model, prompt_ids, chunk_ids):
-  """Mean log-probability of chunk_ids behind prompt_ids, by one forward pass."""
+  """Mean log-prob of chunk_ids after prompt_ids, by one forward pass."""
   ids = [*prompt_ids, *chunk_ids]
   padded = jnp.asarray(ids + [0] * (128 - len(ids)))[None]
   found = log_probs(model.config, model.params, padded, jnp.array([len(ids)]))

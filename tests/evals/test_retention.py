@@ -17,7 +17,7 @@ from memagent_jax.evals.retention import RetentionConfig
 from memagent_jax.models.weights import pretrained
 
 MODEL = 'memagent-tiny-warmup'
-# Of gin_configs/tasks/tiny_needles.gin.
+# As in gin_configs/tasks/tiny_needles.gin.
 TEMPLATE = prompts.Template(
   '{question}\nMemory: {memory}\n{chunk}\nNew memory:',
   '{question}\nMemory: {memory}\nAnswer:',
@@ -48,11 +48,11 @@ def test_losses_that_come_together_say_less():
     counts |= {'lost_keys': lost_keys, 'lost_squared': lost_squared}
     return retention._totals([{'counts': {'number': counts}}])['bound']
 
-  # Eight keys that were lost once each are eight of 1,600 turns,
+  # Eight keys lost once each count as eight of 1,600 turns,
   assert bound(8, 8, 8) == statistics.upper_bound(8, 1600)
-  # one that was lost eight times is one of 200,
+  # one key lost eight times counts as one of 200,
   assert bound(8, 1, 64) == statistics.upper_bound(1, 200)
-  # and none at all is none of 100 keys.
+  # and none at all counts as none of 100 keys.
   assert bound(0, 0, 0) == statistics.upper_bound(0, 100)
 
 
@@ -63,7 +63,7 @@ def test_teacher_forcing_counts_what_decoding_every_turn_counts(
 ):
   config = dataclasses.replace(CONFIG, near_miss_share=near_miss_share)
   quick = retention.measure(workdir=tmp_path / 'a', config=config, **settings)
-  # No probability is enough to be certain.
+  # No probability is high enough to be certain.
   config = dataclasses.replace(config, certain_probability=1.0)
   slow = retention.measure(workdir=tmp_path / 'b', config=config, **settings)
   assert quick['turns'] == slow['turns'] >= 40
@@ -86,7 +86,7 @@ def test_what_turns_lose_and_take_says_what_a_guard_does(settings, tmp_path):
   usual = retention.measure(workdir=tmp_path / 'a', config=CONFIG, **settings)
   losses, taken = _support(tmp_path / 'a')
   assert len(losses) == usual['lost'] and len(taken) == usual['keys']
-  # This model slips, but takes needles up with much more than its slips have.
+  # This model slips, but turns that take up a needle have far larger ratios.
   ratios = [ratio for ratio, _ in losses]
   assert max(ratios) < min(taken)
   for least in (float(np.median(ratios)), (max(ratios) + min(taken)) / 2):
@@ -107,7 +107,7 @@ def _lines(workdir):
 
 
 def _support(workdir):
-  """Of the turns that lose a memory, and the ratios of those that take one up."""
+  """Support of losing turns, and ratios of the turns that take up a needle."""
   lines = _lines(workdir)
   losses = [
     pair
@@ -126,7 +126,7 @@ def test_a_measurement_that_was_cut_goes_on(settings, tmp_path):
   written = path.read_bytes()
   batches = [json.loads(line) for line in written.splitlines()]
   assert len(batches) == 2
-  # Other keys in every batch, the same ones whenever it is made.
+  # Different keys in every batch, the same whenever a batch is made.
   assert batches[0] != batches[1]
   path.write_bytes(written[: written.index(b'\n') + 9])
   again = retention.measure(workdir=tmp_path, config=CONFIG, **settings)

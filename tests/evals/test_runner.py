@@ -1,4 +1,4 @@
-"""A grid that runs: records, traces, timings; killed, sharded, merged, retried."""
+"""A running grid: records, traces, timings; killed, sharded, merged, retried."""
 
 from collections.abc import Callable
 import dataclasses
@@ -39,7 +39,7 @@ BLOCKS = (
 
 
 def evaluate(workdir, directory, **changes):
-  """Evaluates the grid; arguments change it. Lines of the report come back."""
+  """Evaluates the grid with changed arguments; returns the report's lines."""
   lines = []
   runner.evaluate(
     **{
@@ -75,7 +75,7 @@ def run(directory):
 
 @pytest.fixture(scope='module')
 def whole(run, tmp_path_factory):
-  """The workdir of a grid that nobody interrupted."""
+  """The workdir of a grid that was never interrupted."""
   workdir = tmp_path_factory.mktemp('whole')
   run(workdir)
   return workdir
@@ -86,7 +86,7 @@ def bytes_of(workdir):
 
 
 class WatchedProgress:
-  """A batch's progress; a test is called before every update."""
+  """A batch's progress that calls a test before every update."""
 
   def __init__(self, progress, on_update):
     self._progress, self._on_update = progress, on_update
@@ -117,7 +117,7 @@ class Watched:
 
 @dataclasses.dataclass(frozen=True)
 class Scripted:
-  """A method like another one, but a function of the examples answers."""
+  """A method like another one, except that a function answers the examples."""
 
   method: Method
   answers: Callable
@@ -135,7 +135,7 @@ def watched(on_update):
 
 
 def killed_at(window):
-  """The methods; the process dies in this window of the agent, unsaved."""
+  """The methods; the process dies unsaved in this window of the agent."""
   windows = []
 
   def die():
@@ -238,7 +238,7 @@ def test_scores_are_those_of_the_task_s_metric(run, tmp_path):
   methods = {'MemAgent': Scripted(METHODS['MemAgent'], right)}
   lines = run(tmp_path, blocks=BLOCKS[:1], methods=methods)
   scores = [line['score'] for line in jsonl.read(tmp_path / records.RECORDS)]
-  # Every batch has one wrong answer in second place.
+  # Every batch has one wrong answer, in second place.
   assert sorted(scores) == [0.0] * 4 + [1.0] * 8
   assert '3/4 right' in lines[0] and lines[-1].startswith('12/12 ')
   assert lines[-1].endswith(' | left 0:00, all 0:00')
@@ -258,7 +258,7 @@ def test_a_grid_killed_three_times_has_the_same_records(run, whole, tmp_path):
   for window in (2, 4, 9):
     with pytest.raises(KeyboardInterrupt):
       run(tmp_path, methods=killed_at(window))
-  # As a kill in the middle of a write leaves it.
+  # A line as left by a kill in the middle of a write.
   path = tmp_path / records.RECORDS
   path.write_bytes(path.read_bytes() + b'{"model": "ti')
   run(tmp_path)
@@ -340,7 +340,7 @@ def test_shards_joined_are_the_whole(run, whole, tmp_path, apart):
   for line in jsonl.read(one / records.RECORDS):
     assert line['trace'] == '' or (one / line['trace']).is_file()
   assert len(records.read_timings(one)) == 5
-  # Once more changes nothing.
+  # A second merge changes nothing.
   run(one, merge=[two] if apart else [])
   assert bytes_of(one) == bytes_of(whole)
   assert len(records.read_timings(one)) == 5
@@ -378,7 +378,7 @@ def test_a_shard_of_another_grid_is_refused(run, whole, tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Flaky(OneTurn):
-  """Fails for documents in `failing`, a list that a test changes."""
+  """Fails for documents in `failing`, a list that tests change."""
 
   failing: tuple = ()
   independent_examples = True
@@ -411,7 +411,7 @@ def test_failures_count_as_wrong_and_are_retried_alone(run, tmp_path):
   lines = list(jsonl.read(tmp_path / records.RECORDS))
   assert [line['score'] for line in lines] == [1, 0, 0, 1, 1, 1]
   assert [line['error'] for line in lines[:2]] == ['', 'no server']
-  # Without the flag a failure stays one.
+  # Without the flag a failed example stays failed.
   SEEN.clear()
   assert retry() == [] and not SEEN
   FAILING.remove('niah_single_1/600/0/1')
@@ -429,7 +429,7 @@ def test_a_retried_record_replaces_its_failure_wherever_it_is(run, tmp_path):
   run(shard, **options, shard=(0, 1))
   run(tmp_path, **options, merge=[shard])
   FAILING.clear()
-  # Two processes of one machine, as --processes starts them.
+  # Two processes on one machine, as --processes starts them.
   for i in range(2):
     run(shard, **options, shard=(i, 2), retry_failed=True)
   run(tmp_path, **options, merge=[shard])

@@ -27,7 +27,7 @@ def test_wilson_interval_equals_published_values():
 
 
 def test_difference_interval_equals_published_values():
-  # Newcombe 1998, table II, method 10: 56 of 70 less 48 of 80, and 9 of 10 less 3.
+  # Newcombe 1998, table II, method 10: 56 of 70 minus 48 of 80; 9 of 10 minus 3.
   for first, second, low, high in (
     ((48, 80), (56, 70), 0.0524, 0.3339),
     ((3, 10), (9, 10), 0.1705, 0.8090),

@@ -4,8 +4,8 @@
 
 models.npz has tiny random decoders: every architecture and feature we support,
 each kind of rotary scaling on at least two of them. smollm2.npz has logits and
-greedy continuations of the default model. `tests/models/test_parity.py` says
-how both are read. Every row runs alone, so padding plays no part in a golden.
+greedy continuations of the default model. `tests/models/test_parity.py` reads
+both. Every row runs alone, so padding plays no part in a golden.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 import transformers
 
 HERE = Path(__file__).parent
-# Tokens of a case's rows: one row inside the window of `dynamic`, two beyond.
+# Lengths of a case's rows: one within the window of `dynamic`, two beyond it.
 ROW_TOKENS = (3, 9, 14)
 
 SHAPE = {
@@ -51,8 +51,8 @@ WEIGHTS = {
     {'num_key_value_heads': 4, 'head_dim': 12, 'attention_bias': True},
   ),
 }
-# Rotary settings -> max_position_embeddings and rope_parameters. A base of 100
-# lets all dimensions turn visibly within 14 tokens.
+# Rotary settings -> max_position_embeddings and rope_parameters. With a base of
+# 100 all dimensions turn visibly within 14 tokens.
 ROPES = {
   'default': (64, {'rope_type': 'default'}),
   'linear': (64, {'rope_type': 'linear', 'factor': 4.0}),
@@ -128,7 +128,7 @@ CASES = (
 
 
 def tiny_model(weights, rope):
-  """A transformers model of a case; its own random weights are replaced."""
+  """A transformers model of a case, whose random weights get replaced."""
   kind, fields = WEIGHTS[weights]
   max_positions, rope_parameters = ROPES[rope]
   config = transformers.AutoConfig.for_model(
@@ -149,9 +149,9 @@ def tiny_model(weights, rope):
 
 
 def random_state(model, rng):
-  """Name -> float16 tensor; no bias is zero, no norm weight one.
+  """Name -> float16 tensor; no bias is zero, and no norm weight is one.
 
-  Float16 halves the file. Its values are exact in float32, in which they run.
+  Float16 halves the file; its values are exact in float32, used for the run.
   """
   state = {}
   for name, tensor in model.state_dict().items():
@@ -169,7 +169,7 @@ def random_state(model, rng):
 
 
 def forward(model, ids):
-  """(hidden after every layer [L,T,E], after the final norm, logits) of a row."""
+  """A row's (hidden after every layer [L,T,E], after the final norm, logits)."""
   after = []
   # output_hidden_states would give the last layer's output after the norm only.
   hooks = [
@@ -195,7 +195,7 @@ def make_models():
       for name, tensor in states[weights].items():
         out[f'weights/{weights}/{name}'] = tensor
     for row, tokens in enumerate(ROW_TOKENS):
-      # Anew for every row: dynamic NTK remembers the longest row it has seen.
+      # A new model for every row: dynamic NTK remembers its longest row.
       model = tiny_model(weights, rope)
       state = {
         k: torch.tensor(v.astype(np.float32))
@@ -220,7 +220,7 @@ def make_models():
 PROMPTS = (
   'The lighthouse keeper climbed the long stairs every evening, and on the '
   'last evening of the year he found',
-  # Ends its turn after a few tokens; the golden goes on behind <|im_end|>.
+  # Ends its turn after a few tokens; the golden continues after <|im_end|>.
   '<|im_start|>user\nAnswer in one word: what is the capital city of the '
   'country of France?<|im_end|>\n<|im_start|>assistant\n',
   'To bake a plain loaf of bread you need four things: flour, water, salt and '
@@ -285,8 +285,8 @@ PASSAGE_TOKENS = 300
 PASSAGE_EVERY = 20
 NEW_TOKENS = 64
 SUBSET = 512
-# Two programs whose logits agree to 1e-3 could continue a row differently where
-# its two best logits are closer than twice that.
+# Two programs whose logits agree to 1e-3 could continue a row differently if its
+# two best logits are closer than twice that.
 LEAST_MARGIN = 2e-3
 
 

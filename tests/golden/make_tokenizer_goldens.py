@@ -1,4 +1,4 @@
-"""Writes tokenizer_smollm2.json: texts and their ids, as llama.cpp cuts them.
+"""Writes tokenizer_smollm2.json: texts, and their ids by llama.cpp.
 
   pip install llama-cpp-python
   python tests/golden/make_tokenizer_goldens.py MODEL.gguf

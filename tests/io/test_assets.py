@@ -1,4 +1,4 @@
-"""Models, texts and wordings by name, and what is said of unknown ones."""
+"""Models, texts and wordings by name, and errors about unknown ones."""
 
 import hashlib
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_a_new_model_takes_a_shipped_tokenizer():
 @pytest.mark.parametrize('name', NOVELS)
 def test_a_novel_is_filler_under_the_name_of_its_file(name):
   filler = haystack.essays(name)
-  # Documents say where their text is from: the file, as ever.
+  # Examples still name the file as the source of their text.
   assert filler.name == f'{name}.txt.gz'
   assert filler == haystack.essays(assets.text(name))
   assert len(filler.text) > 500_000

@@ -1,4 +1,4 @@
-"""Files of the benchmarks: given, cached, fetched, damaged, out of reach."""
+"""Benchmark files: given, cached, downloaded, damaged, unreachable."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Logs that were cut."""
+"""Logs that were cut short."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Directories of one run: whose they are, and who is at work there."""
+"""Workdirs of one run each: which run's they are, and who is using them."""
 
 from concurrent.futures import ThreadPoolExecutor
 import threading
@@ -19,7 +19,7 @@ def test_a_workdir_belongs_to_its_config(tmp_path):
 
 
 def test_a_workdir_is_claimed_by_many_at_once(tmp_path):
-  # Long, so that writing it takes a while.
+  # Long enough that writing it takes a while.
   text = 'x = 1\n' * 100_000
   with ThreadPoolExecutor(8) as pool:
     for n in range(10):

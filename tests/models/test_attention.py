@@ -51,8 +51,8 @@ def causal(rows, length):
   )
 
 
-# 1700 is 14 blocks in 7 prefixes of 2 with a ragged last one, 300 has a ragged
-# block behind whole ones, 128 and 129 are the borders of a block.
+# 1700 makes 14 blocks in 7 prefixes of 2, the last one ragged; 300 has a ragged
+# block after whole ones; 128 and 129 are at the border of a block.
 @pytest.mark.parametrize('length', [1, 5, 128, 129, 300, 1700])
 def test_causal_equals_plain_softmax(length):
   q, k, v = draw(length, 2, length, length)
@@ -75,8 +75,8 @@ def test_query_heads_share_kv_heads_in_order(heads, kv_heads):
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
-# 3 queries of 6 heads over 2 kv heads: 9 rows go as one matmul, 1 query: 3 rows
-# go one by one.
+# 6 query heads share 2 kv heads: 3 queries make 9 rows, computed as one matmul;
+# 1 query makes 3 rows, computed one by one.
 @pytest.mark.parametrize('queries', [1, 3])
 def test_two_segments_of_ragged_rows_are_one_softmax(queries):
   q, prompt_k, prompt_v = draw(1, 3, queries, 20)
@@ -126,7 +126,7 @@ def test_scores_far_apart_do_not_overflow():
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
-# 200 is a whole and a ragged block; 1700 has loops over several blocks too.
+# 200 is a whole and a ragged block; 1700 also loops over several blocks.
 @pytest.mark.parametrize('length', [5, 200, 1700])
 def test_gradient_equals_that_of_the_plain_softmax(length):
   q, k, v = [jnp.asarray(x) for x in draw(5, 1, length, length, 4, 2)]
@@ -166,9 +166,9 @@ def test_gradient_in_half_precision_is_near_that_in_single():
 
 @pytest.mark.slow
 def test_the_scores_of_a_layer_are_not_kept_for_its_gradient():
-  """1024 tokens: the unmasked halves of 4 heads' scores are 8.4 MB a layer.
+  """At 1024 tokens, the unmasked halves of 4 heads' scores are 8.4 MB a layer.
 
-  With `jax.checkpoint` around a block a layer more took 10 MB, now 0.8 MB.
+  With `jax.checkpoint` around a block, one more layer took 10 MB, now 0.8 MB.
   """
   length, heads, dim = 1024, 4, 8
   shape = jax.ShapeDtypeStruct((1, length, heads, dim), jnp.float32)

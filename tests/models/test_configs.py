@@ -1,4 +1,4 @@
-"""Hugging Face configs: both rope forms, the round trip, what is refused."""
+"""Hugging Face configs: both rope forms, the round trip, and refusals."""
 
 import dataclasses
 import json
@@ -93,7 +93,7 @@ def test_no_scaling_is_the_default_rope():
     RopeConfig(1e4, 'dynamic', 4.0, original_max_position_embeddings=256),
     RopeConfig(1e4, 'yarn', 4.0, beta_fast=16.0, attention_factor=1.25),
     RopeConfig(1e4, 'yarn', 4.0, truncate=False),
-    # Values that equal our defaults are not other engines' defaults.
+    # Values that equal our defaults may not be other engines' defaults.
     RopeConfig(1e4, 'llama3', 8.0, 256, 1.0, 4.0),
   ],
   ids=lambda rope: rope.rope_type,

@@ -1,4 +1,4 @@
-"""FLOPs by arithmetic against counts by hand and by the compiler."""
+"""FLOPs by arithmetic, against counts by hand and by the compiler."""
 
 import dataclasses
 
@@ -16,10 +16,10 @@ SMALL = ModelConfig('llama', 10, 4, 1, 2, 1, 2, 3, 16, 1e-5, RopeConfig())
 
 
 def test_a_turn_by_hand():
-  # A token: q and o 4x4 each, k and v 4x2 each, mlp 3 times 4x3: 84 products.
+  # Per token: q and o 4x4 each, k and v 4x2 each, mlp 3 times 4x3: 84 products.
   matrices = 2 * (16 + 16 + 8 + 8 + 36)
-  # 5 tokens read (3 + 3 sampled, the last never read): 15 pairs, each 2 products
-  # of 2 in 2 heads.
+  # 5 tokens are read (3 + 3 sampled; the last is never read): 15 pairs, each with
+  # 2 products of length 2 in 2 heads.
   pairs = 15 * 2 * (2 * 2 * 2)
   head = 3 * 2 * 4 * 10
   assert flops_lib.turn_flops(SMALL, 3, 3) == 5 * matrices + pairs + head
@@ -44,7 +44,7 @@ def test_the_compiler_counts_nearly_the_same():
       {'params': params}, hidden[:, -1], method=Decoder.logits
     )
 
-  # One block of queries, which is computed whole: all 128 x 128 pairs.
+  # One block of queries, computed whole: all 128 x 128 pairs.
   compiled = jax.jit(read).lower(
     params, jax.ShapeDtypeStruct((1, 128), jnp.int32)
   )

@@ -1,4 +1,4 @@
-"""Params to start from: what is scaled, where heads look, what stays random."""
+"""Initial params: what is scaled, where heads look, what stays random."""
 
 import dataclasses
 import functools
@@ -87,7 +87,7 @@ def attention_by_distance(config, params):
 def test_head_h_of_the_first_layer_looks_h_plus_one_back(config):
   back = attention_by_distance(config, local(config))
   assert back.argmax(axis=1).tolist() == list(range(1, config.num_heads + 1))
-  # At the usual start no distance stands out.
+  # With the usual initialisation no distance stands out.
   plain = attention_by_distance(CONFIG, usual(CONFIG))
   assert back.max(axis=1).min() > 1.5 * plain.max()
 
@@ -117,7 +117,7 @@ def test_biases_change_queries_and_keys_of_the_first_two_layers_only():
 
 
 def test_half_of_the_second_layer_is_local():
-  """Its heads 0 and 1 look as heads 1 and 3 of the first layer."""
+  """Its heads 0 and 1 look where heads 1 and 3 of the first layer look."""
   layers = named(local(CONFIG))
   first, second = (f'layer_{i}/attention/' for i in (0, 1))
   np.testing.assert_array_equal(

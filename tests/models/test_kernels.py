@@ -1,6 +1,6 @@
 """Kernels against the formulas that they compute.
 
-Those of TPUs run step by step on CPU, and are compared with `attention` there.
+TPU kernels run step by step on the CPU, compared with `attention` there.
 """
 
 import functools
@@ -55,7 +55,7 @@ def test_a_projection_sums_over_the_first_axes_of_its_kernel(inputs):
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-# One by one up to 8 rows on CPU, from 9 on at once.
+# Up to 8 rows are computed one by one on the CPU, more at once.
 @pytest.mark.parametrize('rows', [1, 3, 8, 9])
 def test_rows_times_matrices_in_float32(rows):
   x, y = (
@@ -100,7 +100,7 @@ def test_blocks_are_as_large_as_a_little_padding_allows():
 
 
 def live(q, segments):
-  """`attend` for one query, by the kernel."""
+  """The kernel's version of `attend` for one query."""
   return attention.merged(
     [
       tpu.live(
@@ -121,7 +121,7 @@ def test_one_softmax_over_the_live_slots_of_two_segments():
   _, k2, v2 = arrays(3, 2, 2, 1, 96, 64)
   segments = [
     Segment(k, v, jnp.array([[700], [513], [1]])),
-    # Nothing is written yet in the first row.
+    # The first row has nothing written yet.
     Segment(k2, v2, jnp.array([[0], [96], [5]])),
   ]
   expected, _ = attention.attend([(q, s) for s in segments])

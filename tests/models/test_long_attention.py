@@ -1,4 +1,4 @@
-"""Attention variants against a NumPy reference that knows distances only."""
+"""Attention variants against a NumPy reference that only knows distances."""
 
 import dataclasses
 import functools
@@ -47,10 +47,10 @@ def config(name):
 
 
 def distance(config, i, j):
-  """How far key j seems to query i, as the papers define it; None: not seen."""
+  """Distance of key j as query i sees it, by the papers; None: not seen."""
   variant, window = config.long_attention, config.max_positions
   if isinstance(variant, SinkAttention):
-    # The cache holds the sinks and the latest tokens, numbered as they lie there.
+    # The cache holds the sinks and the latest tokens, numbered by their slots.
     held = [*range(variant.sinks)]
     held += range(max(variant.sinks, i + 1 - (window - variant.sinks)), i + 1)
     held = sorted({k for k in held if k <= i})
@@ -68,7 +68,7 @@ def distance(config, i, j):
 
 
 def reference(config, q_TxHxD, k_TxJxD, v_TxJxD, queries):
-  """float64, one head and query at a time; keys stay, queries turn."""
+  """float64, one head and one query at a time; queries turn, keys stay."""
   t, heads, dim = q_TxHxD.shape
   group = heads // k_TxJxD.shape[1]
   exponent = np.arange(0, dim, 2) / dim
@@ -122,7 +122,7 @@ def check_prefill(variant, length, queries):
   np.testing.assert_allclose(got[0, queries], want, rtol=0, atol=1e-5)
 
 
-# 150 and 300 tokens are three and six windows; 300 also are several blocks.
+# 150 and 300 tokens are three and six windows; 300 is also several blocks.
 @pytest.mark.parametrize(
   'length', [1, WINDOW, 150, pytest.param(300, marks=pytest.mark.slow)]
 )
@@ -152,7 +152,7 @@ def hidden(variant, params, ids_NxT):
 
 @pytest.fixture(scope='module')
 def params():
-  # Large enough that attention is peaked: what a query sees then matters.
+  # Large enough that attention is peaked, so that what a query sees matters.
   return jax.tree.map(lambda x: 1.5 * x, init_params(PLAIN, jax.random.key(0)))
 
 
@@ -160,7 +160,7 @@ def params():
 def test_a_text_within_the_window_is_read_as_by_plain_attention(name, params):
   ids = jax.random.randint(jax.random.key(1), (2, WINDOW), 0, 61)
   got, plain = hidden(config(name), params, ids), hidden(PLAIN, params, ids)
-  # Rounding, relative to the largest state: views are summed up apart.
+  # Rounding, relative to the largest state: views are summed separately.
   assert np.abs(got - plain).max() < 1e-5 * np.abs(plain).max()
 
 
@@ -174,8 +174,8 @@ def test_one_token_beyond_the_window_it_is_not(name, params):
   assert np.abs(got[:, WINDOW] - plain[:, WINDOW]).max() > 1e-3
 
 
-# The rows end inside of the window, at a chunk's border, and beyond both; the
-# responses cross borders.
+# Rows end within the window, at a chunk's border, and beyond both; responses
+# cross borders.
 @pytest.mark.parametrize('name', ['dual chunk', 'sinks'])
 @pytest.mark.slow
 def test_decoded_log_probs_are_those_of_reading_the_whole_text(name, params):
@@ -206,7 +206,7 @@ def test_decoded_log_probs_are_those_of_reading_the_whole_text(name, params):
   'variant,expected',
   [
     (DualChunkAttention(WINDOW), 'at least 24 and less than 48'),
-    # Chunks 0 and 2 would be within the window and yet not as they are.
+    # Chunks 0 and 2 would fit into the window, but not at their true distances.
     (DualChunkAttention(23), 'at least 24 and less than 48'),
     (SinkAttention(WINDOW), 'at least 1 and less than 48'),
     (SinkAttention(0), 'at least 1 and less than 48'),

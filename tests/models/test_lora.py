@@ -1,4 +1,4 @@
-"""Adapters: they change nothing at first, learn alone, and merge into kernels."""
+"""Adapters: no change at first, trained alone, and merged into kernels."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def log_probs(config, params):
 
 
 def moved(params):
-  """The params as if adapters had learned."""
+  """The params as if the adapters had been trained."""
   flat = flax.traverse_util.flatten_dict(params)
   for i, (path, x) in enumerate(flat.items()):
     if path[-1] == 'lora_b':
@@ -114,7 +114,7 @@ def test_a_run_learns_adapters_and_exports_the_plain_model(model, tmp_path):
     return trainer.train(
       workdir=tmp_path,
       model=of,
-      # The reference model costs no copy of the params.
+      # The reference model needs no copy of the params.
       source=lambda m: tiny_runs.rollouts(
         m,
         grpo=dataclasses.replace(tiny_runs.GRPO, kl_coefficient=0.1),

@@ -1,8 +1,8 @@
-"""The decoder against what transformers computed, layer by layer.
+"""The decoder against transformers' results, layer by layer.
 
-`golden/make_model_goldens.py` wrote the goldens; no torch is needed here. There
-every row ran alone; here the rows of a case are one right-padded batch, so that
-padding that leaks fails these tests too.
+`golden/make_model_goldens.py` wrote the goldens, so no torch is needed here.
+There, every row ran alone; here, the rows of a case are one right-padded batch,
+so that leaking padding fails these tests too.
 """
 
 import functools
@@ -64,7 +64,7 @@ def load_case(case):
 
 
 def pad(rows, seed=0):
-  """Rows of ids as one batch; the padding is arbitrary ids of the rows' own."""
+  """Rows of ids as one batch, padded with random ids of the first row."""
   length_N = np.array([len(row) for row in rows], np.int32)
   rng = np.random.default_rng(seed)
   ids_NxW = rng.choice(rows[0], (len(rows), length_N.max())).astype(np.int32)
@@ -136,7 +136,7 @@ def test_tiny_models_layer_by_layer(case):
 
 
 def test_rows_alone_equal_the_batch_with_dynamic_ntk():
-  """Each row goes by its own length, not by the longest of its batch."""
+  """Each row uses its own length, not the longest of its batch."""
   config, params, rows = load_case('qwen2_mha/dynamic')
   lengths = [len(row['ids']) for row in rows]
   assert min(lengths) < config.max_positions < max(lengths)
@@ -160,8 +160,8 @@ def prompts():
 def test_smollm2_logits_and_greedy_choices(smollm2):
   """One pass over each prompt with its golden continuation, and the passage.
 
-  That every next token of the continuation is the likeliest after those before
-  it makes it the greedy one: `generate` itself takes too long for every run.
+  If each token of the continuation is the likeliest after those before it, the
+  continuation is greedy; `generate` itself is too slow to run every time.
   """
   config, params = smollm2
   stored = golden('smollm2.npz')
@@ -186,8 +186,8 @@ def test_smollm2_logits_and_greedy_choices(smollm2):
     )
     return logits_XxV[:, subset], jnp.argmax(logits_XxV, axis=-1)
 
-  # Where each token of a continuation is predicted, row by row; then every 20th
-  # token of the passage.
+  # The positions that predict each token of a continuation, row by row; then
+  # every 20th token of the passage.
   at = [
     (n, len(row['ids']) - 1 + i)
     for n, row in enumerate(prompts())
@@ -206,7 +206,7 @@ def test_smollm2_logits_and_greedy_choices(smollm2):
 
 
 def test_greedy_goldens_have_no_near_ties():
-  """Logits that are right to 1e-3 cannot swap two that are 2e-3 apart."""
+  """Logits within 1e-3 cannot swap two that are 2e-3 apart."""
   assert len(prompts()) == 8
   for row in prompts():
     assert row['continuation'].shape == row['margin'].shape == (NEW_TOKENS,)
@@ -226,7 +226,7 @@ def test_smollm2_generates_the_greedy_continuations(smollm2):
     params,
     pad([row['ids'] for row in rows]),
     decode.SamplingConfig(max_tokens=NEW_TOKENS),
-    # No control ids: the goldens go on behind an end-of-turn token.
+    # No control ids: the goldens continue after an end-of-turn token.
     (),
     keys,
   )

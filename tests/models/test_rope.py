@@ -1,4 +1,4 @@
-"""Rotary frequencies of every kind against values worked out by hand."""
+"""Rotary frequencies of every kind against values computed by hand."""
 
 from flax import linen as nn
 import jax
@@ -62,8 +62,8 @@ def test_dynamic_stretches_the_base_to_each_rows_prompt():
 
 @pytest.mark.parametrize('window_in', ['rope', 'model'])
 def test_llama3_blends_between_its_two_wavelengths(window_in):
-  # 1000 and 100 turns are above 16: kept. 1 turn is below 4: divided by 8.
-  # 10 turns (9.99971 to be exact) keep (9.99971 - 4) / (16 - 4) = 0.499976.
+  # 1000 and 100 turns are above 16: unchanged. 1 turn is below 4: divided by 8.
+  # 10 turns (exactly 9.99971) keep (9.99971 - 4) / (16 - 4) = 0.499976.
   original = 6283 if window_in == 'rope' else None
   config = model(
     window=100_000 if window_in == 'rope' else 6283,
@@ -90,8 +90,8 @@ def yarn(**fields):
 
 
 def test_yarn_ramps_over_dimensions():
-  # The dimension that turns r times is log10(1000 / r) here: 1.49 for r = 32
-  # and 3 for r = 1, rounded outwards to 1 and 3: the ramp is 0, 0, 1/2, 1.
+  # Here the dimension that turns r times is log10(1000 / r): 1.49 for r = 32 and
+  # 3 for r = 1, rounded outwards to 1 and 3: the ramp is 0, 0, 1/2, 1.
   np.testing.assert_allclose(
     frequencies(yarn()),
     [[1, 1e-1, 1e-2 * (1 / 2 + 1 / 2 / 4), 1e-3 / 4]],
@@ -148,7 +148,7 @@ def test_scaling_without_a_factor_is_an_error(kind, factor):
       },
       1.0532377,
     ),
-    # One of the two alone is not used.
+    # Either of the two alone is ignored.
     ({'rope_type': 'yarn', 'factor': 4.0, 'mscale': 0.7}, 1.1386294),
   ],
 )
@@ -168,7 +168,7 @@ def test_tables_repeat_the_angle_in_both_halves_and_scale_it():
 
 
 def test_rotate_turns_the_pairs_of_the_two_halves():
-  # Read as complex numbers x[d] + i x[d + D/2], each is multiplied by e^(i angle).
+  # Seen as complex numbers x[d] + i x[d + D/2], each is multiplied by e^(i angle).
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
   angle = rng.normal(size=(2, 3, 4))
@@ -204,7 +204,7 @@ def test_dynamic_keeps_the_prompts_frequency_through_decode():
   """Rows of 6 and 11 tokens in a window of 8, decoded past the window."""
   config = model(window=8, rope_type='dynamic', factor=4.0)
   rng = np.random.default_rng(2)
-  # Drawn in NumPy, for speed; large enough for positions to matter.
+  # Drawn in NumPy, which is faster; large enough for positions to matter.
   params = jax.tree.map(
     lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype),
     nn.meta.unbox(transformer.abstract_params(config)),
@@ -225,7 +225,7 @@ def test_dynamic_keeps_the_prompts_frequency_through_decode():
 
   @jax.jit
   def whole(row_ids, frequency_length):
-    """Last logits of a row's prompt and response in one forward pass."""
+    """Last logits of a row's prompt and response, by one forward pass."""
     decoder = transformer.Decoder(config)
     hidden, _ = decoder.apply(
       {'params': params},
@@ -242,6 +242,6 @@ def test_dynamic_keeps_the_prompts_frequency_through_decode():
     np.testing.assert_allclose(
       got[-1][row], whole(row_ids, length), rtol=0, atol=2e-5
     )
-    # The base of the grown row is the known bug: it must be visible here.
+    # Using the grown row's base is the known bug, which must be visible here.
     grown = whole(row_ids, length + steps)
     assert np.max(np.abs(got[-1][row] - grown)) > 1e-2

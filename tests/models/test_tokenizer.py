@@ -32,7 +32,7 @@ def test_smollm2_encodes_as_llama_cpp(smollm2):
 
 
 def test_goldens_tell_a_plain_byte_level_pre_tokenizer_apart(smollm2_dir):
-  # What transformers builds from the GGUF; if it passed, the goldens were weak.
+  # transformers' own tokenizer of the GGUF; weak goldens would let it pass.
   backend = tokenizers.Tokenizer.from_file(str(smollm2_dir / 'tokenizer.json'))
   backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False
@@ -73,7 +73,7 @@ def test_control_text_in_a_document_is_text(tiny_tokenizer):
 
 
 def test_merges_cannot_arrive_at_a_control_token():
-  # The vocabulary repeats the control token and has the merge that makes it.
+  # The vocabulary repeats the control token and has the merge that produces it.
   model = tokenizers.models.BPE(
     vocab={'<': 0, 'e': 1, '>': 2, '<e': 3, '<e>': 4},
     merges=[('<', 'e'), ('<e', '>')],
@@ -201,7 +201,7 @@ def test_an_unsupported_tokenizer_model_is_refused():
 @pytest.mark.parametrize(
   ('pre', 'pieces'),
   [
-    # Digits: one by one, one by one, up to three.
+    # Digits are split one by one, one by one, and into groups of up to three.
     ('smollm', ['1', '2', '3', '4']),
     ('qwen2', ['1', '2', '3', '4']),
     ('llama-bpe', ['123', '4']),
@@ -241,7 +241,7 @@ def test_gguf_token_types():
   assert tokenizer.eos_ids == (258,)
   assert tokenizer.encode_template('<think><|end|>') == [259, 258]
   assert max(tokenizer.encode('<think><|end|>[PAD260]')) < 256
-  assert tokenizer.vocab_size == 260  # the unused token is none
+  assert tokenizer.vocab_size == 260  # the unused token does not count
 
 
 def test_gguf_end_of_turn_id_ends_a_turn():

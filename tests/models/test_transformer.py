@@ -13,7 +13,7 @@ from memagent_jax.sharding import TRAINING
 
 
 def model(**fields):
-  """A tiny decoder with everything switched on, but for `fields`."""
+  """A tiny decoder with every feature on, except for `fields`."""
   return ModelConfig(
     **{
       'architecture': 'qwen3',
@@ -37,7 +37,7 @@ def model(**fields):
 
 
 def random_params(config, seed=0):
-  """Params without a zero bias or a norm of ones; drawn in NumPy, for speed."""
+  """Params without zero biases or norms of ones; drawn in NumPy, for speed."""
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -67,8 +67,8 @@ def forward(config, params, ids_NxT, length_N):
 def test_gradients_show_causality():
   """d hidden[t] / d input[s] is exactly 0 for s > t, and not 0 for s <= t."""
   length = 140  # two blocks of queries, the second one ragged
-  # Every position has a token of its own, so the gradient with respect to row s
-  # of the (untied) embedding is that with respect to input s.
+  # Every position has its own token, so the gradient with respect to row s of
+  # the (untied) embedding is the gradient with respect to input s.
   config = model(vocab_size=length)
   params = random_params(config)
   picked = jnp.array([0, 1, 64, 127, 128, 139])
@@ -100,12 +100,12 @@ def test_padding_and_dummy_rows_are_inert():
   run = jax.jit(lambda ids, lengths: forward(config, params, ids, lengths)[0])
   plain = run(ids, np.array(lengths))
 
-  # Other tokens in the padding of the same shape: not a bit changes.
+  # Other tokens in padding of the same shape: not a bit changes.
   other = ids.copy()
   for row, length in enumerate(lengths):
     other[row, length:] = rng.integers(0, 48, 12 - length)
   repadded = run(other, np.array(lengths))
-  # Wider, with two dummy rows behind: another program, so only nearly equal.
+  # Wider, with two dummy rows at the end: another program, so only nearly equal.
   wide = rng.integers(0, 48, (5, 31))
   wide[:3, :12] = ids
   widened = run(wide, np.array([*lengths, 1, 31]))
@@ -140,7 +140,7 @@ def test_prefill_and_decode_equal_one_forward_pass(fields, chunk):
 
   frequency = rope.frequencies(config, lengths)
   _, prompt_kv = jax.jit(lambda x, n: forward(config, params, x, n))(
-    # What the padding holds must not matter: here the response's own tokens.
+    # The content of the padding must not matter: here, the response's tokens.
     ids[:, :9],
     lengths,
   )
@@ -159,7 +159,7 @@ def test_prefill_and_decode_equal_one_forward_pass(fields, chunk):
     )
     want = np.take_along_axis(np.asarray(whole), position[:, :, None], axis=1)
     np.testing.assert_allclose(hidden, want, rtol=0, atol=1e-5)
-  # Slots beyond the written ones are left as they were.
+  # Slots beyond the written ones stay as they were.
   for k, v in response_kv:
     assert np.all(k[..., steps:] == 7.0)
     assert np.all(v[..., steps:] == 7.0)
@@ -214,7 +214,7 @@ ALL_SCORES_BYTES = 9 * 6144 * 6144 * 4
 
 
 def temporary_bytes(function, tokens, **fields):
-  """Peak scratch memory of `function` over one row; heads as in SmolLM2."""
+  """Peak scratch memory of `function` over one row, with SmolLM2's heads."""
   config = model(
     num_heads=9,
     num_kv_heads=3,
@@ -248,7 +248,7 @@ def test_prefill_never_holds_the_scores_of_all_heads():
 
 @pytest.mark.slow
 def test_gradient_does_not_keep_the_scores():
-  """One narrow layer, where kept scores, even of the causal half, take > 50 %."""
+  """One narrow layer, where kept scores, even the causal half, take > 50 %."""
 
   def gradient(config, params, ids):
     def loss(params):
@@ -276,5 +276,5 @@ def test_layers_computed_again_have_the_same_gradient():
     jax.grad(again)(params),
     jax.grad(saved)(params),
   )
-  # Of two layers, the forward pass is done twice.
+  # The forward pass of both layers runs twice.
   assert str(jax.make_jaxpr(jax.grad(again))(params)).count('remat') >= 2

@@ -2,9 +2,9 @@
 
   python -m tests.mutants.run [--only=TEXT] [--workers=2]
 
-`make mutants` runs all of `edits.py`: 1 is the exit status if a named test passes
-in spite of its bug. A child process takes every edit, so that jax, TensorFlow and
-their like, which no edit is in, are imported once.
+`make mutants` runs all of `edits.py`: the exit status is 1 if a named test passes
+in spite of its bug. Every edit goes into a forked child, so that jax, TensorFlow
+and other libraries, which no edit touches, are imported only once.
 """
 
 import argparse
@@ -24,18 +24,18 @@ import time
 from tests.mutants.edits import EDITS, Edit
 
 ROOT = Path(__file__).parents[2]
-# All that the tests look at.
+# Everything that the tests read.
 COPIED = (
   *('memagent_jax', 'tests', 'gin_configs', 'experiments'),
   *('setup.py', 'pyproject.toml'),
 )
-# What takes seconds to import.
+# Libraries that take seconds to import.
 LIBRARIES = (
   *('flax.linen', 'gin', 'hypothesis', 'jax.experimental.multihost_utils'),
   *('optax', 'orbax.checkpoint', 'pytest', 'seqio', 'tensorboardX'),
   *('tensorflow', 'transformers'),
 )
-# A test that hangs fails after these seconds, and so does a run of some tests.
+# Time limits of a single test, of an edit's tests, and of all the named tests.
 _TEST_SECONDS, _EDIT_SECONDS, _ALL_SECONDS = 120, 600, 3600
 
 
@@ -43,7 +43,7 @@ _TEST_SECONDS, _EDIT_SECONDS, _ALL_SECONDS = 120, 600, 3600
 class Outcome:
   """How a run of tests ended."""
 
-  # pytest's exit status; None where it had to be stopped.
+  # pytest's exit status; None if it had to be stopped.
   status: int | None
   # Node ids of the tests that failed.
   failed: Sequence[str]
@@ -56,7 +56,7 @@ class Outcome:
 
 
 class _Failed:
-  """A pytest plugin: the tests that failed, in a file."""
+  """A pytest plugin that writes the tests that failed to a file."""
 
   def __init__(self, path: Path):
     self._path, self._failed = path, []
@@ -73,7 +73,7 @@ def mutated(text: str, edit: Edit) -> str:
   """The text of the edit's file with its bug.
 
   Raises:
-    ValueError: what is replaced is not there exactly once.
+    ValueError: the text to replace does not occur exactly once.
   """
   count = text.count(edit.before)
   if count != 1:
@@ -84,7 +84,7 @@ def mutated(text: str, edit: Edit) -> str:
 
 
 class _Run:
-  """Tests of a copy, in a process of its own that has begun."""
+  """Running tests of a copy, in their own process."""
 
   def __init__(
     self, copy: Path, edit: Edit | None, tests: Sequence[str], seconds: float
@@ -128,7 +128,7 @@ class _Run:
     return pytest.main(
       [
         *('-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', '--tb=short'),
-        # Named tests are run whether they are slow or not.
+        # Named tests are run even if they are slow.
         *('-o', 'addopts=', f'--timeout={_TEST_SECONDS}', '--disable-warnings'),
         *tests,
       ],
@@ -136,7 +136,7 @@ class _Run:
     )
 
   def outcome(self) -> Outcome | None:
-    """How it ended; None while it goes on."""
+    """The outcome; None while the run continues."""
     pid, code = os.waitpid(self._pid, os.WNOHANG)
     seconds = time.monotonic() - self._begun
     ended = pid != 0
@@ -159,7 +159,7 @@ class _Run:
     )
 
   def kill(self) -> None:
-    """Ends what is left of it, processes that the tests started too."""
+    """Ends whatever is left of the run, including the tests' own processes."""
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._pid, signal.SIGKILL)
 
@@ -169,7 +169,7 @@ def outcomes(
   copies: Sequence[Path],
   seconds: float,
 ) -> Iterator[tuple[Edit | None, Outcome]]:
-  """Runs jobs, one in each copy at a time; what becomes of them, as they end."""
+  """Runs jobs, one in each copy at a time; yields outcomes as they end."""
   waiting, free, running = list(jobs), list(copies), []
   try:
     while waiting or running:
@@ -189,7 +189,7 @@ def outcomes(
 
 
 def _copy(to: Path) -> Path:
-  """A copy of the code and its tests; compiled files are not among it."""
+  """Copies the code and its tests, without compiled files."""
   ignored = shutil.ignore_patterns('__pycache__', '*.pyc')
   for name in COPIED:
     if (ROOT / name).is_dir():
@@ -200,7 +200,7 @@ def _copy(to: Path) -> Path:
 
 
 def _shares(tests: Sequence[str], count: int) -> list[list[str]]:
-  """Tests in so many lists, those of a file in one, about as many in each."""
+  """Splits tests into `count` lists of similar size, keeping files together."""
   files: dict[str, list[str]] = {}
   for test in tests:
     files.setdefault(test.partition('::')[0], []).append(test)
@@ -211,7 +211,7 @@ def _shares(tests: Sequence[str], count: int) -> list[list[str]]:
 
 
 def _pass_unmutated(edits: Sequence[Edit], copies: Sequence[Path]) -> bool:
-  """Whether all named tests pass in the code as it is."""
+  """Whether all named tests pass with the code as it is."""
   tests = sorted({test for edit in edits for test in edit.tests})
   print(f'{len(tests)} tests in the code as it is', flush=True)
   jobs = [(None, share) for share in _shares(tests, len(copies))]
@@ -225,14 +225,14 @@ def _pass_unmutated(edits: Sequence[Edit], copies: Sequence[Path]) -> bool:
 
 
 def _missed(edit: Edit, outcome: Outcome) -> list[str]:
-  """Tests that did not fail, or all if pytest ended otherwise than by failures."""
+  """Tests that did not fail; all of them if pytest did not end by failures."""
   if outcome.status != 1:
     return list(edit.tests)
   return [test for test in edit.tests if not outcome.fails(test)]
 
 
 def main() -> int:
-  """Runs the edits that the flags name; the exit status."""
+  """Runs the edits that the flags name; returns the exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--only', default='', help='Text in a bug or its file.')
   parser.add_argument('--workers', type=int, default=2)
@@ -244,8 +244,8 @@ def main() -> int:
     mutated((ROOT / edit.file).read_text(encoding='utf-8'), edit)
   begun = time.monotonic()
   with tempfile.TemporaryDirectory(prefix='mutants.') as folder:
-    # Children see no file that was compiled from another edit; programs of XLA
-    # are found again by what they compute.
+    # Children find no file compiled from another edit; XLA's cache identifies
+    # programs by what they compute.
     os.environ |= {
       'PYTHONDONTWRITEBYTECODE': '1',
       'JAX_COMPILATION_CACHE_DIR': f'{folder}/compiled',

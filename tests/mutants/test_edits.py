@@ -1,4 +1,4 @@
-"""The list of bugs is of today's code and of tests that exist."""
+"""The list of bugs matches today's code, and tests that exist."""
 
 import ast
 import functools

@@ -1,11 +1,11 @@
-"""What tests that compile for TPUs need: a compiler, and leave to load it twice."""
+"""Requirements of tests that compile for TPUs: a compiler, loadable twice."""
 
 import importlib.util
 import os
 
 import pytest
 
-# Read when the compiler is loaded, which is after this.
+# Read when the compiler is loaded, which happens later.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 

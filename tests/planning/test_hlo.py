@@ -43,8 +43,8 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
   assert until.unknown_loops == 1
 
 
-# As the TPU compiler writes: products are convolutions, fused, and loops count up
-# to a constant without saying so; attributes go over several lines.
+# As the TPU compiler writes it: products are convolutions, fused, and loops count
+# to a constant without saying so; attributes extend over several lines.
 TPU = """HloModule jit_f, is_scheduled=true
 
 %fused_dot (p0: bf16[4,128,64,1], p1: bf16[64,2,32,1]) -> bf16[4,128,2,32] {
@@ -95,11 +95,11 @@ ENTRY %main (a: bf16[4,128,64,1], b: bf16[64,2,32,1], c: (s32[], f32[100,64]), q
 def test_what_the_tpu_compiler_writes():
   found = hlo.cost(TPU, RATES)
   product = 2 * 4 * 128 * 64 * (2 * 32)
-  # Two block rows: of four blocks, the one above the diagonal is skipped.
+  # Two block rows: one of the four blocks is above the diagonal and skipped.
   attention = 2 * (2 * 2 * 8 * 512 * 512 * 128) * 3 / 4
   assert found.flops == product + attention
   moved = 2 * (4 * 128 * 64 + 64 * 2 * 32 + 4 * 128 * 2 * 32)
-  # A row of the operand is read; what the loop makes of it stays on the chip.
+  # One row of the operand is read; the loop's result stays on the chip.
   moved += 7 * (4 * 64)
   gathered = 2 * 256 * 2 * 32
   moved += 2 * gathered
@@ -120,7 +120,7 @@ def test_a_loop_that_counts_in_twos_runs_half_as_often():
     assert text.count('%more') == 2
     return hlo.cost(text, RATES).hbm_bytes
 
-  # Of seven rounds seven, four and one are left, each of 256 bytes and a counter.
+  # Strides 1, 2 and 7 leave 7, 4 and 1 rounds, each of 256 bytes and a counter.
   assert moved(1) - moved(2) == moved(2) - moved(7) > 3 * 256
 
 

@@ -1,4 +1,4 @@
-"""Plans of small models on slices that are not here."""
+"""Plans of small models on slices that this machine does not have."""
 
 import dataclasses
 import json
@@ -71,10 +71,10 @@ def with_layers(layers):
 def test_decode_gathers_no_weights_and_reads_them_once():
   four, eight = (compiled_cost('decode', with_layers(n)) for n in (4, 8))
   none = 2 * four.flops - eight.flops
-  # 8 layers cost twice what 4 do, beside the head.
+  # Apart from the head, 8 layers cost twice as much as 4.
   assert (eight.flops - none) == pytest.approx(2 * (four.flops - none))
   assert none == 2 * 8 * 512 * (2048 // 2)
-  # Its own half of a layer in bfloat16, twice with the copies into the chip.
+  # Its half of a layer in bfloat16, twice because of the copies into the chip.
   layer = 2 * (512 * (4 + 2 * 2 + 4) * 128 + 3 * 512 * 1024) // 2
   assert four.largest_gather < layer / 4
   assert four.unknown_loops == 0
@@ -90,7 +90,7 @@ def test_programs_do_little_more_than_the_model_needs():
   assert list(by_name) == ['prefill', 'decode', 'update']
   assert 0.95 < by_name['prefill'].waste < 1.15
   assert 0.95 < by_name['update'].waste < 1.35
-  # Drawn on from two depths as if compiled whole.
+  # Extrapolated from two depths as if compiled whole.
   whole = plan.plan(WORK, TOPOLOGY, MeshConfig(tensor=2))
   for drawn, true in zip(made.phases, whole.phases, strict=True):
     assert drawn.cost.flops == pytest.approx(true.cost.flops, rel=0.01)
@@ -100,7 +100,7 @@ def test_programs_do_little_more_than_the_model_needs():
   assert by_name['prefill'].memory['cache'] == programs.cache_bytes(
     WORK, devices, responses=False
   )
-  # The smallest slice that the mesh fits on.
+  # The smallest slice that the mesh fits.
   assert plan.smallest(WORK, 'v5e:4x4', MeshConfig(tensor=2)).devices == 4
 
 
@@ -109,7 +109,7 @@ def test_an_axis_may_be_part_of_a_physical_one():
   mesh = sharding.make_mesh(MeshConfig(tensor=4), chips.devices('v6e:8x8'))
   assert mesh.devices.shape == (1, 16, 4)
   for pair in mesh.devices.reshape(16, 4):
-    # Neighbours: what is sent most goes the shortest way.
+    # Neighbours: the largest transfers take the shortest way.
     xs, ys = zip(*(d.coords[:2] for d in pair), strict=True)
     assert max(xs) - min(xs) + max(ys) - min(ys) <= 3
 
@@ -182,7 +182,7 @@ def test_adapters_are_learned_with_a_quarter_less():
     )
     for adapters in (None, LoraConfig(rank=8))
   )
-  # Kernels have no gradient; the program has the adapters' own products as well.
+  # Kernels have no gradient; the program also has the adapters' own products.
   whole, adapted = whole.phases[-1], adapted.phases[-1]
   assert 0.7 < adapted.model_flops / whole.model_flops < 0.85
   assert 0.95 < adapted.waste < 1.35
@@ -252,7 +252,7 @@ def test_the_command_prints_a_plan(tmp_path):
       *(sys.executable, '-m', 'experiments.plan', '--topology=v5e:2x4'),
       '--gin_file=gin_configs/train/smollm2_135m_hotpotqa.gin',
       '--gin_file=gin_configs/meshes/v5e_8.gin',
-      # Short turns and few layers compile in a fraction of the time.
+      # With short turns and few layers it compiles in a fraction of the time.
       '--gin_bindings=config.ReadingConfig.chunk_tokens = 256',
       '--gin_bindings=config.ReadingConfig.memory_tokens = 128',
       '--gin_bindings=config.ReadingConfig.answer_tokens = 128',

@@ -1,4 +1,4 @@
-"""Memories of no use that trajectories begin with."""
+"""Useless memories that trajectories begin with."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_all_rollouts_of_a_document_and_their_rows_begin_alike(tiny_tokenizer):
   )
   assert (first.ids_NxW == first.ids_NxW[:, :1]).all()
   assert len(set(map(tuple, first.ids_NxW[:, 0].tolist()))) > 1
-  # The first turn read it: its prompt, as trained on, has it.
+  # The first turn read it: its training prompt contains it.
   verdicts = source.judge(batch, found)
   rows = source.sequences(found, source.scores(found, verdicts))
   for n in range(len(batch.ids) * 3):
@@ -78,7 +78,7 @@ def test_memories_begin_as_what_leads_up_to_an_answer_and_go_on_otherwise(
   tiny_tokenizer,
 ):
   batch = tiny_runs.batch(tiny_tokenizer, chunks=3, rows=64)
-  # Every document tells it: three words, then an answer.
+  # Every document states it: three words, then an answer.
   fact = tiny_tokenizer.encode(' so it is 77. ')
   for b in range(64):
     batch.documents.chunk.ids_NxW[1, b, : len(fact)] = fact
@@ -111,7 +111,7 @@ def test_half_are_loops_of_a_few_tokens(tiny_tokenizer):
   ]
 
   def is_loop(ids):
-    """Whether a few tokens end it at least twice."""
+    """Whether its last few tokens repeat those before them."""
     return any(ids[-k:] == ids[-2 * k : -k] for k in range(1, 9))
 
   assert len(memories) >= 16

@@ -112,7 +112,7 @@ def test_advantages_are_per_trajectory_and_go_to_all_of_its_turns():
   advantage_CxN, weight_CxN = grpo.turn_advantages(advantage, finish)
   by_trajectory = np.asarray(advantage_CxN).T[np.asarray(weight_CxN).T > 0]
   assert by_trajectory.tolist() == [0.5, 0.5, 0.5, -0.5]
-  # Turns more of trajectory 0 change nothing for trajectory 1.
+  # More turns of trajectory 0 change nothing for trajectory 1.
   more = jnp.concatenate([finish[:1], finish[:1], finish])
   again, _ = grpo.turn_advantages(advantage, more)
   assert np.asarray(again)[:, 1].tolist() == [-0.5] * 5
@@ -164,7 +164,7 @@ def test_degenerate_groups():
 
 
 def test_soft_overlong_penalty():
-  """Cap 20, buffer 4: free up to 16, then a quarter a token."""
+  """Cap 20, buffer 4: free up to 16 tokens, then a quarter per token."""
   length = jnp.array([0, 16, 17, 18, 20, 25])
   got = np.asarray(grpo.soft_overlong_penalty(length, 20, 4))
   assert got.tolist() == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
@@ -214,7 +214,7 @@ def _data(seed=0, rows=9, width=6):
     'mask': np.arange(width) < length[:, None],
     'row_weight': np.where(rng.random(rows) < 0.2, 0.0, 1.0),
   }
-  # Beyond the dual clip, at negative advantage.
+  # Beyond the dual clip, with a negative advantage.
   data['advantage'][0] = -0.7
   data['row_weight'][0] = 1.0
   data['logprob'][0, 0] = old[0, 0] + 1.4
@@ -386,7 +386,7 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages():
   for config, advantage, expected in [
     (plain, -1.0, 1 + 2 + 10),
     (dual, -1.0, 1 + 2 + 3),
-    # Positive advantages know the upper clip only.
+    # Positive advantages only have the upper clip.
     (plain, 1.0, -(1 + 1.28 + 1.28)),
     (dual, 1.0, -(1 + 1.28 + 1.28)),
   ]:
@@ -422,7 +422,7 @@ _THETA = jnp.array([0.3, -0.2, 0.5])
 
 @functools.partial(jax.jit, static_argnums=0)
 def _part(config, arguments, features_NxRxD):
-  """Loss, metrics and d sum / d theta, log-probs and entropies moving with it."""
+  """Loss, metrics and d sum / d theta; theta moves log-probs and entropies."""
 
   def loss_sum(theta):
     moved = {
@@ -454,7 +454,7 @@ def _rows(data, features, rows):
 
 
 def _with_garbage(data, features):
-  """3 more tokens and 2 more rows, and NaN or inf wherever nothing counts."""
+  """3 more tokens and 2 more rows, with NaN or inf wherever nothing counts."""
   rows, width = data['mask'].shape
   real = data['mask'] & (data['row_weight'][:, None] > 0)
   padded = {}
@@ -520,7 +520,7 @@ def test_absurd_ratios_give_finite_gradients(gap, advantage, estimator):
   value, gradient = jax.value_and_grad(mean)(jnp.array([[gap / 2, -1.0]]))
   assert np.isfinite(value)
   assert np.isfinite(gradient).all()
-  # The other token still learns: ratio 1, reference equal.
+  # The other token still learns: its ratio is 1, its reference equal.
   assert float(gradient[0, 1]) == pytest.approx(-advantage / 2, abs=1e-3)
 
 
@@ -534,7 +534,7 @@ _REFERENCE = jax.nn.log_softmax(jnp.array([-0.5, 0.8, 0.2, 0.1]))
 def _expected_kl_loss(logits, old, estimator, corrected):
   """The loss over all outcomes, each weighted by its probability under `old`.
 
-  No advantage and a KL coefficient of 1 leave the estimate alone.
+  Without advantages and with a KL coefficient of 1 only the estimate is left.
   """
   config = GrpoConfig(
     kl_coefficient=1.0, kl_estimator=estimator, kl_corrected=corrected

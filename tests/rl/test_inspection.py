@@ -1,4 +1,4 @@
-"""What is shown of a trajectory is what was sampled, judged and trained on."""
+"""A trajectory is shown as it was sampled, judged and trained on."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def model(tiny_tokenizer):
 
 
 def long_documents(model, chunks=3):
-  """Numbers of the documents of the first batch with so many chunks."""
+  """Numbers of the first batch's documents with this many chunks."""
   batch, found = tiny_runs.rollouts(model, **SHAPE).sample(model.params)
   read_CxN = found.documents.chunk.length_N > 0
   return [
@@ -127,7 +127,7 @@ def test_the_ratio_is_trainer_over_sampler(model):
   source = tiny_runs.rollouts(model, engine=engine, **SHAPE)
   turn = inspection.inspect(source, model, b).turns[0]
   response = jax.tree.map(lambda x: x[0, 3 * b], engine.seen[0].turns.response)
-  # The first prompt has no memory whose pieces encoding could join.
+  # The first prompt has no memory, so encoding cannot join its pieces.
   prompt = model.tokenizer.encode_template(turn.prompt)
   assert len(prompt) == turn.prompt_tokens
   ids = [*prompt, *response.ids_NxR[: response.length_N].tolist()]
@@ -140,7 +140,7 @@ def test_verdict_and_advantage_are_of_the_trajectory(model):
   shape = SHAPE | {'reward': tiny_runs.scripted_reward(REWARDS)}
   for b, g, advantage in ((1, 0, 0.5), (1, 2, 0.0), (3, 2, 2 / 3), (2, 1, 0)):
     found = inspection.inspect(tiny_runs.rollouts(model, **shape), model, b, g)
-    # The metric is the example's own, by which no answer is right here.
+    # The metric is the example's own, by which no answer here is right.
     assert (found.reward, found.metric) == (REWARDS[b][g], 0.0)
     assert found.group_rewards == found.group_scores == tuple(REWARDS[b])
     assert found.advantage == pytest.approx(advantage, abs=1e-6)
@@ -159,7 +159,7 @@ def test_scores_and_weights_are_those_of_the_objective(model):
     found = inspection.inspect(
       tiny_runs.rollouts(model, grpo=objective, **shape), model, 1, g
     )
-    # 1 of 5 answer tokens is free, each of the others costs a quarter.
+    # Of 5 answer tokens one is free; each of the others costs a quarter.
     answer = found.turns[-1]
     over = (len(answer.tokens) - 1) / 4
     assert found.group_scores[g] == pytest.approx(REWARDS[1][g] - over)

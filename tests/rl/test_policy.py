@@ -1,4 +1,4 @@
-"""Both objectives against a decoder and a loss in NumPy."""
+"""Both objectives against a NumPy decoder and loss."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ MODEL = ModelConfig(
   *('llama', 30, 16, 1, 4, 2, 8, 24, 64, 1e-5, RopeConfig(THETA))
 )
 S, R, TEMPERATURE = 18, 6, 0.7
-# Row 3 is a dummy; row 1 and row 4 fill the response and the row.
+# Row 3 is a dummy; rows 1 and 4 fill both response and sequence.
 PROMPT_N = np.array([4, 12, 1, 2, 12, 7, 3], np.int32)
 RESPONSE_N = np.array([3, 6, 6, 0, 6, 1, 5], np.int32)
 MASK_NxR = np.arange(R) < RESPONSE_N[:, None]
@@ -69,7 +69,7 @@ def _attended(layer, x_TxE):
 
 
 def _logits(p, ids_T):
-  """float64 [T, V]: after every token."""
+  """float64 logits [T, V] after every token."""
   x = p['embedding'][ids_T]
   for i in range(MODEL.num_layers):
     layer = p[f'layer_{i}']
@@ -84,7 +84,7 @@ def _logits(p, ids_T):
 
 
 def numpy_log_probs(p, temperature):
-  """float64 log-probs and entropies [N, R] of the responses, NaN behind them."""
+  """float64 log-probs and entropies [N, R] of responses, NaN after their ends."""
   logprob, entropy = np.full((2, len(PROMPT_N), R), np.nan)
   ids = turns().ids_NxS
   for n, (start, count) in enumerate(zip(PROMPT_N, RESPONSE_N, strict=True)):
@@ -104,7 +104,7 @@ def float64_params():
 
 
 def policy_rows():
-  """Old and reference policies near enough to the policy to be clipped or not."""
+  """Old and reference policies so near that some tokens are clipped, some not."""
   rng = np.random.default_rng(1)
   logprob, _ = numpy_log_probs(float64_params(), TEMPERATURE)
   logprob = np.where(MASK_NxR, logprob, 0.0)
@@ -138,7 +138,7 @@ def numpy_policy_loss(config, p):
   )
   ratio = np.exp(logprob - old)
   bound = np.where(advantage > 0, 1 + config.clip_high, 1 - config.clip_low)
-  # The pessimist's gain: a ratio counts up to its bound where it helps.
+  # The pessimistic gain: where a ratio helps, it counts only up to its bound.
   limit = np.where(advantage > 0, np.minimum, np.maximum)
   clipped = np.array(
     [f(r, b) for f, r, b in zip(limit, ratio, bound, strict=True)]
@@ -166,7 +166,7 @@ def _moved(direction, by):
 
 
 def check_value_and_slope(objective, rows, numpy_loss):
-  """The loss, and its derivative in a random direction of all parameters."""
+  """Checks the loss, and its derivative in a random direction of all params."""
   rng = np.random.default_rng(2)
   direction = jax.tree.map(lambda p: rng.normal(size=p.shape), params())
 
@@ -241,7 +241,7 @@ def test_entropy_is_left_out_on_request_only():
   rows = policy_rows()
   _, metrics = jax.eval_shape(paper, params(), rows)
   assert 'entropy' not in metrics
-  # An objective that needs it cannot leave it out.
+  # An objective that needs the entropy cannot leave it out.
   with pytest.raises(ValueError, match='log_entropy is False'):
     dataclasses.replace(paper.grpo, entropy_coefficient=0.1)
 

@@ -1,4 +1,4 @@
-"""What rollouts become: rows, weights and advantages, batch by batch."""
+"""Rollouts as training data: rows, weights and advantages, batch by batch."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from memagent_jax.train import update
 from memagent_jax.train.train_state import OptimizerConfig, init_state
 from tests import tiny_runs
 
-# All lengths are in the first batch, in another order.
+# All lengths occur in the first batch, in another order.
 RAGGED = (1, 3, 2, 4)
 ALIKE, VARIED = [1, 1, 1], [1, 0, 0]
 
@@ -45,7 +45,7 @@ def all_rows(experience):
 def sampled_turns(found):
   """(recorded log-probs) -> (trajectory, turn, ids) of every sampled turn.
 
-  The log-probs of a turn tell it from all others; the answer is the last turn.
+  The log-probs identify a turn; the answer is the last turn.
   """
   turns = {}
   responses = [
@@ -88,7 +88,7 @@ def with_finish(found, memory=None, answer=None):
 
 @dataclasses.dataclass(frozen=True)
 class Refinished:
-  """An engine whose trajectories finish otherwise than they did."""
+  """An engine that changes the finish reasons of its trajectories."""
 
   memory: Any = None
   answer: Any = None
@@ -104,10 +104,10 @@ class Refinished:
 @pytest.mark.parametrize(
   ('second_memory', 'expected'),
   [
-    # Three turns with reward 1, one with reward 0. Means over turns, not over
+    # Three turns with reward 1, one with reward 0. A mean over turns, instead of
     # trajectories, would give .25 .25 .25 -.75.
     ((SKIPPED, SKIPPED), [-0.5, 0.5, 0.5, 0.5]),
-    # Turns of one trajectory change no advantage of the other.
+    # The turns of one trajectory change no advantage of the other.
     ((EOS, SKIPPED), [-0.5, -0.5, 0.5, 0.5, 0.5]),
     ((EOS, LENGTH), [-0.5, -0.5, -0.5, 0.5, 0.5, 0.5]),
   ],
@@ -127,7 +127,7 @@ def test_advantages_are_of_trajectories(model, second_memory, expected):
 
 
 def test_every_turn_has_its_trajectory_s_advantage_on_its_own_tokens(model):
-  """Ragged turns of ragged documents; ids are those that were sampled."""
+  """Ragged turns of ragged documents; the ids are the sampled ones."""
   reward_BxG = np.asarray([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0.5, 0, 1]])
   reward = tiny_runs.scripted_reward(reward_BxG)
   engine = tiny_runs.Watched()
@@ -153,7 +153,7 @@ def test_every_turn_has_its_trajectory_s_advantage_on_its_own_tokens(model):
     lengths.add(length)
   assert not turns
   assert len(lengths) > 3
-  # 1 + 3 + 2 + 4 memory turns and 4 answers, thrice.
+  # 1 + 3 + 2 + 4 memory turns and 4 answers, three times.
   metrics = experience.metrics
   assert (
     metrics['sequences/generated'] == metrics['sequences/trained'] == 3 * 14
@@ -180,7 +180,7 @@ def test_only_the_answer_learns_in_the_control(model):
 
 
 def test_truncation_is_counted_filtered_and_punished(model):
-  """Rollout 0 has a cut memory, rollout 1 a cut answer; all are right."""
+  """Rollout 0 truncates a memory, rollout 1 its answer; all are right."""
   engine = tiny_runs.Watched(
     engine=Refinished(
       memory=np.tile([[LENGTH, EOS, EOS], [EOS, EOS, EOS]], 4),
@@ -203,13 +203,13 @@ def test_truncation_is_counted_filtered_and_punished(model):
   assert {n % 3 for n, _ in rows()} == {0, 1, 2}
   assert {n % 3 for n, _ in rows(overlong_filter='answer')} == {0, 2}
   assert {n % 3 for n, _ in rows(overlong_filter='any_turn')} == {2}
-  # The penalty follows the length: -length / 5 with a buffer as long as the cap.
+  # The penalty follows the length: -length / 5 if the buffer equals the cap.
   lengths_BxG = seen[-1].answer.length_N.reshape(4, 3)
   assert len(set(lengths_BxG[0].tolist())) > 1
   expected = (lengths_BxG.mean(axis=1, keepdims=True) - lengths_BxG) / 5
   for n, row in rows(overlong_buffer_tokens=5):
     np.testing.assert_allclose(row.advantage_N, expected.flat[n], atol=1e-6)
-  # That of memories follows the longest of a trajectory.
+  # The penalty of memories follows the longest one of a trajectory.
   cap = tiny_runs.READING.memory_tokens
   length_CxN = seen[-1].turns.response.length_N
   lengths_BxG = length_CxN.max(axis=0).reshape(4, 3)
@@ -221,7 +221,7 @@ def test_truncation_is_counted_filtered_and_punished(model):
 
 
 def test_saturated_memories_are_a_warning_of_the_step(model):
-  """Both memory turns of every trajectory are cut at their cap."""
+  """Both memory turns of every trajectory are truncated at their cap."""
   for finish, expected in ((LENGTH, 1), (EOS, 0)):
     engine = Refinished(memory=np.full((2, 12), finish))
     experience = tiny_runs.rollouts(model, engine=engine).next(0, model.params)
@@ -247,7 +247,7 @@ def test_equal_turns_are_one_row_of_their_weight(model):
   for row in rows:
     expected = 2 / 3 if row.weight_N == 1 else -1 / 3
     assert row.advantage_N == pytest.approx(expected)
-  # What is not computed twice is not counted twice.
+  # Equal turns are computed once, and counted once.
   assert experience.trained_tokens == sum(
     int(row.turns.prompt_length_N + row.turns.response_length_N) for row in rows
   )
@@ -270,7 +270,7 @@ def test_steps_do_not_depend_on_chunks(model, chunks):
     [turns[key_of(row)][0] for row in rows_of(batch)]
     for batch in experience.mini_batches
   ]
-  # Whole groups: two of the four documents each, every turn of them.
+  # Whole groups: two of the four documents each, with all of their turns.
   documents = [{n // 3 for n in part} for part in learned]
   assert len(documents[0]) == len(documents[1]) == 2
   assert not documents[0] & documents[1]
@@ -291,17 +291,17 @@ def test_constant_groups_are_replaced_within_the_budget(model):
   metrics = experience.metrics
   assert len(seen) == 3
   names = ('trained', 'surplus', 'missing', 'refills')
-  # 1 + 2 of the first two batches, one of four of the third.
+  # Trained: 1 + 2 from the first two batches, and one of the third's four.
   assert [metrics[f'groups/{name}'] for name in names] == [4, 3, 0, 2]
   assert metrics['groups/degenerate'] == pytest.approx((3 + 2 + 0) / 12)
-  # Two chunks and the answer, thrice, of 12 documents.
+  # Two chunks and the answer, three times, of 12 documents.
   assert metrics['sequences/generated'] == 9 * 12
   assert metrics['sequences/trained'] == len(all_rows(experience)) == 9 * 4
   assert all(row.advantage_N != 0 for row in all_rows(experience))
 
 
 def test_mini_batches_share_out_whole_groups(model):
-  """Four groups over two; then none, and there are two all the same."""
+  """Four groups over two mini-batches; then none, yet there are still two."""
   _, found = tiny_runs.rollouts(model).sample(model.params)
   turns = sampled_turns(found)
   reward = tiny_runs.scripted_reward([VARIED] * 4, [ALIKE] * 4)
@@ -315,7 +315,7 @@ def test_mini_batches_share_out_whole_groups(model):
   ]
   documents = [sorted({n // 3 for n in part}) for part in learned]
   assert documents == [[0, 2], [1, 3]]
-  # Two memory turns and the answer of three rollouts each.
+  # Two memory turns and the answer of each of three rollouts.
   assert [len(part) for part in learned] == [2 * 3 * 3] * 2
   empty = source.next(1, {})
   assert len(empty.mini_batches) == 2 and all_rows(empty) == []
@@ -323,7 +323,7 @@ def test_mini_batches_share_out_whole_groups(model):
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-  """An engine that gives the same trajectories, up to so many times."""
+  """An engine that gives the same trajectories, at most `most` times."""
 
   trajectories: Any
   most: int
@@ -385,7 +385,7 @@ def test_a_budget_that_runs_out_ends_nothing(model):
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-  """An engine without a model: it gives trajectories that were sampled before."""
+  """An engine without a model, which gives trajectories sampled before."""
 
   trajectories: Any
 
@@ -396,14 +396,14 @@ class Replayed:
 def test_no_forward_pass_is_made_for_nothing(model):
   _, found = tiny_runs.rollouts(model).sample(model.params)
   source = tiny_runs.rollouts(model, engine=Replayed(found))
-  # With these params none could be made.
+  # These params could not produce any.
   for row in all_rows(source.next(0, {})):
     assert row.reference_logprob_NxR is None
     np.testing.assert_array_equal(row.old_logprob_NxR, row.sampler_logprob_NxR)
 
 
 def test_log_probs_of_reference_and_trainer(model):
-  """The reference stays at the params of the start, the trainer's are today's."""
+  """The reference keeps the initial params; the trainer uses the current ones."""
   config = GrpoConfig(kl_coefficient=0.1, old_log_probs='trainer')
   source = tiny_runs.rollouts(model, grpo=config)
   today = jax.tree.map(lambda x: 1.1 * x, model.params)
@@ -417,7 +417,7 @@ def test_log_probs_of_reference_and_trainer(model):
     gap = row.reference_logprob_NxR[real] - row.sampler_logprob_NxR[real]
     worst = max(worst, np.abs(gap).max())
   assert worst > 1e-2
-  # By the model of the start alone.
+  # By the initial model only.
   for batch in experience.mini_batches[0]:
     expected = update.log_probs(model.config, 1.0, model.params, batch)
     np.testing.assert_array_equal(
@@ -456,7 +456,7 @@ def test_the_temperature_of_a_stage_is_that_of_sampler_and_trainer(model):
     experience = source.next(step, model.params)
     assert experience.metrics['temperature'] == temperature
     assert experience.objective.temperature == temperature
-    # Of one temperature, sampler and trainer agree; of two they would not.
+    # At one temperature, sampler and trainer agree; at two they would not.
     for row in all_rows(experience):
       real = slice(0, int(row.turns.response_length_N))
       gap = row.old_logprob_NxR[real] - row.sampler_logprob_NxR[real]
@@ -519,7 +519,7 @@ def test_documents_of_a_stage_come_in_it_and_are_read_on_after_a_restore(
 
 @pytest.mark.parametrize('count', [4, 3])
 def test_a_document_is_sampled_anew_in_every_epoch(model, count):
-  """Where an epoch ends within a batch, too, and a document comes twice in it."""
+  """Even if an epoch ends within a batch, which then has a document twice."""
   engine = tiny_runs.Watched()
   seen = engine.seen
   source = tiny_runs.rollouts(model, engine=engine, count=count)
@@ -531,7 +531,7 @@ def test_a_document_is_sampled_anew_in_every_epoch(model, count):
 
 @dataclasses.dataclass(frozen=True)
 class FirstMemories:
-  """An engine without a model: it keeps the first memories it is given."""
+  """An engine without a model, which keeps the first memories it is given."""
 
   seen: list = dataclasses.field(default_factory=list, compare=False)
 
@@ -559,11 +559,11 @@ def test_every_reading_begins_with_the_templates_memory_by_default(model):
     assert usual == expected
 
 
-# --- Metrics and what is refused ----------------------------------------------
+# --- Metrics and refusals -----------------------------------------------------
 
 
 def test_reward_and_metric_are_both_measured(model):
-  """By the verifier of the rows; here no answer is in a box."""
+  """By the verifiers of the examples; here no answer is in a box."""
   metrics = tiny_runs.rollouts(model).next(0, model.params).metrics
   assert metrics['reward/mean'] == metrics['reward/metric'] == 0.0
   assert metrics['groups/degenerate'] == 1.0
@@ -574,7 +574,7 @@ def test_reward_and_metric_are_both_measured(model):
 
 @pytest.mark.parametrize('dynamic', [False, True])
 def test_groups_that_are_apart_by_their_length_alone(model, dynamic):
-  """They have advantages; dynamic sampling goes by the rewards."""
+  """They have advantages; dynamic sampling only looks at the rewards."""
   reward = tiny_runs.scripted_reward([ALIKE] * 4)
   config = GrpoConfig(overlong_buffer_tokens=5, dynamic_sampling=dynamic)
   experience = tiny_runs.rollouts(model, reward=reward, grpo=config).next(

@@ -1,4 +1,4 @@
-"""What a batch made by hand is worth, and what is measured of it."""
+"""Scores and metrics of a hand-made batch."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ BATCH = Batch(
 
 
 class AGENT:
-  """All that is asked of an agent: its rule and its caps."""
+  """The only parts of an agent in use: its rule and its caps."""
 
   rule = Overwrite()
   memory = SamplingConfig(6)
@@ -110,7 +110,7 @@ def test_turns_and_tokens_that_were_sampled_are_counted(measured):
 
 def test_groups_and_outcomes_are_shares(measured):
   assert measured['groups/degenerate'] == 0.5
-  # Between documents that 50 % and 100 % of the rollouts get right.
+  # Between documents that 50 % and 100 % of their rollouts get right.
   assert measured['groups/pass_rate_p10'] == pytest.approx(0.55)
   assert measured['groups/pass_rate_p90'] == pytest.approx(0.95)
   outcomes = {k: v for k, v in measured.items() if k.startswith('outcome/')}
@@ -124,7 +124,7 @@ def test_groups_and_outcomes_are_shares(measured):
 
 
 def test_memory_health_is_among_the_metrics(measured):
-  # Those of the six turns.
+  # Two of the six turns.
   assert measured['memory/saturated'] == pytest.approx(2 / 6)
   assert measured['memory/length_p50'] == 3.5
 
@@ -144,7 +144,7 @@ def test_scores_are_rewards_without_overlong_responses():
 
 
 def test_the_longest_memory_of_a_trajectory_is_punished():
-  """Of 6, 6, 2 and 4 tokens; the cap is 6, the buffer 4: free up to 2."""
+  """Lengths 6, 6, 2 and 4; the cap is 6, the buffer 4: free up to 2."""
   assert scores(overlong_memory_buffer_tokens=4) == [[0, -1], [0.5, 0.5]]
   both = scores(overlong_memory_buffer_tokens=4, overlong_buffer_tokens=2)
   assert both == [[-1, -1], [0.5, 0.5]]

@@ -1,4 +1,4 @@
-"""Which stage a step belongs to."""
+"""The stage that a step belongs to."""
 
 from memagent_jax.rl import stages
 from memagent_jax.rl.stages import Stage

@@ -1,4 +1,4 @@
-"""Trajectories made by hand as training sequences, against lists of ids."""
+"""Hand-made trajectories as training sequences, against lists of ids."""
 
 import math
 
@@ -46,13 +46,13 @@ AGENT = AgentConfig(
 )
 PLAIN = GrpoConfig(kl_coefficient=0.0)
 # Two documents with two rollouts each. The second rollout of the first document
-# has no memory turn at all, those of the second document have one.
+# has no memory turns; those of the second document have one.
 QUESTIONS = [[31], [31], [32, 33], [32, 33]]
 CHUNKS = [
   [[50, 51], [], [60, 61, 62, 63], [64]],
   [[52, 53, 54], [], [], []],
 ]
-# Responses of the two memory turns and of the answer, their ends included.
+# Responses of the two memory turns and of the answer, including their ends.
 RESPONSES = [
   [[71, 72, END], [], [73, END], [74, 75, 76]],
   [[77, END], [], [], []],
@@ -63,7 +63,7 @@ FINISH = [
   [EOS, SKIPPED, SKIPPED, SKIPPED],
   [EOS, LENGTH, EOS, EOS],
 ]
-# What every turn finds.
+# The memory before the first turn, and after each memory turn.
 FIRST = [[9], [9], [9], [9]]
 MEMORIES = [
   [[71, 72], [9], [73], [74, 75, 76]],
@@ -72,7 +72,7 @@ MEMORIES = [
 
 
 def padded(rows, width) -> Tokens:
-  """Rows of ids with 99 behind them."""
+  """Rows of ids, padded with 99."""
   ids = np.full((len(rows), width), 99, np.int32)
   for n, row in enumerate(rows):
     ids[n, : len(row)] = row
@@ -86,7 +86,7 @@ def stacked(slots, width) -> Tokens:
 
 
 def log_probs(n, t):
-  """Another number for every turn and every token."""
+  """A different number for every turn and every token."""
   return [-(10 * t + n + (r + 1) / 10) for r in range(3)]
 
 
@@ -118,7 +118,7 @@ def trajectories() -> Trajectories:
 
 
 def test_sequences_are_the_prompts_and_responses_of_all_turns():
-  """Turn by turn, the answers last; the memory in a prompt is the one before."""
+  """Turn by turn, answers last; the memory in a prompt is the previous one."""
   found, logprob_NxR = turns_lib.trajectory_sequences(AGENT, trajectories())
   before = [FIRST, *MEMORIES]
   for t in range(3):
@@ -143,9 +143,9 @@ REWARDS = np.array([[1.0, 0.0], [0.0, 3.0]], np.float32)
 
 @pytest.mark.parametrize('normalise_std', [False, True])
 def test_advantages_are_of_trajectories_whatever_their_turns(normalise_std):
-  """Rewards 1 and 0 have the standard deviation sqrt(1/2), their turns 3 and 1.
+  """Rewards 1 and 0, for 3 turns and 1, have the standard deviation sqrt(1/2).
 
-  That of the turns' rewards, 1 1 1 0, is 1/2 and would give the advantages 1 and
+  Counted by turn, as 1 1 1 0, they would have 1/2, giving the advantages 1 and
   -1; their mean would give 1/4 and -3/4.
   """
   objective = GrpoConfig(kl_coefficient=0.0, normalise_std=normalise_std)
@@ -202,7 +202,7 @@ def test_a_group_is_all_turns_of_its_document():
 
 
 def sequences(rows) -> PolicySequences:
-  """From (prompt, response, advantage, weight) of each."""
+  """Sequences from (prompt, response, advantage, weight) of each."""
   tokens = padded([[*p, *r] for p, r, _, _ in rows], 5)
   logprob = np.arange(3.0 * len(rows), dtype=np.float32).reshape(-1, 3)
   return PolicySequences(
@@ -227,9 +227,9 @@ def test_equal_turns_are_one_of_their_weight_and_mean_advantage():
         ([1, 2], [3], 2.0, 2.0),
         # An advantage of the other sign is clipped on the other side.
         ([1, 2], [3], -1.0, 1.0),
-        # The same ids, of which the last two were sampled.
+        # The same ids, but the last two were sampled.
         ([1], [2, 3], 0.5, 1.0),
-        # What has no weight changes nothing.
+        # A row without weight changes nothing.
         ([1, 2], [3], 9.0, 0.0),
         ([1, 2], [3], 0.5, 1.0),
       ]
@@ -246,7 +246,7 @@ def test_equal_turns_are_one_of_their_weight_and_mean_advantage():
   ]
   # (0.5 + 2 * 2.0 + 0.5) / 4
   assert found == [(2, 1.25, 4.0), (2, -1.0, 1.0), (1, 0.5, 1.0)]
-  # Log-probs are those of the first.
+  # The log-probs are those of the first row.
   assert merged.old_logprob_NxR[:, 0].tolist() == [0.0, 6.0, 9.0]
 
 

@@ -40,7 +40,7 @@ def test_greedy_readings_repeat_and_leave_traces(model, tmp_path):
   paths = [tmp_path / 'traces' / f'validation_{n}.jsonl' for n in (0, 7)]
   assert paths[0].read_bytes() == paths[1].read_bytes()
   traces = [json.loads(line) for line in paths[0].read_text().splitlines()]
-  # Three were asked for; a batch has two.
+  # Three were requested; a batch has two.
   assert len(traces) == 2
   for trace in traces:
     number = int(re.fullmatch(r'Who (\d+)\?', trace['id'])[1])

@@ -1,4 +1,4 @@
-"""Sampling: cache loop against full passes, log-probs, keys, finish reasons."""
+"""Sampling: cached loop against full passes, log-probs, keys, finish reasons."""
 
 import dataclasses
 
@@ -91,7 +91,7 @@ def test_prompts_read_in_blocks_are_those_read_at_once(prefill_prompts):
 def test_equal_prompts_are_read_once_in_blocks():
   rows = _prompts([3, 12, 7])
   prompt = jax.tree.map(lambda x: x[np.array([0, 1, 0, 2, 1, 1, 0, 2])], rows)
-  # What is behind a prompt is not of it.
+  # Ids beyond a prompt's end do not belong to it.
   prompt = prompt.replace(ids_NxW=prompt.ids_NxW.at[2, 5].set(9))
   order, first, different = decode._read_once(prompt)
   assert int(different) == 3
@@ -163,7 +163,7 @@ def test_a_token_s_key_is_its_rows_key_and_its_position():
       for t in range(5)
     ]
     assert got.ids_NxR[row].tolist() == expected
-  # No two rows alike, and not the same token at every position.
+  # No two rows are alike, and no row has the same token everywhere.
   assert len(set(map(tuple, got.ids_NxR.tolist()))) == 3
   assert min(len(set(row)) for row in got.ids_NxR.tolist()) > 1
 

@@ -19,7 +19,7 @@ from memagent_jax.structs import EOS, LENGTH, Tokens
 PLAIN = ModelConfig(
   'llama', 30, 16, 1, 4, 2, 8, 24, 128, 1e-5, RopeConfig(), tie_embeddings=True
 )
-# A window of 4 tokens: the base of the rotation depends on the prompt's length.
+# A window of 4 tokens, so that the rotary base depends on the prompt's length.
 DYNAMIC = dataclasses.replace(
   PLAIN, max_positions=4, rope=RopeConfig(rope_type='dynamic', factor=4.0)
 )
@@ -36,8 +36,8 @@ STATIC = (
   'block_tokens',
   'with_entropy',
 )
-# Tests may run with quick compiles, whose sums differ more from shape to shape: on
-# some machines by 2e-6 instead of 3e-7.
+# Tests may run with quick compiles, whose sums vary more with the shape: on some
+# machines by 2e-6 instead of 3e-7.
 AS_IT_IS_USED = {'xla_backend_optimization_level': 3}
 _jitted = jax.jit(log_probs.response_log_probs, static_argnames=STATIC)
 
@@ -77,8 +77,8 @@ def _naive(config, params, rows, temperature, frequency_length_N):
   scaled = model.logits(hidden) / temperature
   every = scaled - jnp.log(jnp.exp(scaled).sum(axis=-1, keepdims=True))
   p = jnp.exp(every)
-  # one_hot of an id names its log-prob without a gather; roll moves what
-  # position t predicts to t + 1.
+  # one_hot of an id picks its log-prob without a gather; roll moves the
+  # prediction at position t to t + 1.
   chosen = (jnp.roll(every, 1, 1) * jax.nn.one_hot(ids_NxS, 30)).sum(-1)
   entropy = jnp.roll(-(p * every).sum(-1), 1, 1)
   results = []
@@ -100,7 +100,7 @@ def test_equal_what_decode_recorded(config, temperature):
   assert entropy is None
   assert got.shape == (len(PROMPT_LENGTHS), R)
   if temperature:
-    # Rows that end early and rows that do not are both among them.
+    # Some rows end early, others do not.
     assert set(np.asarray(response.finish_N)) == {EOS, LENGTH}
   assert np.abs(got - response.logprob_NxR).max() < 1e-4
 
@@ -124,7 +124,7 @@ def _loss(log_probs_and_entropy):
 
 
 def _values_and_gradient(loss, log_probs_of):
-  """What log_probs_of(PARAMS) is, and d loss of it / d params."""
+  """log_probs_of(PARAMS), and d loss of it / d params."""
 
   def evaluate(params):
     values = log_probs_of(params)
@@ -169,7 +169,7 @@ def test_block_size_does_not_matter(block_tokens):
 
 
 def _padded(rows, seed):
-  """The rows with 9 tokens of padding and two dummy rows, of the seed's ids."""
+  """The rows with 9 tokens of padding and two dummy rows, all random by seed."""
   ids, prompt_length, response_length = (np.asarray(x) for x in rows)
   n, s = ids.shape
   wide = np.random.default_rng(seed).integers(0, 30, (n + 2, s + 9))
@@ -201,8 +201,8 @@ def test_what_stands_in_padding_and_dummy_rows_changes_nothing():
   assert not np.asarray(got[:, R:]).any()
 
 
-# Not among the quick ones: unoptimised code sums another shape in another order, on
-# some CPUs by more than the tolerance.
+# Not a quick test: unoptimised code sums other shapes in another order, on some
+# CPUs with differences beyond the tolerance.
 @pytest.mark.slow
 def test_padded_rows_are_the_rows():
   _, rows = _sampled(PLAIN, 0.7)

@@ -1,4 +1,4 @@
-"""Demonstrations from a file: what they become, and what is wrong with a line."""
+"""Demonstrations from a file: what they become, and errors about a line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mixes of files: each line as often, in an order that step and seed determine."""
+"""Mixes of files: each line equally often, in an order set by step and seed."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ SKILLS = Mix(
 
 @pytest.fixture
 def path(tmp_path):
-  """Five lines, of which every second one is an answer; line n responds n."""
+  """Five lines, every second one an answer; line n has the response n."""
   path = tmp_path / 'turns.jsonl'
   rows = [
     {'question': 'q', 'memory': 'm', 'response': str(n)}
@@ -50,7 +50,7 @@ def curriculum(tokenizer, *stages, seed=0):
 
 
 def lines(tokenizer, rows):
-  """The numbers that the responses are."""
+  """The numbers that are the responses."""
   ids, prompt, response = (
     np.asarray(x)
     for x in (rows.ids_NxS, rows.prompt_length_N, rows.response_length_N)
@@ -90,10 +90,10 @@ def test_every_line_comes_once_an_epoch(tiny_tokenizer, path):
   ]
   epochs = [drawn[i : i + COUNT] for i in range(0, 20, COUNT)]
   assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
-  # A batch goes on into the next epoch, whose order is another one.
+  # A batch continues into the next epoch, which has another order.
   assert len({tuple(epoch) for epoch in epochs}) > 1
   for epoch, drawn in enumerate(epochs):
-    # Runs that are resumed rely on this seed, 'epoch/SEED/EPOCH'.
+    # Resumed runs rely on this seed, 'epoch/SEED/EPOCH'.
     seed = hashlib.sha256(f'epoch/0/{epoch}'.encode()).digest()
     order = list(range(COUNT))
     random.Random(int.from_bytes(seed, 'big')).shuffle(order)
@@ -122,7 +122,7 @@ def test_without_shuffling_the_order_is_that_of_the_file(tiny_tokenizer, path):
 
 
 def test_stages_and_mixes_go_through_a_file_together(tiny_tokenizer, path):
-  """Rows of earlier steps are counted, however the steps are shared out."""
+  """Rows of earlier steps count, however stages divide the steps."""
   wide = mix(path, 3, shuffle=False, sequence_tokens=80)
   narrow = mix(path, 1, shuffle=False)
   made = curriculum(
@@ -132,7 +132,7 @@ def test_stages_and_mixes_go_through_a_file_together(tiny_tokenizer, path):
     Stage(10, [wide]),
   )
   drawn, expected = [], []
-  for step in range(13):  # the last stage goes on
+  for step in range(13):  # the last stage continues
     chosen = made.mix(step)
     if chosen is not SKILLS:
       drawn.append(lines(tiny_tokenizer, made.sequences(step)))
@@ -214,14 +214,14 @@ def test_what_does_not_fit_names_the_line_and_both_numbers(
   tiny_tokenizer, path, sizes, message
 ):
   # 8 letters and the end. The prompt has 1 + 40 tokens in fields, 2 of the
-  # template, and of the chat format 6 before it and 19 behind it.
+  # template, and 6 + 19 of the chat format before and after it.
   row = {'question': 'q', 'memory': 'm' * 40, 'response': 'abcdefgh'}
   path.write_text(path.read_text() + '\n\n' + json.dumps(row))
   sequence_tokens, response_tokens = sizes
   short = mix(
     path, sequence_tokens=sequence_tokens, response_tokens=response_tokens
   )
-  # Also where the mix that is too short comes late.
+  # Even if the mix with the short caps comes late.
   stages = [Stage(1, [mix(path, sequence_tokens=200, response_tokens=20)])]
   stages.append(Stage(2, [SKILLS, short]))
   if message is None:

@@ -1,4 +1,4 @@
-"""Batches of the curriculum: what they hold, and that they follow from the step."""
+"""Batches of the curriculum: their content, which only depends on the step."""
 
 import dataclasses
 import re
@@ -74,7 +74,7 @@ def test_a_demonstration_is_the_turn_that_sampling_sees(tiny_tokenizer, chunk):
     expected = prompts.memory_prompt(compiled, question, memory, read)
   ids, length = np.asarray(expected.ids_NxW[0]), int(expected.length_N[0])
   assert prompt == ids[:length].tolist()
-  # Only the end that we put there is a control id.
+  # Only the end that the code adds is a control id.
   (end,) = tiny_tokenizer.eos_ids
   assert response == [*encode(made.response), end]
   assert end not in response[:-1]
@@ -94,7 +94,7 @@ def test_what_is_learned_of_an_echo_repeats_what_is_given(tiny_tokenizer):
   rows = pairs(curriculum(tiny_tokenizer).sequences(0))
   periods = set()
   for prompt, response in rows:
-    # The period and the repeat's first id, which follows from nothing.
+    # The prompt: one period, and the repeat's first id, which nothing predicts.
     period = len(prompt) - 1
     periods.add(period)
     whole = prompt + response
@@ -117,14 +117,14 @@ def test_symbols_limit_the_alphabet_and_spare_control_ids(
     for i in p + r
   }
   assert tiny_tokenizer.control_ids == (262, 263, 264)
-  # 269 ids, of which 3 are control ids.
+  # 269 ids, 3 of them control ids.
   assert not seen & set(tiny_tokenizer.control_ids)
   assert seen <= set(range(269))
   assert len(seen) == symbols if symbols < 300 else len(seen) > 250
 
 
 def test_fewer_symbols_are_some_of_more(tiny_tokenizer):
-  """So that a later stage adds ids to those that are copied already."""
+  """So that a later stage adds ids to those already copied."""
   seen = []
   for symbols in (5, 20):
     content = EchoConfig(symbols, min_period=9, max_period=9)
@@ -140,7 +140,7 @@ def test_fresh_symbols_are_other_ones_in_every_row(tiny_tokenizer):
   rows = pairs(curriculum(tiny_tokenizer, (stage,)).sequences(0))
   seen = [set(prompt + response) for prompt, response in rows]
   assert max(map(len, seen)) == 5
-  # 40 rows of up to five of the 266 ids.
+  # 40 rows with up to five of the 266 ids.
   assert len(set.union(*seen)) > 60
   assert not set.union(*seen) & set(tiny_tokenizer.control_ids)
 
@@ -225,7 +225,7 @@ def test_accuracy_is_the_share_of_exact_responses():
   config = SkillConfig(shares=(('answer', 1.0),), absent_share=0.5)
 
   def encode(made):
-    # The prompt tells all: a fake model can know the right response.
+    # The prompt says it all: a fake model can know the right response.
     return [ord(c) for c in made.memory], [*map(ord, made.response), -1]
 
   def respond(wrong, prompt_ids):
@@ -249,7 +249,7 @@ def test_accuracy_is_the_share_of_exact_responses():
     for wrong in (lambda x: x[:-2] + x[-1:], lambda x: x[:-1], lambda x: [])
   ]
   assert 0.3 < shares[0] < 0.7 and len(set(shares)) == 1
-  # A share of 40, of the same ones at every call; other ones by the seed.
+  # A share of 40, the same ones at every call; the seed selects others.
   assert (shares[0] * 40).is_integer()
   others = {measure(lambda x: [], seed) for seed in range(5)}
   assert len(others) > 1

@@ -1,4 +1,4 @@
-"""Single turns: the share that is right to the token, whatever the batch."""
+"""Single turns: the share correct to the token, whatever the batch."""
 
 import re
 
@@ -20,7 +20,7 @@ def model(tiny_tokenizer):
 def test_accuracy_is_the_share_of_exact_responses(
   model, tiny_tokenizer, tmp_path
 ):
-  """The model copies the memory's value unless that begins with 1 to 4."""
+  """The model copies the memory's value unless it begins with 1 to 4."""
   asked = []
 
   def respond(config, control_ids, rows, tokens, params, prompt_ids):

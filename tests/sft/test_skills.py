@@ -1,4 +1,4 @@
-"""Demonstrations: each skill says what its turn should."""
+"""Demonstrations: the turn and response of each skill."""
 
 import re
 
@@ -100,7 +100,7 @@ def test_keep_holds_a_memory_over_a_chunk_without_the_needle():
 
 
 def test_what_a_skill_needs_is_all_it_sees():
-  """An answer has no chunk; a first reading no memory; keeping has both."""
+  """An answer has no chunk, a first reading no memory; keeping has both."""
   made = many(SkillConfig(shares=(('extract', 1), ('answer', 1), ('keep', 2))))
   answers = [m for m in made if m.chunk is None]
   first = [m for m in made if m.chunk is not None and m.memory == 'none']
@@ -111,7 +111,7 @@ def test_what_a_skill_needs_is_all_it_sees():
 
 
 def test_chunks_begin_behind_a_space_but_for_the_first_of_a_document():
-  """One in eight is a first one. Tokens of a word depend on that space."""
+  """One in eight is the first. A word's tokens depend on the space before it."""
   for skill in ('extract', 'keep'):
     made = many(only(skill), 400)
     plain = [m for m in made if not m.chunk.startswith(' ')]
@@ -120,7 +120,7 @@ def test_chunks_begin_behind_a_space_but_for_the_first_of_a_document():
 
 
 def test_every_response_begins_with_a_space():
-  """So that a value's first token is that of the text it is copied from."""
+  """So that a value's first token equals that of the text it is copied from."""
   shares = (('extract', 1), ('answer', 1), ('keep', 1))
   assert all(m.response[0] == ' ' for m in many(SkillConfig(shares=shares)))
 
@@ -134,7 +134,7 @@ def test_demonstrations_follow_from_the_seed():
 def test_chunks_have_the_asked_lengths():
   config = only('extract', min_chunk_chars=600, max_chunk_chars=700)
   lengths = [len(m.chunk) for m in many(config, 200)]
-  # Filler ends with a word; the space in front comes on top.
+  # Filler ends with a word; the space in front is extra.
   assert 580 <= min(lengths) < 620 and 680 < max(lengths) <= 701
 
 

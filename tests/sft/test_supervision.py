@@ -1,4 +1,4 @@
-"""Demonstrations as experience: rows of a step, and what is refused."""
+"""Demonstrations as experience: rows of a step, and refusals."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def test_demonstrations_are_a_function_of_the_step(model):
       np.testing.assert_array_equal, got.mini_batches, expected.mini_batches
     )
     (batches,) = got.mini_batches
-    # Two rows of 220 slots a micro-batch.
+    # Two rows of 220 slots per micro-batch.
     (batch,) = batches
     assert batch.sequences.ids_NxS.shape == (slots, 2, 220)
     assert got.objective == Imitation(tiny_runs.CONFIG, 60)

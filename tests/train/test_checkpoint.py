@@ -48,7 +48,7 @@ def _bytes(tree) -> list[bytes]:
 
 
 def _save(directory, *steps: int) -> None:
-  """Step n holds `_state(n)` and the extras {'next': n}."""
+  """Saves; step n holds `_state(n)` and the extras {'next': n}."""
   with Checkpoints(directory) as checkpoints:
     for step in steps:
       checkpoints.save(step, _state(step), {'next': step}, CONFIG)
@@ -61,7 +61,7 @@ def _flip_bit(path: Path) -> None:
 
 
 def _data_file(step: Path) -> Path:
-  """The file in the step that has the most bytes of arrays."""
+  """The step's file with the most bytes of arrays."""
   files = (p for p in step.glob('state/**/d/*') if p.is_file())
   return max(files, key=lambda p: p.stat().st_size)
 
@@ -122,7 +122,7 @@ def test_target_decides_the_dtype(tmp_path):
 
 
 def test_state_may_be_donated_while_it_is_written(tmp_path):
-  # 32 MB, so that the write is under way when the buffers are given away.
+  # 32 MB, so that the write is still running when the buffers are donated.
   params = {str(i): jnp.full((1 << 20,), float(i)) for i in range(8)}
   state = train_state.init_state(OptimizerConfig(), params)
   overwrite = jax.jit(
@@ -137,7 +137,7 @@ def test_state_may_be_donated_while_it_is_written(tmp_path):
     restored = checkpoints.restore(target).state
     for i in range(8):
       assert np.all(np.asarray(restored.params[str(i)]) == i)
-    # What was restored may be donated, too.
+    # Restored values may be donated, too.
     assert int(overwrite(restored).step) == -1
 
 
@@ -154,7 +154,7 @@ def test_extras_are_taken_at_the_save(tmp_path, monkeypatch):
   dumps = json.dumps
 
   def slow_dumps(value, *args, **kwargs):
-    # Orbax writes from threads of its own.
+    # Orbax writes from its own threads.
     if threading.current_thread() is not threading.main_thread():
       begun.set()
       go_on.wait(60)
@@ -247,7 +247,7 @@ def test_restores_into_shardings_of_eight_devices(tmp_path):
   )
   assert ran.returncode == 0, ran.stderr
   assert 'devices 1 then, 8 now' in ran.stderr
-  # And back: what eight devices wrote, one reads.
+  # And back: one device reads what eight wrote.
   with Checkpoints(tmp_path) as checkpoints:
     restored = checkpoints.restore(_state())
   assert restored.step == 4
@@ -295,7 +295,7 @@ def test_other_damage_is_found(tmp_path, change):
   elif change == 'cut':
     manifest.write_text('')
   elif change == 'metadata':
-    # JSON that Orbax refuses when it opens the directory.
+    # JSON that Orbax rejects when it opens the directory.
     (tmp_path / '2' / '_CHECKPOINT_METADATA').write_text('[]')
   else:
     manifest.unlink()
@@ -303,7 +303,7 @@ def test_other_damage_is_found(tmp_path, change):
     assert checkpoints.restore(_state()).step == 1
     state = 'unfinished' if change == 'no_manifest' else 'damaged'
     assert (tmp_path / f'{state}.2').exists()
-    # The step is free again, and its next damage has a name of its own.
+    # The step is free again, and its next damage gets its own name.
     for name in ('damaged.2', 'damaged.2.2')[state == 'damaged' :]:
       checkpoints.save(2, _state(2), {}, CONFIG)
       checkpoints.wait()
@@ -372,7 +372,7 @@ def test_killed_while_saving_leaves_the_step_before(tmp_path):
     assert _bytes(restored.state) == _bytes(_state(1))
     checkpoints.save(3, _state(3), {}, CONFIG)
     assert checkpoints.restore(_state()).step == 3
-  # What was unfinished does not pile up.
+  # Unfinished saves do not pile up.
   assert not any(p.name.startswith('2.') for p in tmp_path.iterdir())
 
 
@@ -391,7 +391,7 @@ def test_saving_at_or_below_the_latest_is_an_error(tmp_path, step):
 
 @pytest.fixture
 def small_files():
-  """A function after which files end at 64 KB, as if the disk were full."""
+  """Makes files end at 64 KB, as if the disk were full."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
   resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -399,8 +399,8 @@ def small_files():
 
 @pytest.mark.parametrize('then', ['save', 'wait', 'close', 'restore'])
 def test_a_failed_write_surfaces_at_the_next_call(tmp_path, small_files, then):
-  # A single array: Orbax closes the event loop of a save at the first write that
-  # fails, and other writes that are still under way would find it closed.
+  # A single array: Orbax closes a save's event loop at the first write that fails,
+  # and other writes still running would find it closed.
   noise = jax.random.normal(jax.random.key(0), (1 << 18,))
   large = TrainState(None, {'w': noise}, (), None)
   checkpoints = Checkpoints(tmp_path)
@@ -459,7 +459,7 @@ def test_another_tree_or_shape_is_refused_by_name(tmp_path):
     ):
       with pytest.raises(ValueError, match=message):
         checkpoints.restore(target)
-    # Nothing was taken for damage.
+    # Nothing was mistaken for damage.
     assert checkpoints.restore(state).step == 1
 
 

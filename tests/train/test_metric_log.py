@@ -1,4 +1,4 @@
-"""What of a run's metrics is in its files, and on the terminal."""
+"""The metrics of a run in its files, and on the terminal."""
 
 import glob
 import time
@@ -9,7 +9,7 @@ from memagent_jax.train.metric_log import MetricLog, PacedLines, read_metrics
 
 
 def events(directory):
-  """(step, name, value) of all event files, and the steps that they begin at."""
+  """(step, name, value) in all event files, and the steps at which they begin."""
   scalars, starts = [], []
   for path in sorted(glob.glob(f'{directory}/events.*')):
     for event in tf.compat.v1.train.summary_iterator(path):
@@ -33,7 +33,7 @@ def test_every_metric_is_in_the_event_file_and_in_the_log(tmp_path, capsys):
     for step in range(3)
     for name, value in (('loss', step / 2), ('kl', 1.0))
   ]
-  # What a run that was killed left of these steps is not drawn.
+  # What a killed run left of these steps is not drawn.
   assert starts == [0]
   rows = read_metrics(tmp_path / 'metrics.jsonl')
   assert rows == [{'step': s, 'loss': s / 2, 'kl': 1.0} for s in range(3)]

@@ -12,7 +12,7 @@ from memagent_jax.train.preemption import Preemption
 
 @pytest.fixture
 def handler():
-  """What handles SIGTERM outside of a `Preemption`, for this test."""
+  """The test's own handler of SIGTERM outside a `Preemption`."""
 
   def handle(*unused):
     del unused
@@ -31,7 +31,7 @@ def test_a_signal_is_latched_and_then_handled_as_before(handler):
 
 
 def test_the_step_that_two_processes_agreed_on_is_latched(handler, monkeypatch):
-  """JAX's service says yes at that step alone; a save may ask a step later."""
+  """JAX's service says yes only at that step; a save may ask a step later."""
   asked = []
 
   def agreed(step):
@@ -41,7 +41,7 @@ def test_the_step_that_two_processes_agreed_on_is_latched(handler, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', agreed)
   with Preemption() as preemption:
-    # The signal is the service's: a handler of ours would take it away.
+    # The signal belongs to the service: our own handler would take it away.
     assert signal.getsignal(signal.SIGTERM) == handler
     reached = [preemption.reached(step) for step in range(6)]
   assert reached == [False, False, False, True, True, True]

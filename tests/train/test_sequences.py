@@ -1,4 +1,4 @@
-"""Rows of a rollout, and their micro-batches: nothing lost, nothing changed."""
+"""Sequences of a rollout, and their micro-batches: nothing lost or changed."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ TEMPLATE = prompts.Template(
   empty_memory='none',
 )
 QUESTIONS = ['Who?', 'Where is it?', 'Why']
-# Three chunk slots; the second document is over after one.
+# Three chunk slots; the second document ends after one.
 CHUNKS = [
   ['It rained.', 'A dog', 'He left'],
   ['Short.', '', ''],
@@ -99,7 +99,7 @@ def test_rows_are_prompt_and_response_without_a_gap(sampled, tiny_tokenizer):
         assert int(response.finish_N[n]) == SKIPPED
         assert int(rows.response_length_N[row]) == 0
         continue
-      # The same turn as a demonstration, put together on the host.
+      # The same turn as a demonstration, assembled on the host.
       made = Demonstration(QUESTIONS[n], '?', chunk, 'x')
       prompt, _ = demonstrations.encode(
         agent.prompts, _Memory(tiny_tokenizer, memory[n]), made
@@ -116,7 +116,7 @@ def test_rows_are_prompt_and_response_without_a_gap(sampled, tiny_tokenizer):
 
 
 class _Memory:
-  """Encodes like the tokenizer, but gives the memory's ids for '?'."""
+  """Encodes like the tokenizer, except that '?' gives the memory's ids."""
 
   def __init__(self, tokenizer, ids):
     self._tokenizer, self._ids = tokenizer, ids
@@ -127,7 +127,7 @@ class _Memory:
 
 
 def as_policy_rows(rows, logprob_NxR):
-  """With the sampler's log-probs as the old policy's; every turn counts."""
+  """Rows whose old log-probs are the sampler's; every turn counts."""
   logprob_NxR = np.asarray(logprob_NxR)
   ones_N = np.ones(len(logprob_NxR), np.float32)
   return PolicySequences(
@@ -136,7 +136,7 @@ def as_policy_rows(rows, logprob_NxR):
 
 
 def first_update(sampled, temperature):
-  """Metrics of the policy loss at the sampler's own params."""
+  """Metrics of the policy loss with the sampler's own params."""
   agent, params, _, _, rows, logprob_NxR = sampled
   objective = Policy(agent.model, GrpoConfig(kl_coefficient=0.0), temperature)
   _, metrics = jax.jit(objective)(params, as_policy_rows(rows, logprob_NxR))
@@ -147,7 +147,7 @@ def test_the_policy_loss_starts_at_ratio_one(sampled):
   metrics = first_update(sampled, TEMPERATURE)
   rows = sampled[4]
   assert int(metrics['ratio'].weight) == int(rows.response_length_N.sum()) > 12
-  # The sum over all tokens: a bound on the largest.
+  # The sum over all tokens bounds the largest.
   assert float(metrics['sampler_gap'].sum) < 1e-4
   assert float(metrics['ratio'].mean()) == pytest.approx(1.0, abs=1e-4)
   assert float(metrics['approx_kl'].sum) < 1e-7
@@ -160,7 +160,7 @@ def test_the_parity_would_notice_another_temperature(sampled):
 
 
 def test_recorded_log_probs_are_the_trainer_s(sampled):
-  """Every token's, wherever its sequence stands among the micro-batches."""
+  """Every token's, wherever its sequence is in the micro-batches."""
   agent, params, _, _, rows, logprob_NxR = sampled
   width = rows.ids_NxS.shape[1]
   batches = sequences.micro_batches(
@@ -253,10 +253,10 @@ def test_every_row_that_counts_comes_once_and_whole(
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.sequences)
     assert flat.turns.ids_NxS.shape[1] == width
     real = flat.turns.response_length_N > 0
-    # Only micro-batches that are used hold rows, and each of them does.
+    # Exactly the micro-batches in use hold rows.
     assert -(-real.sum() // size) == batch.count
     assert real[: real.sum()].all()
-    # What stands behind them has no prompt, no weight and no advantage either.
+    # Rows beyond them have no prompt, weight or advantage either.
     for x in jax.tree.leaves(flat):
       assert not x[real.sum() :].any()
     for i in np.flatnonzero(real):
@@ -332,7 +332,7 @@ def test_each_turn_keeps_its_advantage_on_its_own_tokens():
 )
 @pytest.mark.slow
 def test_equal_turns_as_one_row_have_the_same_loss_and_gradient(config):
-  # Four turns that differ, some of them written by several trajectories.
+  # Four different turns, some written by several trajectories.
   turn_N = np.asarray([0, 0, 1, 0, 2, 1, 3, 0, 2, 3])
   advantage_N = np.asarray(
     [0.25, -0.75, 0.5, 0.125, -1.0, 0.0, 0.5, -0.25, -0.5, -0.5]
@@ -352,7 +352,7 @@ def test_equal_turns_as_one_row_have_the_same_loss_and_gradient(config):
     reference_logprob_NxR=reference[turn_N],
   )
   merged = turns_lib.merge_equal(rows)
-  # Signs part the rows: both of turn 0 and of 3, 0 beside 1; one of 2.
+  # Signs separate rows: two for turns 0, 1 (positive and 0) and 3, one for 2.
   assert len(merged.weight_N) == 7
   assert merged.weight_N.sum() == weight_N.sum()
 
@@ -388,7 +388,7 @@ def test_turns_that_differ_stay_apart():
   rows = numbered_rows([1, 7, 2, 5], [5, 1, 3, 2], np.ones(4))
   rows.turns.ids_NxS[:] = 3
   merged = turns_lib.merge_equal(rows)
-  # The same ids, cut in other places.
+  # The same ids, divided elsewhere.
   assert merged.turns.prompt_length_N.tolist() == [1, 7, 2, 5]
   nothing = turns_lib.merge_equal(
     rows.replace(weight_N=np.zeros(4, np.float32))

@@ -79,7 +79,7 @@ def test_without_anything_to_learn_momentum_moves_nothing(anything):
     (before.params, before.opt_state),
   )
   assert (float(norm), int(after.step), int(after.skipped)) == (0.0, 1, 0)
-  # Momentum and weight decay of a step on nothing: most of a learning rate.
+  # Without a gradient, momentum and decay still make most of a step.
   moved, _ = train_state.apply_gradients(config, before, zeros)
   assert np.abs(moved.params['w'] - before.params['w']).min() > 0.05
 

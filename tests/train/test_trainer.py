@@ -1,4 +1,4 @@
-"""The loop: what is measured and logged when, what ends it, and exact resuming."""
+"""The loop: when it measures and logs, what ends it, and exact resuming."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=100)
 
 @dataclasses.dataclass(frozen=True)
 class Shrink:
-  """Makes the embedding small; the rows are factors of the loss."""
+  """Makes the embedding small; rows are factors of the loss."""
 
   def __call__(self, params, rows):
     loss = WeightedMean(
@@ -45,9 +45,9 @@ class Shrink:
 
 
 class FakeSource:
-  """Rows that are all `factor`; the metrics and warnings are given.
+  """Gives rows that are all `factor`, and the given metrics and warnings.
 
-  A mini-batch has a row of each of the `widths`.
+  A mini-batch has one row of each of the `widths`.
   """
 
   def __init__(
@@ -95,7 +95,7 @@ class FakeSource:
 
 @pytest.fixture
 def train(tiny_tokenizer, tmp_path):
-  """`trainer.train` of a new tiny model into the test's folder."""
+  """`trainer.train` with a new tiny model, in the test's folder."""
 
   def run(source, **changes):
     arguments = {
@@ -115,7 +115,7 @@ def logged(workdir):
 
 
 def lasting(row):
-  """The part of a row that is not wall time."""
+  """A row without its wall times."""
   return {
     name: value
     for name, value in row.items()
@@ -164,7 +164,7 @@ def test_the_base_model_is_measured_first_and_the_last_params_too(
     ('measure', 3),
   ]
   rows = logged(tmp_path / 'run')
-  # A row says what the params are worth that its rollouts were sampled with.
+  # A row's measurements are of the params that sampled its rollouts.
   assert [row['step'] for row in rows] == [0, 1, 2, 3]
   assert [row.get('reward/mean') for row in rows] == [0.5, 0.5, 0.5, None]
   norms = [row.get('norm') for row in rows]
@@ -178,7 +178,7 @@ def test_the_base_model_is_measured_first_and_the_last_params_too(
 def test_every_mini_batch_is_an_optimizer_step(train, tmp_path):
   train(FakeSource(mini_batches=3), num_steps=2)
   rows = logged(tmp_path / 'run')
-  # 1e-4 more of the warm-up a step, from 0 on: those of the third and the sixth.
+  # The warm-up adds 1e-4 per step, from 0: values of the third and the sixth.
   assert rows[0]['learning_rate'] == pytest.approx(2e-4, rel=1e-5)
   assert rows[1]['learning_rate'] == pytest.approx(5e-4, rel=1e-5)
   assert rows[0]['trained_tokens'] == 7
@@ -208,9 +208,9 @@ def test_all_widths_of_a_mini_batch_are_one_optimizer_step(
 
 
 def test_every_process_measures(train, monkeypatch):
-  """As a second process sees it; the first would wait for it forever.
+  """As seen by a second process, for which the first would wait forever.
 
-  It writes no checkpoint here, so it is stopped before there is one.
+  It writes no checkpoints here, so it is stopped before the first one.
   """
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   steps = []
@@ -258,7 +258,7 @@ def test_metrics_of_a_killed_run_are_read_up_to_the_cut(tmp_path):
 
 
 def test_a_run_ends_where_it_is_good_enough(train, tmp_path):
-  """And a second call with it does not go on."""
+  """A second call with it does not continue."""
   steps = []
 
   def evaluator(model, workdir):
@@ -278,7 +278,7 @@ def test_a_run_ends_where_it_is_good_enough(train, tmp_path):
       stop_when={'a': 0.3, 'b': 0.5},
     )
     assert last == {'a': 0.4, 'b': 1.0}
-  # The second call starts from the step it ended at, and does nothing again.
+  # The second call starts from the step it ended at, and does nothing more.
   assert steps == [0, 2, 4, 4]
   assert (
     max(int(p.name) for p in (tmp_path / 'run/checkpoints').glob('[0-9]*')) == 4
@@ -287,7 +287,7 @@ def test_a_run_ends_where_it_is_good_enough(train, tmp_path):
 
 
 def test_rewards_that_are_all_alike_are_a_warning(train, tmp_path, caplog):
-  """Once, after 20 steps in a row, an interruption between them or not."""
+  """Once, after 20 such steps in a row, even if interrupted in between."""
 
   def source():
     return FakeSource(metrics={'groups/degenerate': 1.0})
@@ -321,7 +321,7 @@ def test_updates_that_are_not_finite_end_the_run(
   rows = logged(tmp_path / 'run')
   assert len(rows) == 20 and rows[-1]['skipped_updates'] == 20
   assert rows[0]['loss'] is None
-  # Some of them do not.
+  # Only 20 of them do not end it.
   last = train(
     FakeSource(factor=np.nan),
     num_steps=20,
@@ -433,7 +433,7 @@ def test_sigterm_ends_a_run_after_its_step(train, tmp_path, caplog):
 
 @pytest.fixture
 def sigterm():
-  """Sends SIGTERM; where nobody handles it, the test fails instead of all."""
+  """Sends SIGTERM; if nothing handles it, only this test fails, not the run."""
 
   def unhandled(*unused):
     raise AssertionError('nobody handled SIGTERM')
@@ -447,7 +447,7 @@ def sigterm():
 def test_sigterm_anywhere_leaves_a_checkpoint_of_its_step(
   train, tmp_path, tiny_tokenizer, sigterm, where
 ):
-  """It comes at step 2; nothing of what was done by then is done again."""
+  """It comes at step 2; nothing done by then is done again."""
 
   def reach(place, step):
     if (place, step) == (where, 2):
@@ -466,7 +466,7 @@ def test_sigterm_anywhere_leaves_a_checkpoint_of_its_step(
       return super().next(step, params)
 
     def state(self):
-      # A save asks for it, with the step that comes next.
+      # A save asks for the state, with the step that comes next.
       reach('save', len(self.asked))
       return super().state()
 
@@ -511,7 +511,7 @@ KINDS = ('rollouts', 'demonstrations')
 
 
 def start(kind, workdir, tokenizer, **changes):
-  """A real run of a few steps: rewards that differ, a reference model."""
+  """A real run of a few steps: different rewards, a reference model."""
   if kind == 'rollouts':
     source = lambda model: tiny_runs.rollouts(  # noqa: E731
       model,
@@ -543,7 +543,7 @@ def start(kind, workdir, tokenizer, **changes):
 
 
 def assert_same_run(workdir, straight, tokenizer):
-  """Logs, params, optimizer and the place in the data, bit for bit."""
+  """Logs, params, optimizer and the position in the data, bit for bit."""
   rows, expected = (list(map(lasting, logged(d))) for d in (workdir, straight))
   assert [row['step'] for row in expected] == list(range(STEPS + 1))
   assert rows == expected
@@ -579,7 +579,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(kind, tmp_path, tiny_tokenizer):
     rows = logged(straight)
     assert rows[0]['sampler_gap'] < 1e-4
     assert 0 < rows[0]['reward/mean'] < 1
-    # The reference is the model of the start, after a resume, too.
+    # The reference is the initial model, after a resume, too.
     assert rows[0]['reference_kl'] < 1e-6 < rows[3]['reference_kl']
 
 
@@ -604,7 +604,7 @@ def test_a_killed_process_goes_on_bit_for_bit(
     timeout=900,
   )
   assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
-  # Its last checkpoint may be whole or not.
+  # Its last checkpoint may be complete or not.
   assert len(logged(stopped)) == step + 1
   tokenizer = Tokenizer.from_directory(tiny_model_dir)
   start(kind, stopped, tokenizer)

@@ -1,4 +1,4 @@
-"""One step: the same whatever the split, the order, the padding, the mesh."""
+"""One step: the same for any split, order, padding and mesh."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from memagent_jax.train import sequences, train_state, update
 from memagent_jax.train.sequences import PolicySequences, Sequences
 from memagent_jax.train.train_state import OptimizerConfig
 
-# Every kind of parameter there is.
+# Every kind of parameter.
 MODEL = ModelConfig(
   *('qwen3', 40, 16, 1, 2, 2, 8, 24, 64, 1e-5, RopeConfig()),
   attention_bias=True,
@@ -47,7 +47,7 @@ def ragged(count=13, seed=0) -> PolicySequences:
   rng = np.random.default_rng(seed)
   noise = functools.partial(rng.normal, scale=0.3, size=(count, R))
   response_N = rng.integers(1, R + 1, count)
-  # Advantages of one sign do not cancel, long rows have the large ones.
+  # Advantages of one sign do not cancel; long rows have the large ones.
   advantage_N = 0.2 + 0.3 * response_N * rng.random(count)
   weight_N = np.ones(count)
   weight_N[3::7] = 0.0
@@ -96,7 +96,7 @@ def whole(name):
 
 
 def largest_gap(got, expected):
-  """Over all parameters, of norm and of maximum, relative; with its name."""
+  """Largest relative gap of any parameter, by norm or maximum; with its name."""
   gaps = []
   paths = jax.tree_util.tree_leaves_with_path(expected)
   for (path, e), g in zip(paths, jax.tree.leaves(got), strict=True):
@@ -108,7 +108,7 @@ def largest_gap(got, expected):
 
 
 def assert_same(got, expected):
-  """Gradients by trap 3, metrics with their weights."""
+  """Compares gradients by norm and maximum, and metrics with their weights."""
   gap = largest_gap(got[0], expected[0])
   assert gap[0] <= 1e-5, gap
   assert got[1].keys() == expected[1].keys()
@@ -198,7 +198,7 @@ def with_garbage(rows, dummies=3, slots=9, tokens=3):
 
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_padding_and_dummies_change_nothing(name):
-  """Also where `micro_batches` has not left out what does not count."""
+  """Even if `micro_batches` has not left out what does not count."""
   rows = with_garbage(ragged())
   if name == 'imitation':
     no_weight_N = rows.weight_N == 0
@@ -246,7 +246,7 @@ def fresh_state():
 
 
 def kept(state):
-  """Parameters and optimizer, out of the reach of donation."""
+  """Parameters and optimizer, out of reach of donation."""
   return jax.device_get((state.params, state.opt_state))
 
 
@@ -259,7 +259,7 @@ def test_a_step_is_the_optimizer_s_on_the_mean_gradient():
   before = fresh_state()
   gradient, _ = whole('policy')
   expected, norm = _apply(OPTIMIZER, before, gradient)
-  # The first moment of Adam is linear in the gradient, its step is not.
+  # Adam's first moment is linear in the gradient; its step is not.
   moments = optax.tree.get(expected.opt_state, 'mu')
   state, metrics = update.update(POLICY, OPTIMIZER, before, batches)
   gap = largest_gap(optax.tree.get(state.opt_state, 'mu'), moments)
@@ -273,7 +273,7 @@ def test_a_step_is_the_optimizer_s_on_the_mean_gradient():
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """The loss of a row of numbers x: its sum of x times the parameter."""
+  """The loss of a row of numbers: its sum times the parameter."""
 
   def __call__(self, params, rows):
     loss = WeightedMean((params['a'] * rows).sum(), jnp.float32(rows.size))
@@ -281,7 +281,7 @@ class Scale:
 
 
 def scale_step(*batches):
-  """(state, metrics) after a step of plain descent from 3, at rate 1."""
+  """(state, metrics) after a step of plain descent from 3, with rate 1."""
   optimizer = dataclasses.replace(OPTIMIZER, beta1=0.0)
   state = train_state.init_state(optimizer, {'a': jnp.float32(3.0)})
   batches = tuple(
@@ -292,7 +292,7 @@ def scale_step(*batches):
 
 
 def test_a_step_is_one_on_the_mean_of_all_widths_and_micro_batches():
-  """Numbers 1 to 4 and 10, 20, 30; behind the count stands what must not be."""
+  """Numbers 1 to 4 and 10, 20, 30; rows beyond the count must not be read."""
   narrow = [[[1.0]], [[2.0]], [[3.0]], [[4.0]], [[1e6]]]
   wide = [[[10.0, 20.0, 30.0]], [[1e6, 1e6, 1e6]]]
   state, metrics = scale_step((narrow, 4), (wide, 1))
@@ -326,7 +326,7 @@ def test_steps_lower_the_loss_and_are_counted():
 
 
 def test_rows_without_weight_move_nothing():
-  """Not even by the momentum of the step before."""
+  """Not even through the momentum of the previous step."""
   rows, how = ragged(), {'micro_tokens': 4 * S}
   nothing = {
     'no weight': rows.replace(weight_N=np.zeros_like(rows.weight_N)),
@@ -364,7 +364,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(bad):
   assert not np.isfinite(metrics['grad_norm'].mean())
   assert_equal(kept(state), before)
   assert (int(state.step), int(state.skipped)) == (0, 1)
-  # The next one is as if nothing had been.
+  # The next step is as if nothing had happened.
   good = split(POLICY, rows, **how)
   state, _ = update.update(POLICY, OPTIMIZER, state, good)
   other, _ = update.update(POLICY, OPTIMIZER, fresh_state(), good)
@@ -374,7 +374,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(bad):
 
 @pytest.mark.slow
 def test_ragged_batches_compile_once(caplog):
-  """Of one capacity; objectives and optimizers that are equal are the same."""
+  """With one capacity; equal objectives and optimizers count as the same."""
   state = fresh_state()
   with jax.log_compiles(), caplog.at_level('WARNING'):
     for count in (16, 1, 9, 4, 13, 16):

@@ -1,4 +1,4 @@
-"""Prefill and decode, tokens/s, ours and transformers taking turns."""
+"""Measures prefill and decode in tokens/s; ours and transformers take turns."""
 
 from collections.abc import Sequence
 import contextlib
@@ -21,7 +21,7 @@ def suite(
   repeats: int,
   torch_python: str,
 ) -> dict:
-  """Alternates the two sides; medians, and the ratio of the medians."""
+  """Alternates the two sides; prints medians, and the ratio of the medians."""
   from memagent_jax.models.weights import pretrained
 
   directory = pretrained.resolve(model)
@@ -76,7 +76,7 @@ def _report(
 
 
 def _prompts(batch: int, prompt_tokens: int) -> 'np.ndarray':
-  """The same random ids on both sides, far from the control tokens."""
+  """Random ids far from the control tokens, the same on both sides."""
   import numpy as np
 
   shape = (batch, prompt_tokens)

@@ -1,4 +1,4 @@
-"""Seconds a chunk and peak memory of the public `Reader`, short against long."""
+"""Measures seconds a chunk and peak memory of `Reader`, short against long."""
 
 import json
 import math
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def suite(*, chunks: list[int], repeats: int) -> dict:
-  """All lengths in fresh processes, alternating; medians."""
+  """Measures all lengths in turn, each in a fresh process; prints medians."""
   rows = []
   for _ in range(repeats):
     for length in chunks:

@@ -1,11 +1,11 @@
-"""One GRPO update compiled for a TPU slice: ours beside google-tunix's own step.
+"""Compares our GRPO update for a TPU slice with google-tunix's own step.
 
 Both have the same decoder (Qwen2.5-7B with fewer layers), mesh, rows, dtypes,
-optimizer and loss terms: float32 params, bfloat16 compute, layers computed again,
+optimizer and loss terms: float32 params, bfloat16 compute, layers with remat,
 flash attention, AdamW, clipping, no reference model. tunix's step is
 `PeftTrainer._train_step` with its `grpo_loss_fn`, lowered on abstract arrays.
-Nothing runs: memory is what the compiler allocates, bytes and FLOPs are read from
-both programs in the same way (`planning.hlo`).
+Nothing runs: memory is what the compiler allocates; bytes and FLOPs are read
+from both programs in the same way (`planning.hlo`).
 """
 
 import json
@@ -27,15 +27,15 @@ def suite(
   response_tokens: int,
   tunix_python: str,
 ) -> dict:
-  """Compiles the update of each side in a process of its own.
+  """Compiles the update of each side in its own process.
 
   Args:
-    topology: such as `v5p:2x4x4`.
-    layers: of the decoder.
-    rows: of the one micro-batch; all devices share them.
-    tensor: parts of every matrix product; the other devices split rows and params.
-    prompt_tokens: of a row.
-    response_tokens: of a row.
+    topology: the slice, such as `v5p:2x4x4`.
+    layers: number of decoder layers.
+    rows: rows of the one micro-batch; all devices share them.
+    tensor: shards of every matrix product; all others split rows and params.
+    prompt_tokens: tokens of a row's prompt.
+    response_tokens: tokens of a row's response.
     tunix_python: interpreter that has google-tunix and libtpu.
   """
   given = {
@@ -101,7 +101,7 @@ def compile_ours(
     answer_prompt_tokens=prompt_tokens,
     memory_tokens=response_tokens,
     answer_tokens=response_tokens,
-    # One turn a row: a document without a chunk has its answer turn alone.
+    # One turn a row: a document without chunks has only its answer turn.
     chunks=0,
     documents=rows,
     rollouts=1,
@@ -189,7 +189,7 @@ def compile_tunix(
     loss_agg_mode='token-mean',
     temperature=1.0,
   )
-  # What its trainer's step looks at.
+  # The attributes that tunix's step reads from its trainer.
   trainer = types.SimpleNamespace(
     gen_model_input_fn=lambda x: {
       'train_example': x,
@@ -211,7 +211,7 @@ def compile_tunix(
 
   out = jax.tree.map(lambda leaf: leaf.sharding, state)
   program = jax.jit(step, donate_argnums=0, out_shardings=(out, None, None))
-  # Where its layers look for the mesh.
+  # tunix's layers take the mesh from this context.
   with mesh:
     _print(topology, aot.compile_program(mesh, program, state, example))
 

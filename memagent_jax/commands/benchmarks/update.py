@@ -1,10 +1,10 @@
-"""One optimizer step of the policy loss: tokens/s and peak memory, both sides.
+"""Measures one optimizer step of the policy loss: tokens/s and peak memory.
 
 The step: `rows` turns of prompt and response, the paper's objective without a
 reference model, gradients in micro-batches, clipping, AdamW. Both sides start
-from the same weights, ids and advantages and make the same steps, so losses and
-gradient norms must agree at every one of them. PyTorch runs the decoder as
-transformers has it, the head on response positions only, and the fused AdamW.
+from the same weights, ids and advantages and take the same steps, so losses and
+gradient norms must agree at every step. PyTorch runs the decoder of
+transformers, the head on response positions only, and the fused AdamW.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from memagent_jax.commands.benchmarks import workers
 if TYPE_CHECKING:
   import numpy as np
 
-# The paper's: constant after a warm-up, which is left out.
+# The paper's learning rate, without its warm-up, and the clip norm.
 _LEARNING_RATE, _CLIP_NORM = 1e-6, 1.0
-# Largest difference of losses (advantages have scale 1), and relative one of
-# gradient norms.
+# Largest difference between losses (advantages have scale 1), and largest
+# relative difference between gradient norms.
 _TOLERANCE = 1e-3
 
 
@@ -40,7 +40,7 @@ class Workload:
     return self.rows * (self.prompt_tokens + self.response_tokens)
 
   def draw(self, vocab_size: int) -> 'tuple[np.ndarray, np.ndarray]':
-    """Random ids [rows, tokens] far from the control tokens; advantages."""
+    """Random ids [rows, tokens] far from control ids, and advantages [rows]."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -59,13 +59,13 @@ def suite(
   repeats: int,
   torch_python: str,
 ) -> dict:
-  """Every micro-batch in a fresh process of each side; the two take turns.
+  """Measures every micro-batch in a fresh process per side; the two take turns.
 
   Args:
     model: name or directory.
-    workload: of one update.
-    micro_batches: rows at once to measure, by side.
-    repeats: measurements of each, after a step that compiles.
+    workload: what one update trains on.
+    micro_batches: micro-batch sizes to measure, in rows, by side.
+    repeats: measurements of each size, after a step that compiles.
     torch_python: interpreter of the side `torch`.
 
   Raises:
@@ -78,7 +78,7 @@ def suite(
   rows: list[dict[str, Any]] = []
   versions: dict[str, dict] = {}
   for size in sorted({n for side in pythons for n in micro_batches[side]}):
-    # At once in memory are one worker of each side.
+    # Only one worker of each side is in memory at a time.
     with contextlib.ExitStack() as stack:
       sides = {
         side: stack.enter_context(
@@ -110,14 +110,14 @@ def suite(
 
 
 def check_agreement(rows: list[dict]) -> None:
-  """Prints how far losses and gradient norms of the same step are apart.
+  """Prints how far apart losses and gradient norms of the same step are.
 
   Raises:
-    RuntimeError: farther than rounding explains.
+    RuntimeError: they are farther apart than rounding explains.
   """
   import numpy as np
 
-  # NumPy's, unlike Python's max, let NaN through.
+  # NumPy's functions, unlike Python's max, let NaN through.
   losses, norms = [], []
   steps = {row['step'] for row in rows}
   for step in steps:
@@ -171,7 +171,7 @@ def _report_best(rows: Sequence[dict[str, Any]], workload: Workload) -> None:
 def _medians(
   rows: Sequence[dict[str, Any]], side: str, size: int, workload: Workload
 ) -> tuple[float, int]:
-  """Tokens/s after the step that compiles, and peak bytes."""
+  """Median tokens/s after the step that compiles, and peak bytes."""
   mine = [r for r in rows if (r['side'], r['micro_batch']) == (side, size)]
   seconds = statistics.median(r['seconds'] for r in mine if r['step'])
   return workload.tokens / seconds, max(r['peak_bytes'] for r in mine)
@@ -204,7 +204,7 @@ def serve_jax(model: str, workload: Workload) -> None:
 
   @functools.cache
   def batches(micro_batch: int) -> tuple[sequences.MicroBatches]:
-    """The rows, split, with the log-probs of the policy before all updates."""
+    """The rows, split, with log-probs of the policy before any update."""
     unknown = np.zeros((n, workload.response_tokens), np.float32)
     rows = sequences.PolicySequences(
       turns=sequences.Sequences(

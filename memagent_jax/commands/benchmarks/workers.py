@@ -1,4 +1,4 @@
-"""One side of a comparison in a process of its own, working only while asked.
+"""Runs one side of a comparison in its own process, which idles until asked.
 
     suite -- a number per line --> worker -- a line of JSON --> suite
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from typing import Self
 
-# What another interpreter imports this package from, behind its own packages.
+# Where another interpreter imports this package from, after its own packages.
 _ROOT = str(Path(__file__).parents[3])
 _START = (
   f'import sys; sys.path.append({_ROOT!r}); '
@@ -35,11 +35,11 @@ class Worker:
     assert self._process.stdin is not None
     assert self._process.stdout is not None
     self._stdin, self._stdout = self._process.stdin, self._process.stdout
-    # Versions of what it measures, by package.
+    # Versions of the measured packages, by name.
     self.version = self._answer()
 
   def ask(self, number: int) -> dict:
-    """One measurement at a batch size."""
+    """Returns one measurement at a batch size."""
     self._stdin.write(f'{number}\n')
     self._stdin.flush()
     return self._answer()
@@ -66,7 +66,7 @@ def serve(version: dict[str, str], measure: Callable[[int], dict]) -> None:
 
 
 def run_once(name: str, python: str = sys.executable, **flags: object) -> dict:
-  """What a worker without input prints: one measurement of a fresh process."""
+  """Returns the one measurement that a worker without input prints."""
   done = subprocess.run(
     command(python, name, **flags),
     stdout=subprocess.PIPE,
@@ -94,13 +94,13 @@ def pythons(torch_python: str) -> dict[str, str]:
 
 
 def peak_bytes() -> int:
-  """Most memory that this process ever held in RAM."""
+  """Peak resident memory of this process so far, in bytes."""
   import resource
 
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def resident_bytes() -> int:
-  """Memory that this process holds in RAM now; Linux only."""
+  """Resident memory of this process now, in bytes; Linux only."""
   pages = int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1])
   return pages * os.sysconf('SC_PAGE_SIZE')

@@ -1,4 +1,4 @@
-"""What methods that read chunk by chunk share: settings, and a document on its way.
+"""Settings of methods that read chunk by chunk, and the reading of a document.
 
 text -> DocumentReading.next_chunks -> turns
   -> DocumentReading.add: health, FLOPs, the changes of the memory -> Result
@@ -17,9 +17,9 @@ from memagent_jax.evals.methods.method import Result, sampling_name
 from memagent_jax.models.configs import ModelConfig
 from memagent_jax.models.tokenizer import Tokenizer
 
-# Text that a stream is given at a time.
+# Characters fed to a stream at a time.
 _FEED_CHARS = 65_536
-# Changes of a memory that a trace keeps at either end.
+# Changes of a memory that a trace keeps at each end.
 _TRACED_CHANGES = 40
 
 
@@ -43,18 +43,18 @@ class ChunkMethod:
     }
 
   def batch_size(self, config: ModelConfig, limit: int, tokens: int) -> int:
-    """All of them: the length of a document costs no memory."""
+    """`limit`: the length of a document costs no memory."""
     del config, tokens
     return limit
 
   def most_tokens(self) -> int | None:
-    """Any document is read."""
+    """None: documents of any length are read."""
     return None
 
   def flops(self, config: ModelConfig, tokens: int) -> float:
-    """An estimate of what a document of this many tokens costs.
+    """Estimated FLOPs of a document of `tokens` tokens.
 
-    Takes memories to be half as long as they may be, and questions to be short.
+    Assumes memories at half of their cap, and short questions.
     """
     reading = self.reading
     turns = -(-tokens // reading.chunk_tokens)
@@ -66,13 +66,13 @@ class ChunkMethod:
 
 @dataclasses.dataclass
 class ReadingState:
-  """Where a document's reading is, and what its memory did."""
+  """How far a document's reading is, and what happened to its memory."""
 
   memory_ids: list[int]
   # State of the document's stream; None: at its start.
   stream: dict[str, Any] | None = None
   health: MemoryHealth = dataclasses.field(default_factory=MemoryHealth)
-  # Document tokens read so far, and the FLOPs of it.
+  # Document tokens read so far, and the FLOPs spent on them.
   tokens: int = 0
   flops: float = 0.0
   # The first and the last turns that changed the memory.
@@ -81,12 +81,12 @@ class ReadingState:
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'ReadingState':
-    """The state that `dataclasses.asdict` gave."""
+    """Restores what `dataclasses.asdict` gave."""
     return cls(**{**fields, 'health': MemoryHealth(**fields['health'])})
 
 
 class DocumentReading:
-  """One document on its way."""
+  """The reading of one document, in progress."""
 
   def __init__(
     self,
@@ -95,10 +95,10 @@ class DocumentReading:
     example: Example,
     state: ReadingState,
   ):
-    """Starts an example's document, or goes on with it.
+    """Starts or resumes the reading of an example's document.
 
-    The state is that of a reading of the same document; a new one has the first
-    memory. Answers of the example tell its evidence.
+    `state` comes from a reading of the same document; a new one has the first
+    memory. The example's answers are the evidence looked for in memories.
     """
     self._example, self._rule, self._state = example, reading.rule, state
     stream = state.stream or {
@@ -120,7 +120,7 @@ class DocumentReading:
 
   @property
   def state(self) -> ReadingState:
-    """As it is now; a reading that starts from it goes on here."""
+    """The current state, from which another reading can resume."""
     stream = {
       'fed_chars': self._fed_chars,
       'pending': self._stream.pending,
@@ -131,22 +131,22 @@ class DocumentReading:
 
   @property
   def memory_ids(self) -> list[int]:
-    """The memory after the last turn that was added."""
+    """The memory after the last added turn."""
     return self._state.memory_ids
 
   @property
   def turn_count(self) -> int:
-    """Turns that were added."""
+    """The number of added turns."""
     return self._state.health.turn_count
 
   def chars_read(self) -> float:
-    """Characters of the document that were read, by estimate."""
+    """Estimated characters of the document read so far."""
     fed = min(self._fed_chars, len(self._example.document))
     tokens = self._state.tokens
     return fed * tokens / max(tokens + len(self._stream.pending), 1)
 
   def next_chunks(self, count: int) -> list[list[int]]:
-    """The next chunks, fewer at the end of the document."""
+    """The next `count` chunks, or fewer at the document's end."""
     chunks: list[list[int]] = []
     while len(chunks) < count:
       if chunk := self._stream.chunk():
@@ -173,15 +173,15 @@ class DocumentReading:
     flops: float,
     record: Callable[[], Turn],
   ) -> None:
-    """Takes the turn of the next chunk into account.
+    """Adds the turn of the next chunk.
 
     Args:
-      memory_ids: the memory that it left.
-      chunk_tokens: of its chunk.
-      finish: how its response finished.
-      outcome: what the memory rule made of it.
-      flops: what it cost.
-      record: gives the turn as text; called only where the memory changed.
+      memory_ids: memory after the turn.
+      chunk_tokens: length of its chunk.
+      finish: finish reason of its response.
+      outcome: outcome by the memory rule.
+      flops: FLOPs of the turn.
+      record: gives the turn as text; called only if the memory changed.
     """
     state, memory_ids = self._state, list(memory_ids)
     state.tokens += chunk_tokens
@@ -208,7 +208,7 @@ class DocumentReading:
   def result(
     self, answer: str, finish_reason: str, answer_flops: float, error: str = ''
   ) -> Result:
-    """What became of the document, with what the answer turn gave.
+    """The document's result, including what the answer turn gave.
 
     Without an answer, `error` says why, and the finish reason is `error`.
     """

@@ -3,7 +3,7 @@
     texts -> a DocumentReading each -> windows of chunk slots -> Session.read
       -> memories, traces, health; now and then a Progress -> Session.answer
 
-A killed reading goes on at the last window whose progress was saved.
+A killed reading resumes after the last window whose progress was saved.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ from memagent_jax.structs import FINISH_REASONS, Turns
 class MemAgent(ChunkMethod):
   """Reads chunk by chunk and answers from the memory."""
 
-  # Who takes the turns.
+  # Engine that takes the turns.
   engine: Engine = dataclasses.field(default_factory=Lockstep)
   # Chunks of every document between two saves of its progress.
   window_chunks: int = WINDOW_CHUNKS
@@ -87,7 +87,7 @@ class MemAgent(ChunkMethod):
       )
       # A call that compiled says nothing of the others.
       if rollout.compiled_programs() == programs:
-        # Seconds of a chunk in every document, where some have ended too.
+        # Seconds for a chunk of every document, though some may have ended.
         spent = time.perf_counter() - begun
         chunk_seconds.append(spent * len(documents) / sum(map(len, window)))
       # Sliced once a window, not once a document.
@@ -148,7 +148,7 @@ def _add(
   chunk_index: int,
   chunk: Sequence[int],
 ) -> None:
-  """Gives row n of one slot's turns to its document."""
+  """Adds row n of one slot's turns to its document."""
   memory_ids = slot.memory.ids_NxW[n, : slot.memory.length_N[n]].tolist()
   document.add(
     memory_ids=memory_ids,

@@ -18,7 +18,7 @@ from memagent_jax.models.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a method answered to one example; a failure is a result, too."""
+  """A method's answer to one example; a failure is a result, too."""
 
   answer: str
   # How the answer ended: `eos` or `length`; `error` if there is none.
@@ -58,11 +58,11 @@ def sampling_name(temperature: float, top_p: float) -> str:
 class Method(Protocol):
   """A way to answer questions: a frozen dataclass of its settings."""
 
-  # Name of how tokens are drawn: greedy and sampled results are never compared.
+  # Name of the way tokens are drawn; greedy and sampled results never mix.
   sampling: str
   # `chunk_tokens` and `memory_tokens` of its turns; empty for methods without.
   caps: Mapping[str, int]
-  # Whether an example's bits depend on no other example of its batch.
+  # Whether an example's result is bitwise independent of the rest of its batch.
   independent_examples: bool
   # Whether the model's weights are used in this process.
   needs_params: bool

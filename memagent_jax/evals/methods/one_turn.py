@@ -49,7 +49,7 @@ _WORD = re.compile(r'\w+')
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-  """A prompt, and how much of the document is in it."""
+  """A prompt, and how much of the document it shows."""
 
   ids: list[int]
   document_tokens: int
@@ -64,9 +64,9 @@ class OneTurn:
   # too long; `recent`, its end; `retrieved`, the chunks that BM25 ranks highest;
   # `none`, nothing, which shows what the model knows without it.
   context: str = 'full'
-  # The way beyond the window: `none`, nothing longer is shown; `linear`, `dynamic`
-  # and `yarn` scale the rotary embedding; `dual_chunk` and `sinks` replace the
-  # attention.
+  # Way to read beyond the window: `none`, nothing longer is shown; `linear`,
+  # `dynamic` and `yarn` scale the rotary embedding; `dual_chunk` and `sinks`
+  # replace the attention.
   extension: str = 'none'
   template: OneTurnTemplate = DEFAULT_ONE_TURN_TEMPLATE
   answer_tokens: int = 128
@@ -82,7 +82,7 @@ class OneTurn:
   chunk_share: float = 0.75
   # Number of first tokens that `sinks` keeps in view.
   sinks: int = 4
-  # 0 is greedy.
+  # Sampling temperature; 0 is greedy.
   temperature: float = 0.0
   top_p: float = 1.0
   seed: int = 0
@@ -114,7 +114,7 @@ class OneTurn:
     return {}
 
   def batch_size(self, config: ModelConfig, limit: int, tokens: int) -> int:
-    """As many documents as `batch_tokens` hold, and at most `limit`."""
+    """As many documents as `batch_tokens` holds, and at most `limit`."""
     shown = min(tokens, self._prompt_cap(config) or tokens)
     return max(1, min(limit, self.batch_tokens // max(shown, 1)))
 
@@ -133,9 +133,9 @@ class OneTurn:
   def answer(
     self, model: Model, examples: Sequence[Example], progress: Progress
   ) -> Answered:
-    """Answers all questions in one batch, which is not saved on the way.
+    """Answers all questions in one batch, without saving any progress.
 
-    Prompts that fit the window are read plainly, the others with the extension.
+    Prompts that fit the window are read as they are, others with the extension.
     A batch with both takes two calls, each with the whole batch's shape.
 
     Raises:
@@ -289,7 +289,7 @@ def retrieve(
   Args:
     tokenizer: tokenizer of the document.
     document: ids of the document.
-    question: its words are searched for.
+    question: question whose words are searched for.
     chunk_tokens: longest chunk; chunks end with sentences.
     room: most tokens of all chosen chunks together.
 
@@ -298,7 +298,7 @@ def retrieve(
   """
   import bm25s
 
-  # It logs every index that it builds.
+  # bm25s logs every index that it builds.
   logging.getLogger('bm25s').setLevel(logging.WARNING)
   chunks = ChunkCutter(tokenizer, chunk_tokens).split(document)
   words = [_words(tokenizer.decode(chunk)) for chunk in chunks]

@@ -1,4 +1,4 @@
-"""How far a running batch is: saved for a restart, and passed on to the caller.
+"""Progress of a running batch: saved for a restart, and reported to the caller.
 
 state of a method -> Progress.update -> a file, now and then | on_progress
 """
@@ -21,7 +21,7 @@ class Progress:
     on_progress: Callable[[float, float], None] | None = None,
     every_seconds: float = 30.0,
   ):
-    """Starts a batch, or resumes it from its file; without a path none is kept.
+    """Starts a batch, or resumes it from its file; no path, no saves.
 
     At every save, `every_seconds` or more after the last, `on_progress` gets
     the share that is done and the seconds so far.
@@ -45,7 +45,7 @@ class Progress:
   def update(self, share: float, state: Callable[[], Any]) -> None:
     """Saves what `state` gives, JSON-able, unless the last save is recent.
 
-    The share of the batch that is done is in [0, 1].
+    `share` is the part of the batch that is done, in [0, 1].
     """
     now = time.perf_counter()
     if now - self._saved_at < self._every_seconds:

@@ -1,4 +1,4 @@
-"""The same agent loop against any server with the OpenAI chat interface.
+"""Runs the same agent loop against any server with the OpenAI chat interface.
 
     text -> DocumentReading -> one chat completion a turn -> memory as text -> answer
 
@@ -33,19 +33,19 @@ _THINKING = re.compile(r'<think>.*?(</think>|\Z)', re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remote(ChunkMethod):
-  """Reads chunk by chunk with a model that a server has (vLLM, SGLang, llama.cpp).
+  """Reads chunk by chunk with the model of a server (vLLM, SGLang, llama.cpp).
 
-  The model of the grid gives tokenizer and config; its weights are not loaded.
+  The grid's model gives tokenizer and config; its weights are not loaded.
   Memories travel as text: a server takes no ids.
   """
 
-  # Such as http://localhost:8000/v1.
+  # Address of the server, such as http://localhost:8000/v1.
   base_url: str
-  # What the server calls its model.
+  # Name of the model on the server.
   served_model: str
-  # Most documents that are read at the same time; never more than a batch has.
+  # Most documents read at the same time; never more than a batch has.
   concurrency: int = 8
-  # Repeats of a failed request; waits grow from try to try.
+  # Repeats of a failed request; waits grow with every try.
   max_retries: int = 4
   timeout_seconds: float = 300.0
   # Environment variable with the key, if the server wants one.
@@ -103,7 +103,7 @@ class Remote(ChunkMethod):
 
     async with openai.AsyncOpenAI(
       base_url=self.base_url,
-      # The package insists on a key; servers of one's own want none.
+      # The package insists on a key; self-hosted servers need none.
       api_key=os.environ.get(self.api_key_variable) or 'none',
       max_retries=self.max_retries,
       timeout=self.timeout_seconds,
@@ -118,7 +118,7 @@ class Remote(ChunkMethod):
               seconds.append(spent)
               save(document)
             return await document.answer()
-          # ValueError: a body that is no JSON, or no text.
+          # ValueError: a body that is not JSON, or not text.
           except (openai.OpenAIError, ValueError, _NoAnswerError) as e:
             why = f'{type(e).__name__}: {e}'
             return document.reading.result('', 'error', 0.0, error=why)
@@ -128,11 +128,11 @@ class Remote(ChunkMethod):
 
 
 class _NoAnswerError(Exception):
-  """The server's reply is not what a chat completion is."""
+  """The server's reply is not a chat completion."""
 
 
 class _Document:
-  """One document on its way, with its memory as text."""
+  """One document in progress, with its memory as text."""
 
   def __init__(
     self,
@@ -155,12 +155,12 @@ class _Document:
     )
 
   def state(self) -> dict[str, Any]:
-    """Where it is; a document that starts from it goes on here."""
+    """The current state, from which another `_Document` can resume."""
     reading = dataclasses.asdict(self.reading.state)
     return {'memory': self._memory, 'reading': reading}
 
   async def read_chunk(self) -> float | None:
-    """Takes the next turn; gives its seconds, None at the document's end."""
+    """Takes the next turn; returns its seconds, None at the document's end."""
     chunks = self.reading.next_chunks(1)
     if not chunks:
       return None
@@ -197,7 +197,7 @@ class _Document:
     return seconds
 
   async def answer(self) -> Result:
-    """Asks at the end."""
+    """Takes the answer turn."""
     caps = self._method.reading
     reply = await self._ask(caps.template.answer_turn, caps.answer_tokens)
     return self.reading.result(reply.text, reply.finish, reply.flops)
@@ -206,10 +206,10 @@ class _Document:
     """The reply of a chat completion.
 
     Raises:
-      _NoAnswerError: what came is no chat completion.
+      _NoAnswerError: the reply is not a chat completion.
     """
     fields |= {'question': self.example.question, 'memory': self._memory}
-    # All at once: a field's text may look like another field.
+    # All fields at once: a field's text may look like another field.
     prompt = re.sub(r'\{(\w+)\}', lambda m: fields.get(m[1], m[0]), turn)
     reading = self._method.reading
     reply = await self._client.chat.completions.create(
@@ -237,9 +237,9 @@ class _Document:
 
 @dataclasses.dataclass(frozen=True)
 class _Reply:
-  """What a server answered to one turn."""
+  """A server's reply to one turn."""
 
-  text: str  # thinking left out
+  text: str  # text without its thinking
   finish: str  # `eos` or `length`
-  tokens: int  # sampled, as the server counts; 0 where it does not say
+  tokens: int  # sampled tokens as the server counts them; 0 if it does not
   flops: float

@@ -1,4 +1,4 @@
-"""The log of a training run in short: one record for many steps, and a picture.
+"""A training run's log in short: one record for many steps, and a picture.
 
 WORKDIR/metrics.jsonl -> averages, with hours -> curve.jsonl, curve.png
 """

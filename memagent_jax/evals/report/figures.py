@@ -29,8 +29,8 @@ _COLOURS = (
 # Twelve marks for thirteen colours: a pair of both repeats after 156 series.
 _MARKS = 'os^DvP*Xhdp<'
 _DEPTHS = 10
-# Distance of the first and the last series at one length, as a share of the axis:
-# apart from each other, their intervals stay legible.
+# Distance between the first and the last series at one length, as a share of
+# the axis: intervals that stand apart stay legible.
 _SPREAD = 0.02
 _NOT_RUN_NOTE = 'hollow: not run, by arithmetic'
 
@@ -176,7 +176,7 @@ def depth_by_length(
 ) -> Figure | None:
   """Draws a series' right answers by depth of the evidence and document length.
 
-  None if no record has a depth.
+  Returns None if no record has a depth.
   """
   with_depth = [
     record
@@ -304,8 +304,8 @@ def cost(
 def chunk_cost(timings: Sequence[Mapping], labels: Labels) -> Figure | None:
   """Draws seconds of a chunk and peak memory against length.
 
-  The peak of a device is that of the whole process up to then. Timings of other
-  series than `labels` has are left out; None without any timing.
+  A device's peak is that of the whole process up to then. Timings of series
+  that `labels` lacks are left out; returns None without any timing.
   """
   panels: dict[str, tuple[Callable, Callable]] = {
     'milliseconds a chunk and document': (_chunk_milliseconds, np.median),

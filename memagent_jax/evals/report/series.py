@@ -41,8 +41,8 @@ class Point:
   score: float
   low: float  # 95 % interval of the score
   high: float
-  flops: float  # mean of the documents
-  read_tokens: float  # mean of the documents
+  flops: float  # mean over the documents
+  read_tokens: float  # mean over the documents
 
 
 # The name of every series, as `labels` gives it.
@@ -73,7 +73,7 @@ def all_series_of(all_points: Iterable[Point]) -> list[Series]:
 
 
 def labels(series: Sequence[Series]) -> dict[Series, str]:
-  """Names of series, as short as they can be: what all share is left out."""
+  """Names of series, as short as possible: what all share is left out."""
   models = {s.model for s in series}
   methods = {s.method for s in series}
 
@@ -123,7 +123,7 @@ def points(records: Iterable[Mapping], by_task: bool = False) -> list[Point]:
 def fewer_tasks(
   records: Iterable[Mapping],
 ) -> dict[tuple[str, ...], list[float]]:
-  """Lengths (median tokens) at which tasks are missing, by the tasks there are."""
+  """Lengths (median tokens) with missing tasks, by the tasks they do have."""
   records = list(records)
   every_task = {record['task'] for record in records}
   incomplete: dict[tuple[str, ...], list[float]] = {}
@@ -135,7 +135,7 @@ def fewer_tasks(
 
 
 def lengths(all_points: Sequence[Point]) -> dict[int, Point]:
-  """A point for every size, by length: a series with turns and most records."""
+  """A point per size, by length: with turns if any has, and of most records."""
   by_size: dict[int, Point] = {}
   for point in sorted(all_points, key=lambda p: (p.turns == 0, -p.count)):
     by_size.setdefault(point.size, point)

@@ -2,8 +2,8 @@
 
     records, points, timings, likelihood -> Table -> Markdown | columns
 
-Records are those of one sampling and points those over all tasks, where nothing
-else is said; `labels` names the series, and `axis` the tokens that lengths are
+Records are those of one sampling and points those over all tasks, unless stated
+otherwise; `labels` names the series, and `axis` the tokens that lengths are
 counted in. This module needs no matplotlib.
 """
 

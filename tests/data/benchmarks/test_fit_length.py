@@ -1,4 +1,4 @@
-"""Documents of an exact length, whatever a unit of filler is worth."""
+"""Documents of an exact length, for any size of a filler unit."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +9,7 @@ from memagent_jax.data.encoders import ByteEncoder
 
 
 def drafts(unit, base='evidence'):
-  """Renders `size` copies of a unit behind the evidence."""
+  """Renders `size` copies of a unit after the evidence."""
 
   def render(size):
     return Draft(base + unit * size, 'Q?', ('a',), ((0, len(base)),), 'units')
@@ -49,7 +49,7 @@ def test_units_that_are_too_coarse_are_an_error_not_a_loop():
 
 @pytest.mark.parametrize(('unit', 'most'), [('x' * 500, 1 << 40), ('x', 50)])
 def test_the_search_ends(unit, most):
-  """Units are too coarse, or there are not enough of them."""
+  """Units are too coarse, or too few."""
   sizes = []
 
   def render(size):

@@ -1,4 +1,4 @@
-"""Harder needles: what they change, what they leave, bytes of documents."""
+"""Harder needles: what they change, what they keep, bytes of documents."""
 
 import functools
 import hashlib
@@ -47,7 +47,7 @@ def test_echoes_are_pieces_of_the_needle_and_never_its_value():
     for i in range(10):
       before, after = plain(task, i), hard(task, i, echoes=20.0)
       assert 0.98 * 2048 <= after.tokens <= 2048
-      # The question and its needle stay, and stand once.
+      # The question and its needle stay, and the needle occurs once.
       assert (after.question, after.answers) == (
         before.question,
         before.answers,
@@ -62,12 +62,12 @@ def test_echoes_are_pieces_of_the_needle_and_never_its_value():
       for other in others:
         assert len(set(other.split('-')) & set(key.split('-'))) == 1
       near_misses += len(others)
-    # A fifth of 41.
+    # A fifth of the 41 echoes in each of 10 samples, about 82.
     assert 50 <= near_misses <= 120
 
 
 def test_values_of_few_symbols():
-  """A share of the samples, and no other change to them or to the rest."""
+  """A share of the samples; nothing else in them or in the rest changes."""
 
   def symbols(example):
     return len(set(example.answers[0]) - {'-'})
@@ -93,10 +93,10 @@ def test_without_its_knobs_a_sample_is_the_benchmarks(task):
     assert hard(task, index) == plain(task, index)
 
 
-# Task, share of few symbols, echoes, and how the SHA-256 of a sample begins,
-# taken when the knobs were arguments of `ruler.example`. A document that has
-# been learned from stays what it was; only other word lists of wonderwords
-# would change it.
+# Task, share of few symbols, echoes, and the first digits of a sample's
+# SHA-256, recorded when the settings were arguments of `ruler.example`. Training
+# documents must stay what they were; only new word lists of wonderwords would
+# change them.
 BYTES = [
   ('niah_single_1', 0.0, 0.0, 'f23e4ba085174f92'),
   ('niah_single_3', 1.0, 0.0, '70093c491f1cb7ec'),

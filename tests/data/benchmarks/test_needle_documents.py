@@ -1,4 +1,4 @@
-"""Needle documents: so many chunks, the evidence among them, seeds that matter."""
+"""Needle documents: numbers of chunks, the evidence in them, seeds that matter."""
 
 import itertools
 
@@ -102,7 +102,7 @@ def test_seeds_make_the_documents(read):
 
 
 def test_rates_say_how_often_a_task_comes(read):
-  # An epoch of 60: 15, 30 and 15.
+  # An epoch of 60 has 15, 30 and 15.
   tasks = [row['task'] for row in read(60, 1)]
   assert tasks.count('niah_single_2') == 30
 

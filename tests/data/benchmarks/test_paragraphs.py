@@ -72,8 +72,8 @@ def test_near_distractors_come_first():
 
 def test_gold_positions_are_uniform():
   # 1,000 questions, 2 gold paragraphs, ten bins of 200 expected: chi-square
-  # below the 0.999 quantile of 9 degrees. One shuffle seed for all, as
-  # upstream, would put 1,000 into each of two bins: 8,000.
+  # below the 0.999 quantile for 9 degrees of freedom. One shuffle seed for all,
+  # as upstream has, would put 1,000 into each of two bins: 8,000.
   questions = question_set(1000, 2020)
   bins = [0] * 10
   for index in range(1000):

@@ -14,13 +14,13 @@ BYTES = {'encoder': ByteEncoder(), 'encoder_name': 'bytes'}
 
 @pytest.fixture
 def hotpotqa(tmp_path):
-  """Three questions of two paragraphs each."""
+  """Three questions with two paragraphs each."""
   return str(hotpotqa_files.write(tmp_path / 'hotpotqa.json', 3))
 
 
 @pytest.fixture
 def squad(tmp_path):
-  """Two questions of one paragraph, one of another."""
+  """Two questions about one paragraph, one about another."""
   paragraphs = [
     {
       'context': context,
@@ -56,7 +56,7 @@ def test_needles_have_tokens(tmp_path):
   example = benchmark.example(3, 1500, seed=7, answer_tokens=10, **BYTES)
   assert example.id == 'niah_single_2/1500/7/3'
   assert 1470 <= example.tokens <= 1500
-  # Room for the template is taken from the document, not added to it.
+  # Room for the template is taken out of the document, not added to it.
   roomy = benchmark.example(
     3, 1500, seed=7, answer_tokens=10, template_tokens=400, **BYTES
   )

@@ -60,7 +60,7 @@ def make(task, index, corpus, tokens=2048, encoder=None, **kwargs):
 
 
 class WordEncoder:
-  """One token per word: the coarsest there is."""
+  """One token per word: the coarsest encoder possible."""
 
   def encode(self, text):
     return text.split()
@@ -82,7 +82,7 @@ def test_every_answer_is_in_the_document_and_the_length_is_met(task, corpus):
 def test_the_length_is_that_of_document_question_template_and_answer(
   task, corpus
 ):
-  """With a budget of its own, and with the one that is published."""
+  """With a given budget for the answer, and with the published one."""
   published = {'vt': 30, 'cwe': 120, 'fwe': 50, 'qa_1': 32, 'qa_2': 32}
   for answer_tokens in (77, None):
     example = make(
@@ -134,7 +134,7 @@ def test_needle_kinds(corpus):
   assert len(needles(make('niah_multikey_1', 0, corpus))) == 4
   many = make('niah_multikey_2', 0, corpus)
   assert len(needles(many)) > 20
-  # Between needles only a few words of noise, where no whole needle fits.
+  # Between needles there are only a few words of noise, too few for a needle.
   rest = many.document
   for needle in needles(many):
     rest = rest.replace(needle, '')
@@ -229,7 +229,7 @@ def test_question_tasks_keep_the_gold_whole(corpus):
 
 @pytest.mark.parametrize('task', ['niah_single_1', 'niah_single_2'])
 def test_depths_are_uniform(task, corpus):
-  # 1,000 samples, ten bins: chi-square below the 0.999 quantile of 9 degrees.
+  # 1,000 samples, ten bins: chi-square below the 0.999 quantile (9 degrees).
   bins = [0] * 10
   for index in range(1000):
     example = make(task, index, corpus, 4096, encoder=ByteEncoder())

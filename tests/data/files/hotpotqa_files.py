@@ -1,4 +1,4 @@
-"""HotpotQA files of a few records."""
+"""HotpotQA files with a few records."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 def write(path: Path, count: int) -> Path:
   """A file of questions q0, q1, ... with answers Town0, Town1, ...
 
-  Each has two paragraphs; the first has the answer.
+  Each has two paragraphs; the first contains the answer.
   """
   records = [
     {

@@ -1,4 +1,4 @@
-"""JSONL files with a wrong record among right ones."""
+"""JSONL files with a wrong record among correct ones."""
 
 from collections.abc import Mapping
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write(path: Path, right: Mapping, *records: Mapping | bytes) -> Path:
-  """A file of these lines; a mapping changes the fields of a right record."""
+  """A file of these lines; a mapping changes the fields of a correct record."""
   lines = [
     record
     if isinstance(record, bytes)

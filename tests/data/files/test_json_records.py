@@ -1,4 +1,4 @@
-"""Lines and array elements: the same as `json` finds, at any cut of the text."""
+"""Lines and array elements: those that `json` finds, at any cut of the text."""
 
 import itertools
 import json
@@ -95,7 +95,7 @@ def test_a_record_above_the_limit_is_refused_before_it_is_read():
 
 @pytest.mark.parametrize('body', ['\\n', '\\\\', '{[', '\\"'])
 def test_splitting_is_linear_in_the_text(body):
-  """16 times the text takes about 16 times the time; a re-scan takes 256."""
+  """16 times the text takes about 16 times the time; re-scanning takes 256."""
 
   def seconds(repeats):
     text = '[{"a":"' + body * repeats + '"},"' + body * repeats + '"]'
@@ -151,7 +151,7 @@ def test_long_lines_come_whole_across_pieces(tmp_path):
   assert [bytes(raw) for _, _, raw in json_records.read_lines(path)] == [
     line
   ] * 2
-  # Nothing is left of what was read before the limit was reached.
+  # Nothing remains of what was read before the limit was reached.
   assert list(json_records.read_lines(path, max_line_bytes=2_000_000)) == [
     (1, len(line) + 1, b''),
     (2, len(line), b''),
@@ -161,6 +161,6 @@ def test_long_lines_come_whole_across_pieces(tmp_path):
 def test_a_line_that_is_not_utf8_names_the_byte():
   with pytest.raises(ValueError, match=r'byte 0xe9 at byte 5, not UTF-8'):
     json_records.parse_line(b'"caf\xe9"')
-  # Columns are characters: the 1 is the eleventh, though the fifteenth byte.
+  # Columns are characters: the 1 is the eleventh, but the fifteenth byte.
   with pytest.raises(ValueError, match=r'not JSON: .* at column 11'):
     json_records.parse_line('{"é": "🙂" 1}'.encode())

@@ -1,4 +1,4 @@
-"""Own documents: what is read, what is refused and how it is said."""
+"""Own documents: what is read, what is refused, and with which message."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def _write(folder: Path, *records) -> Path:
 
 
 def _only_problem(path, **kwargs) -> own_documents.Problem:
-  """The one problem of a file, which `read` raises too."""
+  """The only problem of a file, which `read` raises too."""
   report = own_documents.validate(path, **kwargs)
   assert report.problem_count == 1, str(report)
   (problem,) = report.problems
@@ -162,7 +162,7 @@ def test_equal_ids_name_both_lines(tmp_path):
   problem = _only_problem(path)
   assert (problem.line, problem.field) == (4, 'id')
   assert problem.got == "'mine/4', which line 3 has too"
-  # Also where the first of the two is wrong otherwise.
+  # Also if the first of the two is wrong in another way.
   path = _write(tmp_path, {'id': 'a', 'question': ''}, {'id': 'a'})
   report = own_documents.validate(path)
   assert [p.field for p in report.problems] == ['question', 'id']
@@ -199,7 +199,7 @@ def test_all_problems_of_a_line_and_of_a_file_are_collected(tmp_path):
 
 def test_answers_that_are_not_in_the_document(tmp_path):
   records = (
-    {'answers': ['ADA LOVELACE', 'Byron']},  # one is there, in another case
+    {'answers': ['ADA LOVELACE', 'Byron']},  # one occurs, in another case
     {'answers': ['Byron', 'Shelley']},
     {'answers': ['by  Ada']},
   )
@@ -231,7 +231,7 @@ def test_a_line_above_the_limit_is_skipped(tmp_path):
   long = {'document': 'Ada ' * 300}
   path = _write(tmp_path, {}, long, {})
   problem = _only_problem(path, max_line_bytes=1000)
-  size = len(json.dumps(_RIGHT | long)) + 1  # with its line end
+  size = len(json.dumps(_RIGHT | long)) + 1  # including its line end
   assert problem.line == 2
   assert problem.got == f'{size:,} bytes'
   assert problem.expected.startswith('at most 1,000 bytes; ')
@@ -283,7 +283,7 @@ class _Words:
 
 
 def test_the_estimate_counts_chunks_and_answers(tmp_path):
-  # 10, 11 and 1 words in chunks of 5: 2 + 3 + 1 chunks, and an answer each.
+  # 10, 11 and 1 words in chunks of 5: 2 + 3 + 1 chunks, plus an answer each.
   documents = ['w ' * 10, 'w ' * 11, 'w']
   path = _write(tmp_path, *({'document': d} for d in documents))
   assert own_documents.estimate(
@@ -318,7 +318,7 @@ def test_an_estimate_needs_budgets_and_a_speed(tmp_path, wrong):
     own_documents.estimate(_write(tmp_path, b'{'), _Words(), **arguments)
 
 
-# Not ru_maxrss, which a process inherits from the one that started it.
+# Not ru_maxrss, which a process inherits from its parent.
 _PEAK = """
 import re, sys
 from memagent_jax.data.files import own_documents

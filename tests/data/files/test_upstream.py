@@ -1,4 +1,4 @@
-"""Published files: each kind, each format, and what is said of wrong ones."""
+"""Published files: each kind, each format, and errors about wrong ones."""
 
 import json
 import random
@@ -51,7 +51,7 @@ def _expected(stem, name, number=1):
 
 
 def _write(path, records):
-  """A file in the format of its name's ending."""
+  """A file in the format that its suffix names."""
   if path.suffix == '.parquet':
     pa = pytest.importorskip('pyarrow', reason='pyarrow is not installed')
     from pyarrow import parquet
@@ -201,7 +201,7 @@ def test_what_is_no_published_file(tmp_path, content, message):
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(ValueError) as e:
-    # Only the shape of records is wrong here.
+    # Only the shape of the records is wrong here.
     for _ in record_files.read(path, max_record_bytes=100):
       pass
     list(upstream.read(path))
@@ -276,7 +276,7 @@ def test_other_paragraphs_than_the_published_are_refused(tmp_path):
       upstream.hotpotqa_paragraphs(dev)
 
 
-# Not ru_maxrss, which a process inherits from the one that started it.
+# Not ru_maxrss, which a process inherits from its parent.
 _PEAK = """
 import re, sys
 from memagent_jax.data.files import upstream

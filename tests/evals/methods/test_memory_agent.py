@@ -104,7 +104,7 @@ def test_a_killed_reading_goes_on_where_it_was_saved(model, tmp_path):
 
 
 class WatchedSession(Session):
-  """Keeps the memories that every window finds, and those that it leaves."""
+  """Records the memories before and after every window."""
 
   def __init__(self, *args, windows, **kwargs):
     super().__init__(*args, **kwargs)
@@ -119,7 +119,7 @@ class WatchedSession(Session):
 
 @dataclasses.dataclass(frozen=True)
 class WatchedWindows:
-  """An engine whose sessions are watched."""
+  """An engine whose sessions record their memories."""
 
   windows: list = dataclasses.field(default_factory=list, compare=False)
 
@@ -130,7 +130,7 @@ class WatchedWindows:
 def test_memories_go_from_window_to_window_as_ids(model, tmp_path):
   """The model writes `h`, `e`, `l`, `l`, which the tokenizer would merge.
 
-  So do those of a progress that was saved.
+  Memories from saved progress stay ids, too.
   """
   encode, decode = model.tokenizer.encode, model.tokenizer.decode
   letters = [encode(c)[0] for c in 'hel']
@@ -159,7 +159,7 @@ def test_memories_go_from_window_to_window_as_ids(model, tmp_path):
 
 
 def test_health_says_what_the_memories_did(model):
-  """Turns made by hand: the answer comes, goes, and comes again."""
+  """Hand-made turns: the answer comes, goes, and comes again."""
   encode = model.tokenizer.encode
   example = dataclasses.replace(tiny_runs.document(0, 6), answers=('Z', 'Q'))
   document = DocumentReading(

@@ -1,4 +1,4 @@
-"""Baselines of one turn: what of a document they show, and how far."""
+"""Baselines of one turn: which part of a document they show, and how much."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def example(document, question='Who?'):
 
 
 def watch(monkeypatch):
-  """Grows by (config, texts of the prompts' ids) of every call."""
+  """A list that gains (config, the prompts' ids) at every call."""
   seen, generate = [], decode.generate_jitted
 
   def watched(config, params, prompt, *rest):
@@ -52,7 +52,7 @@ def watch(monkeypatch):
 
 
 def shown(model, monkeypatch, method, document, question='Who?'):
-  """The document as the prompt has it, and the Result."""
+  """The document as shown in the prompt, and the Result."""
   seen = watch(monkeypatch)
   (result,) = method.answer(
     model, [example(document, question)], Progress()
@@ -87,7 +87,7 @@ def test_a_long_document_loses_its_middle(model, monkeypatch):
   assert result.own_tokens == 800 and result.read_tokens == len(text) < WINDOW
   head = len(text) // 2
   assert text == document[:head] + document[head - len(text) :]
-  # Not a token of the window is wasted.
+  # Every token of the window is used.
   assert len(watch_ids(model, monkeypatch, document)) == WINDOW - 6
 
 
@@ -127,7 +127,7 @@ def test_retrieved_shows_what_the_question_names_in_its_order(
 
 def test_a_batch_has_what_its_tokens_allow(model):
   assert make(batch_tokens=1000).batch_size(model.config, 8, 300) == 4
-  # No prompt is longer than the window, without an extension.
+  # Without an extension no prompt is longer than the window.
   assert make(batch_tokens=1000).batch_size(model.config, 8, 10**6) == 4
   yarn = make(batch_tokens=1000, extension='yarn')
   assert yarn.batch_size(model.config, 8, 10**6) == 1
@@ -153,7 +153,7 @@ def test_beyond_the_window_each_extension_is_its_own(model, monkeypatch):
     )
     assert result.read_tokens == 800
   linear, dynamic, yarn, dual, sinks = (config for config, _ in seen)
-  # The prompt's width is a multiple of 128; the answer comes on top.
+  # The prompt's width is a multiple of 128; the answer is added to it.
   longest = len(seen[0][1][0])
   width = -(-longest // 128) * 128 + 6
   assert linear.rope.rope_type == 'linear'

@@ -1,4 +1,4 @@
-"""The progress of a batch: what is saved, when, and how long it took in all."""
+"""The progress of a batch: what is saved, when, and the total time it took."""
 
 import time
 
@@ -11,7 +11,7 @@ def test_a_killed_batch_resumes_with_its_state_and_its_seconds(tmp_path):
   assert killed.state is None and not path.exists()
   time.sleep(0.3)
   killed.update(0.5, lambda: {'chunk': 3})
-  # Lost, and done once more.
+  # Lost in the kill, and done again.
   time.sleep(0.3)
   progress = Progress(path)
   assert progress.state == {'chunk': 3}

@@ -1,4 +1,4 @@
-"""The agent over HTTP, against servers that work, break, hang and babble."""
+"""The agent over HTTP, against servers that work, fail, hang and babble."""
 
 import contextlib
 import dataclasses
@@ -95,7 +95,7 @@ def prompt_of(request):
 
 
 def reader(request, number):
-  """Remembers the last letter of the chunk behind what it has."""
+  """Appends the last letter of the chunk to the memory."""
   del number
   parts = prompt_of(request).split('|')
   if len(parts) == 2:
@@ -227,7 +227,7 @@ def test_a_killed_reading_goes_on(model, tmp_path):
   text = 'a' * 15 + 'b' + 'c' * 15 + 'd' + 'e' * 4
 
   def dying(request, number):
-    # The third chunk never comes back.
+    # The third chunk never gets a reply.
     if number >= 3:
       return 404, {'error': {'message': 'gone'}}
     return reader(request, number)

@@ -2,7 +2,7 @@
 
 
 def record(model, size, index, **changes):
-  """One record, with a score of 1."""
+  """A record with a score of 1."""
   return {
     'model': model,
     'method': 'MemAgent',

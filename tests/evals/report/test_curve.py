@@ -1,4 +1,4 @@
-"""The log of a run in short, and its picture."""
+"""The shortened log of a run, and its picture."""
 
 import json
 

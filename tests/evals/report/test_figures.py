@@ -1,4 +1,4 @@
-"""Pictures of a grid, where there are many series and lengths far apart."""
+"""Pictures of a grid with many series and widely spaced lengths."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,7 +34,7 @@ def test_every_one_of_a_dozen_series_has_its_own_colour(many):
   named = [line for line in lines if len(line.get_xdata()) == len(_SIZES)]
   curves = {line.get_color() for line in named if line.get_linestyle() == '-'}
   assert len(curves) == 12
-  # No room for so many names inside the plot.
+  # The plot has no room inside for so many names.
   assert figure.axes[0].get_legend() is None
   assert len(figure.legends[0].get_texts()) == 12
 
@@ -84,7 +84,7 @@ def test_a_heat_map_has_depth_downwards_and_length_to_the_right():
   shown = np.ma.filled(image.get_array(), -1.0)
   assert shown.shape == (10, 2)
   assert (shown[0, 0], shown[9, 0], shown[9, 1]) == (50, 100, 0)
-  # Shallow evidence above.
+  # Shallow evidence is on top.
   assert image.origin == 'upper'
   assert [t.get_text() for t in axes.get_yticklabels()][::9] == [
     '0-10',
@@ -105,7 +105,7 @@ def test_memory_is_drawn_where_chunks_were_not_timed():
   (axes,) = figures.chunk_cost(timings, labels).axes
   (line,) = axes.get_lines()
   assert list(line.get_xdata()) == [100, 400]
-  # The highest of a length.
+  # The highest value at each length.
   assert list(line.get_ydata()) == [500, 1024]
   timings[0] |= {'chunked': True, 'chunk_seconds': 0.2}
   timings[1] |= {'peak_device_bytes': 2**20}

@@ -1,4 +1,4 @@
-"""The page of a grid: complete, escaped, self-contained, also of a part."""
+"""The page of a grid, or of a part: complete, escaped, self-contained."""
 
 import csv
 import html.parser
@@ -16,7 +16,7 @@ from tests.evals.report.fake_records import records as fake_records
 
 @pytest.fixture
 def workdir(tmp_path):
-  """Two models and a baseline that was not run to the end; one is sampled."""
+  """Two models and a baseline that lacks a size; one model is sampled."""
   given = [
     *fake_records('before <1>', 1000, [1, 0, 1, 0]),
     *fake_records('before <1>', 4000, [0, 0, 0, 1]),
@@ -110,7 +110,7 @@ def test_tables_and_points_are_files(workdir):
 def test_a_series_that_was_not_run_to_the_end_says_so(workdir):
   path, _ = written(workdir)
   svg = (path.parent / 'accuracy.svg').read_text(encoding='utf-8')
-  # Text is drawn as glyphs; their comment has the text.
+  # Text is drawn as glyphs; a comment holds the text.
   assert 'not run' in svg
   assert 'hollow' in (path.parent / 'cost.svg').read_text(encoding='utf-8')
   tables = (path.parent / 'tables.md').read_text(encoding='utf-8')

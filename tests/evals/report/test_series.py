@@ -1,4 +1,4 @@
-"""Points, intervals and comparisons of records that are written down here."""
+"""Points, intervals and comparisons of records spelled out here."""
 
 import pytest
 
@@ -20,9 +20,9 @@ def test_points_have_counts_means_and_wilson_intervals():
   ]
   short, long, failed = points
   assert (long.count, long.score, long.task) == (4, 0.75, ALL_TASKS)
-  # Medians of 200 ... 203 and of twice as many.
+  # Medians of 200 ... 203, and of twice those numbers.
   assert (long.tokens, long.own_tokens, long.turns) == (201.5, 403.0, 3)
-  # Wilson for 3 of 4, z = 1.96.
+  # Wilson interval for 3 of 4, z = 1.96.
   assert (long.low, long.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
   assert (short.score, failed.score, failed.failed) == (0.25, 0.0, 1)
 
@@ -101,7 +101,7 @@ def test_pairs_are_records_of_the_same_example():
   assert first == second == Series('a', 'MemAgent')
   # Examples 3 and 1: 1 and 0 against 1 and 1.
   assert (count, middle) == (2, 0.5)
-  # Without a common name all are compared with all.
+  # Without a common name, all are compared with all.
   other = [record('b', 100, 0, score=0.0)]
   ((first, second, count, difference),) = series.paired(one, other)
   assert (first.model, second.model, count) == ('a', 'b', 1)

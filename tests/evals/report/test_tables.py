@@ -1,4 +1,4 @@
-"""Tables of records that are written down here, as text and as Markdown."""
+"""Tables of records spelled out here, as text and as Markdown."""
 
 import subprocess
 import sys

@@ -42,7 +42,7 @@ def permute(tensor, heads):
 
 
 def stored_names(config):
-  """Hugging Face name -> GGUF name, as convert_hf_to_gguf writes them."""
+  """Hugging Face name -> GGUF name, as convert_hf_to_gguf writes it."""
   kind = {
     'llama': gguf.MODEL_ARCH.LLAMA,
     'qwen2': gguf.MODEL_ARCH.QWEN2,
@@ -59,10 +59,10 @@ def write(path, config, tensors, quantised=None, metadata=None, extra=None):
   """A GGUF file by the gguf package.
 
   Args:
-    path: the file.
-    config: whose metadata to write.
-    tensors: by Hugging Face name, in Hugging Face's order of rows.
-    quantised: (Hugging Face name, raw bytes [rows, bytes], type): replaces one.
+    path: file to write.
+    config: config whose metadata to write.
+    tensors: tensors by Hugging Face name, with rows in Hugging Face's order.
+    quantised: a replacement: (Hugging Face name, raw bytes [rows, bytes], type).
     metadata: function of the writer that adds keys.
     extra: more tensors, by GGUF name.
   """
@@ -114,7 +114,7 @@ def tokenizer_metadata(pre, **fields):
 
 
 def write_with_tokenizer(path):
-  """A GGUF file with a tokenizer, as the default model's."""
+  """A GGUF file with a tokenizer like the default model's."""
 
   def tokenizer(writer):
     fields = tokenizer_metadata('smollm')

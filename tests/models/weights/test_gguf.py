@@ -44,7 +44,7 @@ def test_permuted_biases_of_llama_are_undone(tmp_path):
 
 
 def test_permutation_by_hand():
-  # One head of 4 rows: llama.cpp stores rows 0 2 1 3 of Hugging Face's.
+  # One head of 4 rows: llama.cpp stores Hugging Face's rows 0 2 1 3.
   stored = np.array([[0.0], [2.0], [1.0], [3.0]])
   np.testing.assert_array_equal(
     gguf._unpermute(stored, 1), [[0.0], [1.0], [2.0], [3.0]]
@@ -79,7 +79,7 @@ def blocks():
 def test_quantised_blocks_by_hand(tmp_path, block):
   type_name, raw, weights = block
   name = 'model.layers.0.mlp.gate_proj.weight'
-  # [64, 32]: a row is one block; the second row is told apart from the first.
+  # [64, 32]: a row is one block; the second row differs from the first.
   rows = np.tile(np.frombuffer(raw, np.uint8), (64, 1))
   zero = np.frombuffer(blocks_of_zeros()[type_name], np.uint8)
   rows[1] = zero
@@ -159,7 +159,7 @@ def test_no_gguf_file(tmp_path):
   path.write_bytes(b'PK\3\4 some other file')
   with pytest.raises(ValueError, match=r'no GGUF file.*magic'):
     gguf.GGUFModel(path)
-  # A string of 2^63 bytes: a damaged length, not memory to ask for.
+  # A string of 2^63 bytes: a damaged length, not memory to allocate.
   path.write_bytes(b'GGUF' + struct.pack('<IQQQ', 3, 0, 1, 1 << 63))
   with pytest.raises(ValueError, match='truncated or damaged in its header'):
     gguf.GGUFModel(path)
@@ -253,7 +253,7 @@ def test_partial_rotary_is_refused(tmp_path):
 
 def test_llama3_scaling_is_recognised_from_its_tensor(tmp_path):
   # Wavelengths of theta 5e5 and head_dim 16, by the published recipe: below
-  # 8192/4 untouched, above 8192/1 divided by 32, a blend between.
+  # 8192/4 unchanged, above 8192/1 divided by 32, blended in between.
   wavelength = 2 * np.pi * 5e5 ** (np.arange(0, 16, 2) / 16)
   blend = np.clip((8192 / wavelength - 1.0) / (4.0 - 1.0), 0, 1)
   divisors = 1 / ((1 - blend) / 32 + blend)

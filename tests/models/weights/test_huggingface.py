@@ -1,4 +1,4 @@
-"""Weights in and out: layout, bits, memory, and what is refused."""
+"""Weights in and out: layout, bits, memory, and refusals."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ BIG = dataclasses.replace(
 
 
 class NoTokenizer:
-  """Stands where the tokenizer's files do not matter."""
+  """Stands in where the tokenizer's files do not matter."""
 
   eos_ids, bos_id, pad_id = (), None, None
 
@@ -100,7 +100,7 @@ def as_bytes(tree):
 
 
 def write_directory(path, config, tensors):
-  """A model directory by the safetensors library."""
+  """A model directory written by the safetensors library."""
   path.mkdir(exist_ok=True)
   huggingface._write_json(path / 'config.json', {'model_type': 'llama'})
   safetensors.numpy.save_file(tensors, path / huggingface.SINGLE)
@@ -218,7 +218,7 @@ def test_saved_directory_reads_back(
   out = tmp_path / 'out'
   huggingface.save_model(out, LLAMA, params, tiny_tokenizer, dtype, shard_bytes)
   files = sorted(out.glob('*.safetensors'))
-  # The embedding (300 x 16) alone is above the small limit in float32.
+  # The embedding (300 x 16) alone exceeds the small limit in float32.
   assert (len(files) > 1) == (shard_bytes == 10_000)
   by_library = {}
   for file in files:
@@ -331,7 +331,7 @@ def test_a_truncated_file_names_tensor_and_bytes(tmp_path):
   file = tmp_path / huggingface.SINGLE
   size = file.stat().st_size
   os.truncate(file, size - 100)
-  # The library writes the tensors by name: model.norm.weight is the last.
+  # The library writes tensors in order of name: model.norm.weight is the last.
   with pytest.raises(
     ValueError,
     match=rf'{file}: truncated: tensor \S+ has \d+ bytes, expected \d+; the '
@@ -491,8 +491,8 @@ def test_no_second_copy_in_host_memory(tmp_path):
   out = run_python(MEMORY, str(tmp_path), str(tmp_path / 'copy'))
   size, loading, saving = map(float, out.split())
   assert size > 120  # MB
-  # All tensors first, then the params: loading would be 2 x size; saving by way
-  # of a dict of tensors 1 x size. One layer's gate_up is 20 MB: beside the
-  # params it is mapped once for loading, and split once for saving.
+  # Loading all tensors before the params would take 2 x size, and saving via a
+  # dict of tensors 1 x size. One layer's gate_up is 20 MB: on top of the params,
+  # it is mapped once for loading, and split once for saving.
   assert size * 0.9 < loading < size + 30
   assert saving < 40

@@ -33,7 +33,7 @@ def gguf_path(tmp_path_factory):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch, gguf_path):
-  """An empty cache, where the default model is the tiny one in a tiny wheel."""
+  """An empty cache, with a tiny model in a tiny wheel as the default model."""
   path = tmp_path / 'cache'
   monkeypatch.setenv('MEMAGENT_CACHE', str(path))
   wheel = path / 'downloads' / pretrained._WHEEL
@@ -229,7 +229,7 @@ def test_without_a_network_the_error_says_what_to_place_where(
 
 
 def test_two_at_once_import_once(cache):
-  # Threads stand for processes: the lock belongs to an open file, not to one.
+  # Threads stand in for processes: the lock belongs to an open file.
   lines, barrier = [], threading.Barrier(2)
 
   def resolve(_):
