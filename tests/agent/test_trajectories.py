@@ -107,6 +107,7 @@ def test_turns_are_those_of_the_documents(whole, tiny_tokenizer):
   assert len({tuple(map(tuple, ids_of(whole, n))) for n in range(6)}) == 6
 
 
+@pytest.mark.slow
 def test_parts_change_nothing(agent, model, batch, whole):
   again = Lockstep(trajectories_at_once=2).sample(
     agent, model.params, batch, rollouts=3, seed=2

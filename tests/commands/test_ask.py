@@ -179,18 +179,27 @@ def test_help_is_quick_and_complete():
   [
     (['--question=Who?', '--document=none.txt'], 'none.txt: no such file'),
     (['--question=Who?', '--document=empty.txt'], 'empty.txt is empty'),
-    (['--question=Who?', '--document=latin.txt'], 'byte 0xe9 at position 1'),
-    (
-      ['--question=Who?', '--document=ok.txt', '--model=gpt-5'],
-      "model 'gpt-5': no such name or path; expected one of",
-    ),
-    (
-      ['--question=Who?', '--document=ok.txt', '--chunk_tokens=9000'],
-      'the model sees 2048. Lower one of the caps.',
-    ),
-    (
-      ['--document=ok.txt', '--question=' + 'why ' * 400],
-      'the cap, question_tokens, is 1024',
+    # These load the libraries first.
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        (
+          ['--question=Who?', '--document=latin.txt'],
+          'byte 0xe9 at position 1',
+        ),
+        (
+          ['--question=Who?', '--document=ok.txt', '--model=gpt-5'],
+          "model 'gpt-5': no such name or path; expected one of",
+        ),
+        (
+          ['--question=Who?', '--document=ok.txt', '--chunk_tokens=9000'],
+          'the model sees 2048. Lower one of the caps.',
+        ),
+        (
+          ['--document=ok.txt', '--question=' + 'why ' * 400],
+          'the cap, question_tokens, is 1024',
+        ),
+      )
     ),
     (
       ['--question=Who?', '--document=ok.txt', '--template_file=ok.txt'],

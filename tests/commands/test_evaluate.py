@@ -198,6 +198,7 @@ def test_bad_flags_are_one_clear_line(grid_file, tmp_path, flags, message):
   assert last.startswith('error:') and message in last
 
 
+@pytest.mark.slow
 def test_a_report_of_nothing_says_so(tmp_path, run_command):
   done = run_command('report', f'--workdir={tmp_path}')
   assert done.returncode == 1 and 'no records' in done.stderr

@@ -68,6 +68,7 @@ def test_hqa_from_a_file_with_tfrecords_and_a_filter(run, tmp_path):
   ]
 
 
+@pytest.mark.slow
 def test_upstream_files_are_converted(run, tmp_path):
   records = [
     {

@@ -200,6 +200,7 @@ def test_scores_depend_on_the_distance_alone():
   assert abs(score(7, 3) - score(7, 4)) > 1e-3
 
 
+@pytest.mark.slow
 def test_dynamic_keeps_the_prompts_frequency_through_decode():
   """Rows of 6 and 11 tokens in a window of 8, decoded past the window."""
   config = model(window=8, rope_type='dynamic', factor=4.0)

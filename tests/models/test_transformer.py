@@ -64,6 +64,7 @@ def forward(config, params, ids_NxT, length_N):
   )
 
 
+@pytest.mark.slow
 def test_gradients_show_causality():
   """d hidden[t] / d input[s] is exactly 0 for s > t, and not 0 for s <= t."""
   length = 140  # two blocks of queries, the second one ragged

@@ -136,6 +136,7 @@ def test_the_ratio_is_trainer_over_sampler(model):
   )
 
 
+@pytest.mark.slow
 def test_verdict_and_advantage_are_of_the_trajectory(model):
   shape = SHAPE | {'reward': tiny_runs.scripted_reward(REWARDS)}
   for b, g, advantage in ((1, 0, 0.5), (1, 2, 0.0), (3, 2, 2 / 3), (2, 1, 0)):

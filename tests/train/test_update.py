@@ -150,6 +150,7 @@ def test_row_order_changes_nothing():
     assert_same(got, whole('policy'))
 
 
+@pytest.mark.slow
 def test_the_bound_would_notice_a_mean_of_means():
   (batch,) = split(POLICY, ragged(), micro_tokens=4 * S)
   parts = []

@@ -84,6 +84,7 @@ def test_flops_are_those_of_the_turns(model):
   ) + flops.turn_flops(model.config, last, sampled)
 
 
+@pytest.mark.slow
 def test_a_killed_reading_goes_on_where_it_was_saved(model, tmp_path):
   expected = METHOD.answer(model, examples(), Progress()).results
   path, calls = tmp_path / 'progress.json', []
@@ -196,6 +197,7 @@ def test_health_says_what_the_memories_did(model):
   assert result.flops == 8.0
 
 
+@pytest.mark.slow
 def test_chunks_of_short_documents_are_timed_but_for_the_first_call(model):
   reading = dataclasses.replace(METHOD.reading, seed=77)
   method = dataclasses.replace(METHOD, reading=reading, window_chunks=4)

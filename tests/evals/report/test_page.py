@@ -72,6 +72,7 @@ def test_the_page_has_it_all_inside(workdir):
   assert len(ids) == len(set(ids)) > 50
 
 
+@pytest.mark.slow
 def test_every_tag_is_closed(workdir):
   _, text = written(workdir)
   open_tags = []
@@ -123,6 +124,7 @@ def test_one_record_is_a_report(tmp_path):
   assert '100.0 [20.7, 100.0]' in text and '0 of 1 records' in text
 
 
+@pytest.mark.slow
 def test_a_likelihood_is_a_table(workdir):
   line = {'model': 'after', 'chunks': 90, 'with_memory': -2.5}
   line |= {'without_memory': -2.75, 'difference': [0.25, 0.2, 0.3]}
@@ -131,6 +133,7 @@ def test_a_likelihood_is_a_table(workdir):
   assert '-2.5000' in text and '+0.2500 [+0.2000, +0.3000]' in text
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_on_their_common_examples(
   workdir, tmp_path_factory
 ):
@@ -143,6 +146,7 @@ def test_two_runs_are_compared_on_their_common_examples(
   assert 'other - this' in text and '-50.0 [' in text
 
 
+@pytest.mark.slow
 def test_runs_without_a_common_example_are_not_compared(
   workdir, tmp_path_factory
 ):
@@ -194,6 +198,7 @@ def test_memories_that_are_cut_or_never_change_set_off_an_alarm(tmp_path):
   assert 'a at 9:' not in text
 
 
+@pytest.mark.slow
 def test_answers_are_scored_anew(workdir, tmp_path_factory):
   other = tmp_path_factory.mktemp('other')
   answers = ('\\boxed{4}', 'four', '4, or so', '\\boxed{4}')

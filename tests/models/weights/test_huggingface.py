@@ -444,6 +444,7 @@ assert all((exported[k] == tensors[k]).all() for k in tensors)
 """
 
 
+@pytest.mark.slow
 def test_sharded_import_on_four_devices():
   out = run_python(
     SHARDED, XLA_FLAGS='--xla_force_host_platform_device_count=4'
