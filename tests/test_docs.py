@@ -34,6 +34,7 @@ PRINTED = {
 }
 # Why commands that start with these words are not run.
 NOT_RUN = {
+  'python birthdays.py': 'the test of the example on its page runs it',
   'make demo': 'installs into .venv and trains for minutes',
   'make test': 'is this suite',
   'pip install': 'changes the environment',

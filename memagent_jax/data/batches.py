@@ -7,11 +7,13 @@ tf.data iterators over Python functions cannot be saved. To continue at (seed,
 epoch, index), a new iterator is built there, which costs nothing else.
 """
 
+import atexit
 from collections.abc import Iterator, Mapping
 import functools
 import itertools
 import re
 from typing import Any
+import weakref
 
 import numpy as np
 import seqio
@@ -23,6 +25,16 @@ from memagent_jax.data.example_source import ExampleSource
 from memagent_jax.data.examples import seeded
 from memagent_jax.models.tokenizer import Tokenizer
 from memagent_jax.structs import Documents, Tokens
+
+# Iterators that may still hold a pipeline. TensorFlow waits for a pipeline's threads
+# when it is freed, and threads that need Python never end once it shuts down.
+_ITERATORS: weakref.WeakSet['BatchIterator'] = weakref.WeakSet()
+
+
+@atexit.register
+def _free_pipelines() -> None:
+  for iterator in list(_ITERATORS):
+    iterator._rows = None
 
 
 class BatchIterator:
@@ -59,6 +71,7 @@ class BatchIterator:
     )
     self._position = 0
     self._rows: Iterator | None = None
+    _ITERATORS.add(self)
 
   def __iter__(self) -> 'BatchIterator':
     return self
