@@ -160,7 +160,7 @@ def test_scores_and_weights_are_those_of_the_objective(model):
     found = inspection.inspect(
       tiny_runs.rollouts(model, grpo=objective, **shape), model, 1, g
     )
-    # Of 5 answer tokens one is free; each of the others costs a quarter.
+    # One of the 5 answer tokens is free; each other one costs a quarter.
     answer = found.turns[-1]
     over = (len(answer.tokens) - 1) / 4
     assert found.group_scores[g] == pytest.approx(REWARDS[1][g] - over)
